@@ -1,0 +1,135 @@
+"""The two configs a user writes: one encodes a dataset, the other trains on it."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from configs.base import Config
+from dataset import TokenizerConfig
+from models import ModelConfig
+
+
+class QualityControlConfig(Config):
+    """Thresholds of the cell and gene filters, applied alike to train, val and test cells."""
+
+    min_genes: int = Field(default=200, ge=0, description="fewest detected genes in a cell")
+    max_genes: int | None = Field(default=None, ge=1, description="most detected genes in a cell")
+    min_counts: int = Field(default=1, ge=1, description="fewest counts in a cell")
+    max_percent_mitochondrial: float | None = Field(default=None, gt=0, le=100)
+    mitochondrial_prefix: str = Field(default="MT-", description="matched ignoring case")
+    scrublet: bool = Field(default=False, description="score doublets with Scrublet, per batch")
+    max_doublet_score: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "QualityControlConfig":
+        if self.max_doublet_score is not None and not self.scrublet:
+            raise ValueError("max_doublet_score needs scrublet: true")
+        if self.max_genes is not None and self.max_genes < self.min_genes:
+            raise ValueError(f"max_genes {self.max_genes} is below min_genes {self.min_genes}")
+        return self
+
+
+class SplitConfig(Config):
+    """Who goes to train, val and test: whole groups where there are groups, cells otherwise."""
+
+    key: str | None = Field(
+        default=None,
+        description="obs column whose groups stay together (donor); null: stratify by cell type",
+    )
+    val: list[str] | None = Field(default=None, description="groups of val; null: chosen by seed")
+    test: list[str] | None = Field(default=None, description="groups of test; null: by seed")
+    val_fraction: float = Field(default=0.15, gt=0, lt=1, description="share of the cells")
+    test_fraction: float = Field(default=0.20, gt=0, lt=1, description="share of the cells")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> "SplitConfig":
+        if self.key is None and (self.val or self.test):
+            raise ValueError("val and test name groups of an obs column: say which with key")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction + test_fraction leave nothing to train on")
+        if both := set(self.val or []) & set(self.test or []):
+            raise ValueError(f"groups in both val and test: {sorted(both)}")
+        return self
+
+
+class PreprocessConfig(Config):
+    """One encoded dataset: ``data/<name>/``."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under data_dir")
+    input: str | list[str] = Field(
+        description="path or glob of .h5ad files, a list of them, or a name in dataset/sources.py"
+    )
+    label_key: str = Field(description="obs column with the cell type")
+    counts: str = Field(
+        default="auto", description="where counts lie: auto, X, raw, or the name of a layer"
+    )
+    gene_id_key: str | None = Field(default=None, description="var column of ids; null: var_names")
+    gene_symbol_key: str | None = Field(default=None, description="var column of symbols")
+    genes: Literal["union", "intersection"] = Field(
+        default="union", description="over several files: genes in any of them, or in all"
+    )
+    batch_key: str | None = Field(default=None, description="obs column of the donor or batch")
+    time_key: str | None = Field(default=None, description="obs column of the time or stage")
+    organism: str | None = None
+    ignore_labels: list[str] = Field(default=[], description="labels that are not a cell type")
+    min_cells_per_class: int = Field(
+        default=3, ge=2, description="rarer types are dropped, and listed"
+    )
+    quality_control: QualityControlConfig = QualityControlConfig()
+    split: SplitConfig = SplitConfig()
+    tokenizer: TokenizerConfig
+    data_dir: str = "data"
+    n_threads: int = Field(default=2, ge=1, description="threads that read and rank")
+
+
+class OptimConfig(Config):
+    """AdamW, warm-up, cosine."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
+    gradient_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    batch_size: int = Field(default=32, ge=1, description="cells an update, over all ranks")
+    max_epochs: int = Field(default=25, ge=1)
+    patience: int = Field(default=8, ge=1, description="epochs without a better val macro-F1")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_balanced: bool = Field(default=False, description="weight classes by 1/sqrt(n)")
+
+
+class AugmentConfig(Config):
+    """Applied to training cells only."""
+
+    token_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of tokens left out")
+    count_thinning: float = Field(
+        default=0.0, ge=0, lt=1, description="largest share of the counts binomially removed"
+    )
+
+
+class TrackingConfig(Config):
+    """Weights & Biases; ``runs/<name>/`` is written whatever is chosen here."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        default="auto", description="auto: online when a key is set, offline otherwise"
+    )
+    project: str = "nanocell"
+    group: str | None = None
+    tags: list[str] = []
+    init_timeout: float = Field(default=5.0, gt=0, description="seconds")
+
+
+class TrainConfig(Config):
+    """One run: ``runs/<name>/``."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under runs_dir")
+    data: str = Field(description="folder that 01 wrote, such as data/baron_human_rank")
+    model: ModelConfig
+    optim: OptimConfig = OptimConfig()
+    augment: AugmentConfig = AugmentConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    runs_dir: str = "runs"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 on CUDA cards that have it, float32 elsewhere"
+    )
+    seed: int = Field(default=0, ge=0)
