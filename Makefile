@@ -1,0 +1,66 @@
+# make demo   real cells from the package index, tokens, training, tables, annotated cells
+# make test   every check, as CI runs it
+# make clean  forget the demo's data and runs (the environment stays)
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+export PYTHONUNBUFFERED = 1
+export MPLBACKEND = Agg
+
+# ---------------------------------------------------------------- set up
+$(READY): requirements.txt tests/requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and "nanocell needs Python 3.11 to 3.13, found %d.%d: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
+	touch $@
+
+setup: $(READY)
+
+# ---------------------------------------------------------------- demo
+NAME := baron_human
+DATA := data/$(NAME)_rank/meta.json
+RUNS := majority logistic_regression linear_svm knn gradient_boosting rank_transformer
+DONE := $(RUNS:%=runs/%_$(NAME)/metrics.json) \
+        runs/rank_transformer_$(NAME)_seed1/metrics.json runs/rank_transformer_$(NAME)_seed2/metrics.json
+BOOKS := runs/notebooks
+
+# papermill writes as it goes: the finished notebook gets its name only at the end
+papermill = mkdir -p $(BOOKS) && $(BIN)/papermill --cwd . --no-progress-bar --log-output $(1) $(2).partial.ipynb $(3) && mv $(2).partial.ipynb $(2)
+
+demo: runs/annotated.h5ad
+	@echo
+	@echo "Done. Look at:"
+	@echo "  RESULTS in runs/RESULTS.md           which model works on these cells, and is the difference real"
+	@echo "  figures in $(BOOKS)/*.ipynb     the four steps as they ran"
+	@echo "  labels in  runs/annotated.h5ad       a donor nobody trained on, annotated"
+
+$(DATA): configs/preprocess/$(NAME)_rank.yaml | $(READY)
+	$(call papermill,01_preprocess_sc_data.ipynb,$(BOOKS)/01_preprocess_sc_data.ipynb,-p config $<)
+
+runs/%/metrics.json: configs/train/%.yaml | $(READY) $(DATA)
+	$(BIN)/python 02_train_model.py --config $<
+
+runs/rank_transformer_$(NAME)_seed%/metrics.json: configs/train/rank_transformer_$(NAME).yaml | $(READY) $(DATA)
+	$(BIN)/python 02_train_model.py --config $< name=rank_transformer_$(NAME)_seed$* seed=$*
+
+runs/RESULTS.md: $(DONE)
+	$(call papermill,03_compile_evaluation_metrics.ipynb,$(BOOKS)/03_compile_evaluation_metrics.ipynb,-p runs runs -p output $@)
+
+runs/annotated.h5ad: runs/RESULTS.md
+	$(call papermill,04_annotate_new_cells.ipynb,$(BOOKS)/04_annotate_new_cells.ipynb,-p run runs/rank_transformer_$(NAME) -p query baron_human_new_donor -p output $@)
+
+clean:
+	rm -rf data/$(NAME)_rank runs
+
+# ---------------------------------------------------------------- checks
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: setup demo test clean
