@@ -1,0 +1,21 @@
+"""``compiled``: numba for the loops over counts; threads may run such a function side by side."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from numba import njit
+
+Function = TypeVar("Function", bound=Callable)
+
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+
+def compiled(function: Function) -> Function:
+    """Compile a loop at its first call and keep the machine code for the next process.
+
+    Floating point stays exact (no fast-math): a value never depends on the machine.
+    """
+    try:
+        return njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no folder to keep the machine code in can be written
+        return njit(**OPTIONS)(function)
