@@ -1,0 +1,6 @@
+"""Everything with weights, and the baselines that come without: the union a config chooses from."""
+
+from models.rank_transformer import RankTransformerConfig
+
+# The models. A second one turns this into a union discriminated on `kind`.
+ModelConfig = RankTransformerConfig

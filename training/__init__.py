@@ -1,0 +1,1 @@
+"""What the training loop calls, one job a file."""

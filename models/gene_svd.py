@@ -1,0 +1,85 @@
+"""Gene embeddings from the training cells: truncated SVD of their standardised log expression.
+
+Genes that rise and fall together start close to each other, so that a small set of cells does not
+have to teach the network what expression alone already says.
+"""
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, svds
+
+TARGET_SUM = 1e4  # counts a cell is scaled to before log1p, as everywhere in the project
+
+
+def log_expression(counts: sparse.csr_matrix, library_size: np.ndarray) -> sparse.csr_matrix:
+    """Return log1p(counts per 10,000), ``(n_cells, n_genes)``, still sparse."""
+    size = np.maximum(np.asarray(library_size, dtype=np.float64), 1.0)
+    expression = sparse.csr_matrix(sparse.diags(TARGET_SUM / size) @ counts, dtype=np.float64)
+    np.log1p(expression.data, out=expression.data)
+    return expression
+
+
+def gene_svd(
+    counts: sparse.csr_matrix,
+    library_size: np.ndarray,
+    *,
+    n_components: int,
+    rng: np.random.Generator,
+    max_cells: int = 50_000,
+    max_value: float = 10.0,
+) -> np.ndarray:
+    """Embed genes by their loadings on the leading components of the training cells.
+
+    Parameters
+    ----------
+    counts
+        Raw counts of training cells, ``(n_cells, n_genes)``.
+    library_size
+        Total counts of each cell, ``(n_cells,)``, over all its genes.
+    n_components
+        Width of the embedding. Components beyond what the matrix has are 0.
+    rng
+        Chooses the cells when there are more than ``max_cells``, and the solver's first vector.
+    max_cells
+        The SVD of a gene correlation structure does not need an atlas.
+    max_value
+        Standardised values are clipped here, as ``scanpy.pp.scale`` is usually asked to: a gene
+        seen in one cell would otherwise be a component of its own.
+
+    Returns
+    -------
+    Loadings times singular values, ``(n_genes, n_components)``, float32, scaled so that the
+    entries have root mean square 1.
+    """
+    if counts.shape[0] > max_cells:
+        rows = np.sort(rng.choice(counts.shape[0], max_cells, replace=False))
+        counts, library_size = counts[rows], np.asarray(library_size)[rows]
+    expression = log_expression(counts, library_size)
+    n_cells, n_genes = expression.shape
+    mean = np.asarray(expression.mean(axis=0)).ravel()
+    variance = np.asarray(expression.multiply(expression).mean(axis=0)).ravel() - mean**2
+    std = np.sqrt(np.maximum(variance, 1e-12))
+
+    # A standardised value is scaled - shift; kept as sparse matrix and row of shifts, never dense.
+    shift = mean / std
+    scaled = sparse.csr_matrix(expression @ sparse.diags(1 / std))
+    np.minimum(scaled.data, max_value + shift[scaled.indices], out=scaled.data)
+    standardised = LinearOperator(
+        shape=(n_cells, n_genes),
+        dtype=np.float64,
+        matvec=lambda v: scaled @ v.ravel() - shift @ v.ravel(),
+        rmatvec=lambda u: scaled.T @ u.ravel() - shift * u.sum(),
+    )
+    embedding = np.zeros((n_genes, n_components), dtype=np.float32)
+    k = min(n_components, min(n_cells, n_genes) - 1)
+    if k < 1:
+        return embedding
+    start = rng.standard_normal(min(n_cells, n_genes))
+    _, singular_values, loadings = svds(standardised, k=k, v0=start)
+    order = np.argsort(-singular_values)
+    loadings, singular_values = loadings[order], singular_values[order]
+    # The sign of a component is arbitrary: fix it, so that the same cells give the same start.
+    signs = np.sign(loadings[np.arange(k), np.abs(loadings).argmax(axis=1)])
+    embedding[:, :k] = (loadings * (signs * singular_values)[:, None]).T
+    root_mean_square = np.sqrt(np.mean(embedding**2))
+    return embedding / root_mean_square if root_mean_square > 0 else embedding

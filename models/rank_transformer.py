@@ -1,0 +1,215 @@
+"""Transformer over a cell's genes in rank order, classifying from ``<cls>``.
+
+Tokens are those of Geneformer (Theodoris et al. 2023, Methods): the detected genes of a cell by
+falling median-scaled expression, after ``<cls>``; for two time points ``<sep>`` and the genes of
+the previous profile follow. Deliberate differences:
+
+- trained from scratch, so the gene embeddings may start from the training cells' own expression
+  (``gene_init: svd``) and ``<cls>`` from the cell's (``cls_init: expression``)
+- pre-norm blocks; the last one computes the ``<cls>`` row only
+- whether rank position is an input is a choice of the config. Corrected attention without it sees
+  a set: then only the counts behind the tokens (``cls_init``, ``value_embedding``) tell a highly
+  expressed gene from a low one
+- ranks restart after ``<sep>``: the strongest gene of either half has position 1
+
+Presets: the defaults (width 64, 2 layers) suit some thousand cells on a CPU. For the shape of
+Geneformer V1 say ``d_model: 256, n_layers: 6, n_heads: 4, d_feed_forward: 512``.
+
+Legend: ``b`` cells, ``t`` tokens, ``d`` width, ``c`` classes.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+
+from configs.base import Config
+from dataset.npy_dataset import Batch
+from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
+from models.gene_svd import TARGET_SUM, gene_svd
+from models.mlp_classifier import MLPClassifier
+from models.objectives import Output
+from models.transformer import Encoder, initialize_weights
+
+
+class RankTransformerConfig(Config):
+    """Shape and start of a rank transformer."""
+
+    kind: Literal["rank_transformer"] = "rank_transformer"
+    d_model: int = Field(default=64, ge=1, description="width of a token")
+    n_layers: int = Field(default=2, ge=1)
+    n_heads: int = Field(default=4, ge=1)
+    d_head: int | None = Field(default=None, ge=1, description="null: d_model / n_heads")
+    d_feed_forward: int | None = Field(default=None, ge=1, description="null: 4 x d_model")
+    d_hidden: int | None = Field(default=None, ge=1, description="of the head; null: d_model")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    attention_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="leaves the fast attention kernel on a CPU"
+    )
+    rank_position: Literal["none", "learned", "sinusoidal"] = "learned"
+    value_embedding: Literal["none", "mlp"] = Field(
+        default="none", description="mlp: add a function of each token's log1p expression"
+    )
+    gene_init: Literal["random", "svd"] = Field(
+        default="svd", description="svd: of the training cells' standardised log expression"
+    )
+    cls_init: Literal["learned", "expression"] = Field(
+        default="expression",
+        description="expression: <cls> also starts with the cell's expression-weighted genes",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "RankTransformerConfig":
+        if self.d_head is None and self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}: "
+                "change one of them or set d_head"
+            )
+        if self.rank_position == "sinusoidal" and self.d_model % 2:
+            raise ValueError(f"sinusoidal positions need an even d_model, found {self.d_model}")
+        return self
+
+    def build(
+        self, *, n_vocabulary: int, n_classes: int, n_tokens: int, n_segments: int
+    ) -> "RankTransformer":
+        """Return the network for an encoded folder; its sizes come from there, not from here."""
+        return RankTransformer(
+            self,
+            n_vocabulary=n_vocabulary,
+            n_classes=n_classes,
+            n_tokens=n_tokens,
+            n_segments=n_segments,
+        )
+
+    def initialize(
+        self,
+        model: "RankTransformer",
+        read_expression: Callable[[], tuple[csr_matrix, np.ndarray]],
+        rng: np.random.Generator,
+    ) -> None:
+        """Fit what starts from data; ``read_expression`` gives (counts, library_size) of train.
+
+        It is called only when needed: the counts of an atlas take a while to read.
+        """
+        if self.gene_init == "svd":
+            counts, library_size = read_expression()
+            genes = gene_svd(counts, library_size, n_components=self.d_model, rng=rng)
+            with torch.no_grad():
+                model.gene_embedding.weight[N_SPECIALS:] = GENE_STD * torch.from_numpy(genes)
+
+
+GENE_STD = 0.2  # of the gene embeddings at the start
+
+
+class RankTransformer(nn.Module):
+    """Embedding, encoder, head. Sizes as in ``RankTransformerConfig.build``."""
+
+    def __init__(
+        self,
+        config: RankTransformerConfig,
+        *,
+        n_vocabulary: int,
+        n_classes: int,
+        n_tokens: int,
+        n_segments: int,
+    ) -> None:
+        super().__init__()
+        d = config.d_model
+        self.gene_embedding = nn.Embedding(n_vocabulary, d, padding_idx=PAD)
+        self.position_embedding = (
+            nn.Embedding(n_tokens, d) if config.rank_position == "learned" else None
+        )
+        if config.rank_position == "sinusoidal":
+            self.register_buffer("sinusoids", sinusoids(n_tokens, d), persistent=False)
+        self.segment_embedding = nn.Embedding(n_segments, d) if n_segments > 1 else None
+        self.value_embedding = (
+            nn.Sequential(nn.Linear(1, d), nn.GELU(), nn.Linear(d, d))
+            if config.value_embedding == "mlp"
+            else None
+        )
+        self.expression_norm = nn.LayerNorm(d) if config.cls_init == "expression" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = Encoder(
+            n_layers=config.n_layers,
+            d_model=d,
+            n_heads=config.n_heads,
+            d_head=config.d_head or d // config.n_heads,
+            d_feed_forward=config.d_feed_forward or 4 * d,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+        )
+        self.head = MLPClassifier(d, config.d_hidden or d, n_classes, config.dropout)
+        self.rank_position = config.rank_position
+        initialize_weights(self)
+        nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)
+
+    def forward(self, batch: Batch) -> Output:
+        """Classify each cell.
+
+        Uses ``token_ids`` and ``counts`` ``(b, t)`` and ``library_size`` ``(b, segments)``.
+        """
+        token_ids = batch["token_ids"]
+        x = self.dropout(self.embed(batch))  # (b, t, d)
+        # The last block is asked for one row, <cls>: the head reads no other.
+        x = self.encoder(x, padding_mask=token_ids == PAD, n_outputs=1)  # (b, 1, d)
+        cell_embedding = x[:, 0]
+        return Output(logits=self.head(cell_embedding), cell_embedding=cell_embedding)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Sum what is known of each token: gene, rank, segment, value; ``(b, t, d)``."""
+        token_ids = batch["token_ids"]
+        genes = self.gene_embedding(token_ids)  # (b, t, d)
+        x = genes
+        segments = (token_ids == SEP).cumsum(dim=1)  # (b, t): 0 up to <sep>, 1 from there on
+        if self.rank_position != "none":
+            ranks = rank_positions(token_ids)  # (b, t)
+            if self.position_embedding is not None:
+                x = x + self.position_embedding(ranks)
+            else:
+                x = x + self.sinusoids[ranks]
+        if self.segment_embedding is not None:
+            x = x + self.segment_embedding(segments)
+        if self.value_embedding is None and self.expression_norm is None:
+            return x
+        expression = token_expression(batch, segments)  # (b, t)
+        if self.value_embedding is not None:
+            values = self.value_embedding(expression[..., None])  # (b, t, d)
+            x = x + values * (token_ids >= N_SPECIALS)[..., None]
+        if self.expression_norm is not None:
+            # Each half is summed into the token that opens it: now into <cls>, previous into <sep>.
+            for segment, opening in enumerate(
+                (CLS, SEP)[: 1 + (self.segment_embedding is not None)]
+            ):
+                weights = expression * (segments == segment)  # (b, t)
+                total = self.expression_norm(torch.einsum("bt,btd->bd", weights, genes))
+                x = x + total[:, None, :] * (token_ids == opening)[..., None]
+        return x
+
+
+def rank_positions(token_ids: Tensor) -> Tensor:
+    """Rank of each token in its own half: 0 for ``<cls>`` and ``<sep>``, 1 for the top gene."""
+    index = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
+    opening = torch.where(token_ids == SEP, index, 0).cummax(dim=1).values
+    return index - opening
+
+
+def token_expression(batch: Batch, segments: Tensor) -> Tensor:
+    """log1p(counts per 10,000) behind each token, by its own half's library size, ``(b, t)``."""
+    library_size = batch["library_size"].clamp(min=1)  # (b, segments)
+    column = segments.clamp(max=library_size.shape[1] - 1)
+    return torch.log1p(batch["counts"] * (TARGET_SUM / library_size.gather(1, column)))
+
+
+def sinusoids(n_positions: int, d_model: int) -> Tensor:
+    """Fixed sine and cosine positions of Vaswani et al. 2017, section 3.5, ``(n_positions, d)``.
+
+    Scaled to the size of the learned ones, so that they do not drown the genes at the start.
+    """
+    position = torch.arange(n_positions)[:, None]
+    frequency = torch.exp(torch.arange(0, d_model, 2) * (-np.log(10_000.0) / d_model))
+    angle = position * frequency
+    return 0.1 * torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)

@@ -1,0 +1,77 @@
+"""What is done to training cells only: leave tokens out, thin the counts.
+
+Both keep a row as the tokeniser would have written it: ``<cls>`` first, genes by falling rank,
+``<sep>`` where it was, padding at the end and nowhere else.
+"""
+
+import torch
+from torch import Tensor
+
+from dataset.npy_dataset import Batch
+from dataset.vocabulary import N_SPECIALS, PAD, SEP
+
+
+def augment(
+    batch: Batch,
+    gene_medians: Tensor,
+    *,
+    token_dropout: float = 0.0,
+    count_thinning: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Batch:
+    """Return changed copies of the batch's cells.
+
+    Parameters
+    ----------
+    batch
+        Cells as ``to_device`` gives them.
+    gene_medians
+        Median of every token's gene, ``(n_vocabulary,)``, 1 for the special tokens.
+    token_dropout
+        Each gene token is left out with this probability; ``<cls>`` and ``<sep>`` never are.
+    count_thinning
+        Each cell keeps every count with a probability drawn from [1 - count_thinning, 1], as if
+        it had been sequenced less deeply. Genes that lose all counts leave the row and the others
+        are ranked again, as the tokeniser would; genes beyond the row's end do not move up into
+        it, for their counts are not in the batch. The library size shrinks by the same factor.
+    generator
+        Source of the random numbers, on the batch's device.
+    """
+    if token_dropout == 0 and count_thinning == 0:
+        return batch
+    token_ids, counts = batch["token_ids"], batch["counts"].float()
+    library_size = batch["library_size"]
+    is_gene = token_ids >= N_SPECIALS
+    keep = token_ids != PAD
+    if count_thinning > 0:
+        kept_share = 1 - count_thinning * _uniform((len(token_ids), 1), counts, generator)
+        counts = torch.binomial(counts, kept_share.expand_as(counts), generator=generator)
+        library_size = library_size * kept_share
+        keep &= ~is_gene | (counts > 0)
+    if token_dropout > 0:
+        keep &= ~is_gene | (_uniform(tuple(token_ids.shape), counts, generator) >= token_dropout)
+
+    # Sort by (half, falling value), padding last. Stable sorts from the last key to the first;
+    # <cls> and <sep> open their halves, so their value is infinite.
+    value = torch.where(is_gene, counts / gene_medians[token_ids], torch.inf)
+    half = (token_ids == SEP).cumsum(dim=1)
+    half = torch.where(keep, half, half.max() + 1)
+    order = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
+    if count_thinning > 0:  # dropout alone leaves the order as it is
+        order = token_ids.argsort(dim=1, stable=True)  # ties go by gene index
+        by_value = value.gather(1, order).argsort(dim=1, descending=True, stable=True)
+        order = order.gather(1, by_value)
+    order = order.gather(1, half.gather(1, order).argsort(dim=1, stable=True))
+    keep = keep.gather(1, order)
+    n_tokens = int(keep.sum(dim=1).max())  # the longest row has become shorter
+    changed: Batch = {
+        **batch,
+        "token_ids": torch.where(keep, token_ids.gather(1, order), PAD)[:, :n_tokens],
+        "counts": torch.where(keep, counts.gather(1, order), 0)[:, :n_tokens],
+        "library_size": library_size,
+    }
+    return changed
+
+
+def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(shape, device=like.device, generator=generator)

@@ -1,0 +1,110 @@
+"""Files that are whole or not there: atomic writes, checkpoints as safetensors, no pickle.
+
+A checkpoint is one file: tensors by name, and beside them in its header a JSON text with the step,
+the sampler's position and the scores so far. One file cannot be half new and half old.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged or belongs to another model."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, flush it to disk, then rename it to ``path``.
+
+    At no moment is there a file called ``path`` that is not complete: killed before the rename,
+    the old one stays.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        write(aside)
+        flush_to_disk(aside)
+        os.replace(aside, path)
+    except BaseException:  # Ctrl-C too
+        aside.unlink(missing_ok=True)
+        raise
+    flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict | None = None) -> None:
+    """Write tensors as safetensors, atomically, with ``header`` as JSON in the file's metadata."""
+    metadata = {"format": "pt", "header": json.dumps(header or {})}
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_atomically(path, lambda aside: save_file(contiguous, aside, metadata=metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Read what ``save_tensors`` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads((file.metadata() or {}).get("header", "{}"))
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file ({error}); delete its folder and run again"
+        ) from None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Name every tensor of an optimiser's state ``<parameter>/<state>``."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """Put back what ``optimizer_tensors`` returned, each beside its parameter."""
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        parameter_name, key = name.rsplit("/", 1)
+        parameter = parameters[parameter_name]
+        # AdamW keeps its step count on the CPU unless it is fused, then beside the parameter.
+        on_device = key != "step" or optimizer.defaults.get("fused")
+        optimizer.state[parameter][key] = value.to(parameter.device) if on_device else value
+
+
+def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors under ``prefix``, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def load_strictly(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load weights, refusing a file that lacks some, has others or has other shapes."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: weights of another model: {error}") from None

@@ -1,0 +1,129 @@
+"""Processes and devices: one code path for ``python`` and ``torchrun``.
+
+With one process nothing is started and every function below is the identity.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from configs.base import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of them."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Only the first process writes files and talks to the user."""
+        return self.rank == 0
+
+
+def start_ranks(device: str = "auto") -> Ranks:
+    """Join the processes that torchrun started, if it did, and choose the device.
+
+    Parameters
+    ----------
+    device
+        auto, cpu, cuda or mps.
+
+    Raises
+    ------
+    ConfigError
+        If the device is not there.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    chosen = choose_device(device, local_rank)
+    if "OMP_NUM_THREADS" not in os.environ:  # the user's own choice, or torchrun's, stands
+        torch.set_num_threads(max(1, min(8, available_cores() // n_local)))
+    if world_size > 1:
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Ranks(rank, world_size, chosen)
+
+
+def stop_ranks() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def available_cores() -> int:
+    """Cores this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Turn a config's ``device`` into a torch device; ``auto`` takes the fastest one present."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device: cuda {local_rank} was asked for, found {torch.cuda.device_count()} CUDA "
+                "cards; say device=cpu or device=auto, or start fewer processes"
+            )
+        return torch.device("cuda", local_rank)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device: mps was asked for and is not there; say device=auto")
+    return torch.device(name)
+
+
+def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """Average the gradients of all processes in every backward pass."""
+    return nn.parallel.DistributedDataParallel(model) if ranks.world_size > 1 else model
+
+
+def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
+    """Add up each value over the processes, in double precision."""
+    if ranks.world_size == 1:
+        return values
+    # MPS has no float64, but does not run several processes either.
+    total = torch.tensor(values, dtype=torch.float64, device=ranks.device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather_rows(rows: torch.Tensor, n_total: int, ranks: Ranks) -> np.ndarray:
+    """Put together the rows of a table dealt out like cards, row ``i`` to rank ``i % world_size``.
+
+    Parameters
+    ----------
+    rows
+        This process's rows, ``(n_local, ...)``, in order.
+    n_total
+        Rows of the whole table; none is repeated to make the shares even.
+
+    Returns
+    -------
+    The whole table in order, ``(n_total, ...)``, on every process.
+    """
+    if ranks.world_size == 1:
+        return rows.cpu().numpy()
+    n_most = -(-n_total // ranks.world_size)
+    padded = rows.new_zeros((n_most, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(ranks.world_size)]
+    dist.all_gather(parts, padded.to(ranks.device))
+    return torch.stack(parts, dim=1).flatten(0, 1)[:n_total].cpu().numpy()
+
+
+def barrier(ranks: Ranks) -> None:
+    """Wait for the other processes."""
+    if ranks.world_size > 1:
+        dist.barrier()
