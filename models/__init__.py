@@ -1,4 +1,4 @@
-"""Everything with weights, and the baselines that come without: the union a config chooses from."""
+"""Everything with weights, and the baselines: the union that a config chooses from."""
 
 from models.rank_transformer import RankTransformerConfig
 

@@ -4,14 +4,15 @@ Losses are returned per cell, unreduced: the loop sums them over cells and ranks
 so that one process and several report the same number.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.npy_dataset import Batch
+if TYPE_CHECKING:
+    from dataset.npy_dataset import Batch
 
 
 class Output(NamedTuple):
@@ -23,7 +24,7 @@ class Output(NamedTuple):
 
 def classify(
     output: Output,
-    batch: Batch,
+    batch: "Batch",
     *,
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,

@@ -19,7 +19,7 @@ Legend: ``b`` cells, ``t`` tokens, ``d`` width, ``c`` classes.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,12 +28,14 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from configs.base import Config
-from dataset.npy_dataset import Batch
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from models.gene_svd import TARGET_SUM, gene_svd
 from models.mlp_classifier import MLPClassifier
 from models.objectives import Output
 from models.transformer import Encoder, initialize_weights
+
+if TYPE_CHECKING:
+    from dataset.npy_dataset import Batch
 
 
 class RankTransformerConfig(Config):
@@ -144,10 +146,11 @@ class RankTransformer(nn.Module):
         )
         self.head = MLPClassifier(d, config.d_hidden or d, n_classes, config.dropout)
         self.rank_position = config.rank_position
+        self.n_segments = n_segments
         initialize_weights(self)
         nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: "Batch") -> Output:
         """Classify each cell.
 
         Uses ``token_ids`` and ``counts`` ``(b, t)`` and ``library_size`` ``(b, segments)``.
@@ -159,7 +162,7 @@ class RankTransformer(nn.Module):
         cell_embedding = x[:, 0]
         return Output(logits=self.head(cell_embedding), cell_embedding=cell_embedding)
 
-    def embed(self, batch: Batch) -> Tensor:
+    def embed(self, batch: "Batch") -> Tensor:
         """Sum what is known of each token: gene, rank, segment, value; ``(b, t, d)``."""
         token_ids = batch["token_ids"]
         genes = self.gene_embedding(token_ids)  # (b, t, d)
@@ -180,10 +183,8 @@ class RankTransformer(nn.Module):
             values = self.value_embedding(expression[..., None])  # (b, t, d)
             x = x + values * (token_ids >= N_SPECIALS)[..., None]
         if self.expression_norm is not None:
-            # Each half is summed into the token that opens it: now into <cls>, previous into <sep>.
-            for segment, opening in enumerate(
-                (CLS, SEP)[: 1 + (self.segment_embedding is not None)]
-            ):
+            # Each half is summed into the token that opens it: now <cls>, previous <sep>.
+            for segment, opening in enumerate((CLS, SEP)[: self.n_segments]):
                 weights = expression * (segments == segment)  # (b, t)
                 total = self.expression_norm(torch.einsum("bt,btd->bd", weights, genes))
                 x = x + total[:, None, :] * (token_ids == opening)[..., None]
@@ -197,7 +198,7 @@ def rank_positions(token_ids: Tensor) -> Tensor:
     return index - opening
 
 
-def token_expression(batch: Batch, segments: Tensor) -> Tensor:
+def token_expression(batch: "Batch", segments: Tensor) -> Tensor:
     """log1p(counts per 10,000) behind each token, by its own half's library size, ``(b, t)``."""
     library_size = batch["library_size"].clamp(min=1)  # (b, segments)
     column = segments.clamp(max=library_size.shape[1] - 1)
@@ -205,7 +206,7 @@ def token_expression(batch: Batch, segments: Tensor) -> Tensor:
 
 
 def sinusoids(n_positions: int, d_model: int) -> Tensor:
-    """Fixed sine and cosine positions of Vaswani et al. 2017, section 3.5, ``(n_positions, d)``.
+    """Return the sine positions of Vaswani et al. 2017, section 3.5, ``(n_positions, d)``.
 
     Scaled to the size of the learned ones, so that they do not drown the genes at the start.
     """

@@ -1,7 +1,9 @@
 """Pre-norm transformer encoder: blocks of self-attention and feed-forward, and how they start.
 
 Normalising before each branch (Xiong et al. 2020) trains from scratch without the collapse to one
-class that post-norm stacks show on small cell sets. Legend: ``b`` cells, ``t`` tokens, ``d`` width.
+class that post-norm stacks show on small cell sets.
+
+Legend: ``b`` cells, ``t`` tokens, ``q`` tokens asked for, ``d`` width.
 """
 
 import math
@@ -36,7 +38,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, padding_mask: Tensor, n_queries: int | None = None) -> Tensor:
-        """Return the first ``n_queries`` tokens after this block (all by default), ``(b, q, d)``."""
+        """Return the first ``n_queries`` tokens after the block, ``(b, q, d)``; all by default."""
         attended = self.attention(self.norm_attention(x), padding_mask, n_queries)
         x = x[:, :n_queries] + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))

@@ -4,21 +4,25 @@ Both keep a row as the tokeniser would have written it: ``<cls>`` first, genes b
 ``<sep>`` where it was, padding at the end and nowhere else.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from dataset.npy_dataset import Batch
 from dataset.vocabulary import N_SPECIALS, PAD, SEP
+
+if TYPE_CHECKING:
+    from dataset.npy_dataset import Batch
 
 
 def augment(
-    batch: Batch,
+    batch: "Batch",
     gene_medians: Tensor,
     *,
     token_dropout: float = 0.0,
     count_thinning: float = 0.0,
     generator: torch.Generator | None = None,
-) -> Batch:
+) -> "Batch":
     """Return changed copies of the batch's cells.
 
     Parameters

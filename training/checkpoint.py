@@ -67,7 +67,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, json.loads((file.metadata() or {}).get("header", "{}"))
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise CheckpointError(

@@ -16,7 +16,7 @@ from configs.base import ConfigError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of them."""
+    """Where the present process stands among all of them, and its device."""
 
     rank: int
     world_size: int

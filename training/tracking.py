@@ -83,9 +83,7 @@ class Tracker:
         if self.run is not None:
             _, error = _bounded(self.run.finish, timeout)
             if error is not None:
-                self._give_up(
-                    f"it did not finish ({error}); upload later with: wandb sync <folder>"
-                )
+                self._give_up(f"it did not finish ({error}); later: wandb sync <its folder>")
             self.run = None
 
     def _start(self, config: TrackingConfig, run_name: str, run_config: dict) -> None:
