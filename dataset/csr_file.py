@@ -1,0 +1,183 @@
+"""Counts on disk: a CSR matrix in three .npy files, written and read a few rows at a time."""
+
+import os
+from pathlib import Path
+from typing import IO, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+UINT16_MAX = 65_535
+BLOCK_BYTES = 2**24
+NAMES = ("indptr", "gene_index", "counts")
+
+
+class Rows(NamedTuple):
+    """Rows of a CSR matrix as plain arrays: scipy would widen the 16-bit ones."""
+
+    indptr: NDArray[np.int64]  # (n_rows + 1,), from 0
+    gene_index: NDArray  # (n_values,), ascending in a row
+    counts: NDArray  # (n_values,), never zero
+
+    @classmethod
+    def from_csr(cls, matrix: csr_matrix) -> Self:
+        """Take the rows of a scipy matrix: sorted, duplicates summed, without stored zeros."""
+        matrix = csr_matrix(matrix, copy=True)
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        return cls(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
+
+    def to_csr(self, n_genes: int, dtype: type = np.float32) -> csr_matrix:
+        """Return a scipy matrix with values of ``dtype``."""
+        index_dtype = np.int32 if len(self.counts) < 2**31 else np.int64
+        parts = (
+            self.counts.astype(dtype),
+            self.gene_index.astype(index_dtype),
+            self.indptr.astype(index_dtype),
+        )
+        return csr_matrix(parts, shape=(len(self.indptr) - 1, n_genes))
+
+
+def index_dtype(n_genes: int) -> np.dtype:
+    """Return the type of a gene's column: 16 bits while they are enough."""
+    return np.dtype(np.uint16 if n_genes <= UINT16_MAX + 1 else np.int32)
+
+
+class NpyWriter:
+    """A .npy file that grows: rows are appended and the header is completed at the end.
+
+    Plain writes, not a memory map: a full disk is then an ``OSError``, not a killed process.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...] = ()) -> None:
+        self.dtype, self.row_shape, self.n_rows = np.dtype(dtype), row_shape, 0
+        self.file = path.open("wb")
+        self.header_bytes = _write_header(self.file, self.dtype, (0, *row_shape))
+
+    def append(self, rows: NDArray) -> None:
+        """Write rows at the end."""
+        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype))
+        self.n_rows += len(rows)
+
+    def close(self) -> None:
+        """Say in the header how many rows there are, and close the file."""
+        self.file.seek(0)
+        written = _write_header(self.file, self.dtype, (self.n_rows, *self.row_shape))
+        if written != self.header_bytes:  # numpy leaves room for the first axis to grow
+            raise RuntimeError(f"{self.file.name}: the .npy header changed its length")
+        self.file.close()
+
+
+def _write_header(file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    start = file.tell()
+    np.lib.format.write_array_header_1_0(
+        file,
+        {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape},
+    )
+    return file.tell() - start
+
+
+class CsrWriter:
+    """Write a CSR matrix block by block; counts are 16 bits wide until one does not fit.
+
+    Parameters
+    ----------
+    folder
+        Created; gets ``indptr.npy``, ``gene_index.npy`` and ``counts.npy``.
+    n_genes
+        Columns of the matrix.
+    """
+
+    def __init__(self, folder: Path, n_genes: int) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.n_values = folder, 0
+        self.indptr = NpyWriter(folder / "indptr.npy", np.dtype(np.int64))
+        self.gene_index = NpyWriter(folder / "gene_index.npy", index_dtype(n_genes))
+        self.counts = NpyWriter(folder / "counts.npy", np.dtype(np.uint16))
+        self.indptr.append(np.zeros(1, dtype=np.int64))
+
+    def append(self, rows: Rows) -> None:
+        """Write the next rows."""
+        self._widen(rows.counts)
+        self.indptr.append(rows.indptr[1:] + self.n_values)
+        self.gene_index.append(rows.gene_index)
+        self.counts.append(rows.counts)
+        self.n_values += len(rows.counts)
+
+    def close(self) -> None:
+        """Complete the three files."""
+        for writer in (self.indptr, self.gene_index, self.counts):
+            writer.close()
+
+    def _widen(self, counts: NDArray) -> None:
+        """Copy the counts written so far to a wider type when the new ones do not fit."""
+        needed = counts_dtype(counts)
+        if np.promote_types(needed, self.counts.dtype) == self.counts.dtype:
+            return
+        self.counts.close()
+        narrow = self.folder / "counts.npy"
+        narrow.rename(self.folder / "narrow.npy")
+        values = np.load(self.folder / "narrow.npy", mmap_mode="r")
+        self.counts = NpyWriter(narrow, needed)
+        step = BLOCK_BYTES // needed.itemsize
+        for start in range(0, len(values), step):
+            self.counts.append(values[start : start + step])
+        (self.folder / "narrow.npy").unlink()
+
+
+def counts_dtype(counts: NDArray) -> np.dtype:
+    """Return the narrowest of uint16, int32 (integers) and float32 (the rest) that holds them."""
+    if counts.dtype == np.uint16 or not len(counts):
+        return np.dtype(np.uint16)
+    if np.issubdtype(counts.dtype, np.floating) and (counts != np.rint(counts)).any():
+        return np.dtype(np.float32)
+    return np.dtype(np.uint16 if counts.max() <= UINT16_MAX else np.int32)
+
+
+class CsrFile:
+    """The three files, memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.indptr, self.gene_index, self.counts = (
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+            for name in NAMES
+        )
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Return rows ``start`` to ``stop``, copied from the disk."""
+        first, last = int(self.indptr[start]), int(self.indptr[stop])
+        return Rows(
+            self.indptr[start : stop + 1] - first,
+            np.array(self.gene_index[first:last]),
+            np.array(self.counts[first:last]),
+        )
+
+    def take(self, rows: NDArray[np.integer]) -> Rows:
+        """Return any rows in any order, copied from the disk."""
+        lengths = np.diff(self.indptr)[rows]
+        indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=indptr[1:])
+        # Position of every value: its row's first value, and how far it is into the row.
+        positions = np.repeat(self.indptr[rows] - indptr[:-1], lengths)
+        positions += np.arange(indptr[-1])
+        return Rows(indptr, self.gene_index[positions], self.counts[positions])
+
+
+def row_blocks(n_rows: int, size: int) -> list[tuple[int, int]]:
+    """Cut ``n_rows`` into (start, stop) pairs."""
+    return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+
+
+def fsync_folder(folder: Path) -> None:
+    """Wait until everything below the folder is on the disk."""
+    for path in sorted(folder.rglob("*")) + [folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
