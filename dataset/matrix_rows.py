@@ -1,0 +1,238 @@
+"""Rows of a stored matrix, a block at a time: CSR, CSC or dense, HDF5 or zarr, memory flat.
+
+Each reader takes the group or array that holds the matrix and answers ``rows(start, stop)``.
+Nothing here judges the values; ``dataset/count_values.py`` does.
+"""
+
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_matrix, csr_matrix
+
+# Entries held at once when a column-wise matrix is turned: about 50 MB with the sorting.
+STRIPE_ENTRIES = 2_000_000
+# Bytes of a dense matrix held at once.
+DENSE_BYTES = 16_000_000
+
+
+class Rows(NamedTuple):
+    """Consecutive rows as stored: ``indptr`` starts at 0; order and values are unchecked."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+
+def open_matrix(node: Any) -> "CsrRows | CscRows | DenseRows":
+    """Return the reader for a matrix as anndata stores it.
+
+    Raises
+    ------
+    ValueError
+        If the node is not a matrix, or its parts do not fit together.
+    """
+    if hasattr(node, "shape"):
+        return DenseRows(node)
+    attributes = dict(node.attrs)
+    encoding = attributes.get("encoding-type") or attributes.get("h5sparse_format")
+    shape = attributes.get("shape", attributes.get("h5sparse_shape"))
+    if shape is None or encoding not in ("csr_matrix", "csc_matrix", "csr", "csc"):
+        raise ValueError(f"expected a CSR, CSC or dense matrix, found {encoding!r}")
+    n_rows, n_columns = (int(n) for n in shape)
+    reader = CsrRows if encoding.startswith("csr") else CscRows
+    return reader(node, n_rows, n_columns)
+
+
+def _read_indptr(node: Any, n_major: int) -> np.ndarray:
+    indptr = np.asarray(node["indptr"][:], dtype=np.int64)
+    n_entries = node["data"].shape[0]
+    if len(indptr) != n_major + 1:
+        raise ValueError(f"indptr has {len(indptr)} entries, expected {n_major + 1}")
+    if node["indices"].shape[0] != n_entries:
+        raise ValueError(f"{node['indices'].shape[0]} indices but {n_entries} values")
+    if indptr[0] != 0 or indptr[-1] != n_entries or (np.diff(indptr) < 0).any():
+        raise ValueError(f"indptr does not rise from 0 to {n_entries}")
+    return indptr
+
+
+class CsrRows:
+    """Row-wise sparse matrix: the rows asked for are one stretch of the stored arrays."""
+
+    def __init__(self, node: Any, n_rows: int, n_columns: int) -> None:
+        self.shape = (n_rows, n_columns)
+        self.indptr = _read_indptr(node, n_rows)
+        self.indices, self.data = node["indices"], node["data"]
+        self.dtype = self.data.dtype
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Return rows ``start`` to ``stop``."""
+        a, b = int(self.indptr[start]), int(self.indptr[stop])
+        indptr = self.indptr[start : stop + 1] - a
+        return Rows(indptr, np.asarray(self.indices[a:b]), np.asarray(self.data[a:b]))
+
+    def peek(self, n_rows: int) -> list[Rows]:
+        """Return the first, middle and last rows: enough to say what the values are."""
+        n = self.shape[0]
+        starts = sorted({0, max(0, n // 2 - n_rows // 2), max(0, n - n_rows)})
+        return [self.rows(start, min(n, start + n_rows)) for start in starts]
+
+
+class DenseRows:
+    """Dense matrix: read a stripe of rows at a time, keep what is not zero."""
+
+    def __init__(self, node: Any) -> None:
+        if len(node.shape) != 2:
+            raise ValueError(f"expected a matrix, found an array of shape {tuple(node.shape)}")
+        self.shape = (int(node.shape[0]), int(node.shape[1]))
+        self.node = node
+        self.dtype = node.dtype
+        # Whole chunks, so that none is inflated twice.
+        chunk_rows = node.chunks[0] if node.chunks else 1
+        wanted = DENSE_BYTES // max(1, self.shape[1] * node.dtype.itemsize)
+        self.stripe_rows = max(1, chunk_rows, wanted // chunk_rows * chunk_rows)
+        self.stripe_start, self.stripe = -1, csr_matrix((0, 0))
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Return rows ``start`` to ``stop``."""
+        parts = []
+        while start < stop:
+            first = start // self.stripe_rows * self.stripe_rows
+            last = min(first + self.stripe_rows, self.shape[0])
+            if first != self.stripe_start:
+                self.stripe = csr_matrix(np.asarray(self.node[first:last]))
+                self.stripe_start = first
+            end = min(stop, last)
+            parts.append(_slice_rows(self.stripe, start - first, end - first))
+            start = end
+        return _join_rows(parts)
+
+    def peek(self, n_rows: int) -> list[Rows]:
+        """Return the first, middle and last rows: enough to say what the values are."""
+        return CsrRows.peek(self, n_rows)  # type: ignore[arg-type]
+
+
+class CscRows:
+    """Column-wise sparse matrix, turned once through a temporary file.
+
+    A first pass counts the entries of each row, which divides the rows into stripes that fit in
+    memory; a second appends each entry to its stripe in the file. Both read the stored arrays
+    from front to back, so memory stays flat and nothing is read twice as often as needed.
+    """
+
+    def __init__(self, node: Any, n_rows: int, n_columns: int) -> None:
+        self.shape = (n_rows, n_columns)
+        self.column_start = _read_indptr(node, n_columns)
+        self.indices, self.data = node["indices"], node["data"]
+        self.dtype = self.data.dtype
+        self.files: tuple | None = None
+        self.stripe_number, self.stripe = -1, csr_matrix((0, 0))
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Return rows ``start`` to ``stop``."""
+        if self.files is None:
+            self._turn()
+        parts = []
+        while start < stop:
+            number = int(np.searchsorted(self.stripe_rows, start, side="right")) - 1
+            first, last = (int(row) for row in self.stripe_rows[number : number + 2])
+            if number != self.stripe_number:
+                self.stripe = self._read_stripe(number, last - first)
+                self.stripe_number = number
+            end = min(stop, last)
+            parts.append(_slice_rows(self.stripe, start - first, end - first))
+            start = end
+        return _join_rows(parts)
+
+    def peek(self, n_rows: int) -> list[Rows]:
+        """Return the first, middle and last columns' values, as rows of unknown cells."""
+        del n_rows
+        n = int(self.column_start[-1])
+        size = min(n, STRIPE_ENTRIES // 4)
+        starts = sorted({0, (n - size) // 2, n - size})
+        return [
+            Rows(np.array([0, size]), np.zeros(0, np.int32), np.asarray(self.data[a : a + size]))
+            for a in starts
+        ]
+
+    def _turn(self) -> None:
+        n_entries = int(self.column_start[-1])
+        steps = range(0, n_entries, STRIPE_ENTRIES)
+        row_entries = np.zeros(self.shape[0], dtype=np.int64)
+        for a in steps:
+            rows = self._row_numbers(a)
+            row_entries += np.bincount(rows, minlength=self.shape[0])
+        entries_before = np.concatenate([[0], np.cumsum(row_entries)])
+        self.stripe_rows = _stripe_boundaries(entries_before)
+        self.stripe_entries = entries_before[self.stripe_rows]
+        stripe_of_row = np.repeat(
+            np.arange(len(self.stripe_rows) - 1, dtype=np.int32), np.diff(self.stripe_rows)
+        )
+        # Anonymous files: they vanish with this process, however it ends.
+        self.files = tuple(tempfile.TemporaryFile() for _ in range(3))
+        position = self.stripe_entries[:-1].copy()
+        for a in steps:
+            rows = self._row_numbers(a)
+            b = a + len(rows)
+            values = np.asarray(self.data[a:b])
+            # Column of each entry: columns that begin inside [a, b) cut it into stretches.
+            edges = np.clip(self.column_start, a, b)
+            columns = np.repeat(np.arange(self.shape[1], dtype=np.int32), np.diff(edges))
+            stripes = stripe_of_row[rows]
+            order = np.argsort(stripes, kind="stable")  # columns stay ascending in a stripe
+            n_of_stripe = np.bincount(stripes, minlength=len(position))
+            ends = np.cumsum(n_of_stripe)
+            arrays = rows[order].astype(np.int32), columns[order], values[order]
+            for stripe in np.flatnonzero(n_of_stripe):
+                part = slice(ends[stripe] - n_of_stripe[stripe], ends[stripe])
+                for file, array in zip(self.files, arrays, strict=True):
+                    file.seek(int(position[stripe]) * array.itemsize)
+                    file.write(array[part].tobytes())
+            position += n_of_stripe
+
+    def _row_numbers(self, a: int) -> np.ndarray:
+        rows = np.asarray(self.indices[a : a + STRIPE_ENTRIES])
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.shape[0]):
+            raise ValueError(f"a row number outside 0..{self.shape[0] - 1}")
+        return rows
+
+    def _read_stripe(self, number: int, n_rows: int) -> csr_matrix:
+        assert self.files is not None
+        a, b = (int(entry) for entry in self.stripe_entries[number : number + 2])
+        arrays = []
+        for file, dtype in zip(self.files, (np.int32, np.int32, self.dtype), strict=True):
+            dtype = np.dtype(dtype)
+            file.seek(a * dtype.itemsize)
+            arrays.append(np.frombuffer(file.read((b - a) * dtype.itemsize), dtype=dtype))
+        rows, columns, values = arrays
+        rows = rows - np.int32(self.stripe_rows[number])
+        return coo_matrix((values, (rows, columns)), shape=(n_rows, self.shape[1])).tocsr()
+
+
+def _stripe_boundaries(entries_before: np.ndarray) -> np.ndarray:
+    """Cut the rows into stretches of about ``STRIPE_ENTRIES`` entries, at least a row each."""
+    boundaries, n_rows = [0], len(entries_before) - 1
+    while boundaries[-1] < n_rows:
+        limit = entries_before[boundaries[-1]] + STRIPE_ENTRIES
+        row = int(np.searchsorted(entries_before, limit, side="right")) - 1
+        boundaries.append(min(n_rows, max(row, boundaries[-1] + 1)))
+    return np.array(boundaries, dtype=np.int64)
+
+
+def _slice_rows(matrix: csr_matrix, start: int, stop: int) -> Rows:
+    a, b = matrix.indptr[start], matrix.indptr[stop]
+    indptr = matrix.indptr[start : stop + 1].astype(np.int64) - a
+    return Rows(indptr, matrix.indices[a:b], matrix.data[a:b])
+
+
+def _join_rows(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Rows(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+    lengths = np.concatenate([np.diff(part.indptr) for part in parts])
+    return Rows(
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.data for part in parts]),
+    )

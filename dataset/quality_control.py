@@ -1,0 +1,160 @@
+"""Which cells are good enough to learn from: scanpy's measures, the config's thresholds."""
+
+import logging
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+
+from configs.schema import QualityControlConfig
+from dataset.read import Cells
+
+logger = logging.getLogger(__name__)
+
+# Scrublet simulates doublets and projects all on 30 components: fewer cells tell nothing.
+FEWEST_CELLS_FOR_SCRUBLET = 50
+
+
+def measure_cells(
+    cells: Cells, *, mitochondrial_prefix: str = "MT-", max_cells: int = 1024
+) -> pd.DataFrame:
+    """Measure every cell with scanpy, a block at a time.
+
+    Returns
+    -------
+    Indexed by cell name: ``n_genes`` detected, ``total_counts``, and ``pct_counts_mt``, the
+    percentage of counts in mitochondrial genes (NaN where the file has none of those).
+    """
+    prefix = mitochondrial_prefix.upper()
+    is_mitochondrial = np.array([str(s).upper().startswith(prefix) for s in cells.gene_symbols])
+    var = pd.DataFrame({"mt": is_mitochondrial}, index=cells.gene_ids.astype(str))
+    parts = []
+    for start, block in cells.blocks(max_cells):
+        obs = pd.DataFrame(index=cells.obs.index[start : start + block.shape[0]])
+        measured, _ = sc.pp.calculate_qc_metrics(
+            ad.AnnData(block, obs=obs, var=var), qc_vars=["mt"], percent_top=None, log1p=False
+        )
+        parts.append(measured)
+    metrics = pd.concat(parts).rename(columns={"n_genes_by_counts": "n_genes"})
+    metrics = metrics[["n_genes", "total_counts", "pct_counts_mt"]].astype(
+        {"n_genes": np.int64, "total_counts": np.float64, "pct_counts_mt": np.float64}
+    )
+    metrics["pct_counts_mt"] = metrics["pct_counts_mt"].fillna(0.0)  # cells without counts
+    if not is_mitochondrial.any():
+        metrics["pct_counts_mt"] = np.nan
+    return metrics
+
+
+def score_doublets(
+    cells: Cells, metrics: pd.DataFrame, batch: pd.Series | None = None, *, seed: int = 0
+) -> tuple[pd.Series, list[str]]:
+    """Score doublets with Scrublet, one batch at a time: doublets form within a batch.
+
+    Parameters
+    ----------
+    cells
+        The cells.
+    metrics
+        Of ``measure_cells``; cells without counts get no score.
+    batch
+        Batch of each cell; one batch if None.
+    seed
+        Of Scrublet's simulation; the same seed gives the same scores.
+
+    Returns
+    -------
+    Score of each cell, 0 to 1 (NaN where there is none), and messages.
+    """
+    scores = pd.Series(np.nan, index=metrics.index, name="doublet_score")
+    messages = []
+    groups = np.full(len(metrics), "all cells", dtype=object) if batch is None else batch
+    groups = pd.Series(np.asarray(groups, dtype=object)).fillna("(no batch)").astype(str)
+    for name in sorted(groups.unique()):
+        rows = np.flatnonzero((groups == name).to_numpy() & (metrics["total_counts"] > 0))
+        if len(rows) < FEWEST_CELLS_FOR_SCRUBLET:
+            messages.append(
+                f"no doublet scores for batch {name!r}: {len(rows)} cells, Scrublet needs "
+                f"{FEWEST_CELLS_FOR_SCRUBLET}"
+            )
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of scanpy's own calls
+            adata = cells.to_anndata(rows)
+            sc.pp.scrublet(adata, random_state=seed, verbose=False)
+        scores.iloc[rows] = adata.obs["doublet_score"].to_numpy()
+    return scores, messages
+
+
+def select_cells(
+    metrics: pd.DataFrame, config: QualityControlConfig
+) -> tuple[np.ndarray, pd.Series]:
+    """Apply the thresholds.
+
+    Parameters
+    ----------
+    metrics
+        Of ``measure_cells``, with a column ``doublet_score`` where doublets were scored.
+    config
+        The thresholds.
+
+    Returns
+    -------
+    True for the cells to keep, and for every cell the reason it is dropped ("" if it is kept).
+    """
+    fractions = metrics["pct_counts_mt"]
+    if config.max_percent_mitochondrial is not None and fractions.isna().all():
+        raise ValueError(
+            f"max_percent_mitochondrial is {config.max_percent_mitochondrial}, but no gene symbol "
+            f"starts with {config.mitochondrial_prefix!r}: set mitochondrial_prefix or "
+            "gene_symbol_key, or max_percent_mitochondrial: null"
+        )
+    reasons = pd.Series("", index=metrics.index, name="reason", dtype=object)
+
+    def drop(bad: pd.Series, reason: str) -> None:
+        reasons[(reasons == "") & bad] = reason  # the first reason is the one that is told
+
+    drop(metrics["total_counts"] == 0, "no counts")
+    drop(metrics["total_counts"] < config.min_counts, f"fewer than {config.min_counts} counts")
+    drop(metrics["n_genes"] < config.min_genes, f"fewer than {config.min_genes} genes")
+    if config.max_genes is not None:
+        drop(metrics["n_genes"] > config.max_genes, f"more than {config.max_genes} genes")
+    if (most := config.max_percent_mitochondrial) is not None:
+        drop(fractions > most, f"more than {most:g} % mitochondrial counts")
+    if (most := config.max_doublet_score) is not None:
+        drop(metrics["doublet_score"] > most, f"doublet score above {most:g}")
+    return (reasons == "").to_numpy(), reasons
+
+
+def select_labels(
+    labels: pd.Series, *, ignore: list[str] | None = None, min_cells: int = 2
+) -> tuple[np.ndarray, pd.Series]:
+    """Drop the cells that no cell type can be learned from.
+
+    Parameters
+    ----------
+    labels
+        Cell type of each cell that passed ``select_cells``.
+    ignore
+        Labels that are no cell type.
+    min_cells
+        Fewest cells of a type; the cells of rarer types are dropped.
+
+    Returns
+    -------
+    True for the cells to keep, and for every cell the reason it is dropped ("" if it is kept).
+    """
+    missing = labels.isna().to_numpy()
+    text = labels.astype(object).where(~missing, "").astype(str).str.strip()
+    reasons = pd.Series("", index=labels.index, name="reason", dtype=object)
+    reasons[missing | (text == "").to_numpy()] = "no label"
+    for label in ignore or []:
+        reasons[(text == label).to_numpy() & (reasons == "").to_numpy()] = f"label {label!r}"
+    kept = (reasons == "").to_numpy()
+    for label, n in text[kept].value_counts().sort_index().items():
+        if n < min_cells:
+            reasons[kept & (text == label).to_numpy()] = (
+                f"type {label!r}: {n} cells, fewer than {min_cells}"
+            )
+    return (reasons == "").to_numpy(), reasons
