@@ -1,6 +1,22 @@
 """Everything with weights, and the baselines: the union that a config chooses from."""
 
+from typing import Annotated
+
+from pydantic import Field
+
+from models.baselines.gradient_boosting import GradientBoostingConfig
+from models.baselines.knn import KNNConfig
+from models.baselines.linear_svm import LinearSVMConfig
+from models.baselines.logistic_regression import LogisticRegressionConfig
+from models.baselines.majority import MajorityConfig
 from models.rank_transformer import RankTransformerConfig
 
-# The models. A second one turns this into a union discriminated on `kind`.
-ModelConfig = RankTransformerConfig
+ModelConfig = Annotated[
+    RankTransformerConfig
+    | MajorityConfig
+    | LogisticRegressionConfig
+    | LinearSVMConfig
+    | KNNConfig
+    | GradientBoostingConfig,
+    Field(discriminator="kind"),
+]

@@ -8,16 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
-TARGET_SUM = 1e4  # counts a cell is scaled to before log1p, as everywhere in the project
-
-
-def log_expression(counts: sparse.csr_matrix, library_size: np.ndarray) -> sparse.csr_matrix:
-    """Return log1p(counts per 10,000), ``(n_cells, n_genes)``, still sparse."""
-    size = np.maximum(np.asarray(library_size, dtype=np.float64), 1.0)
-    expression = sparse.csr_matrix(sparse.diags(TARGET_SUM / size) @ counts, dtype=np.float64)
-    np.log1p(expression.data, out=expression.data)
-    return expression
-
+from models.baselines.features import log_normalize, mean_and_std
 
 def gene_svd(
     counts: sparse.csr_matrix,
@@ -54,15 +45,14 @@ def gene_svd(
     if counts.shape[0] > max_cells:
         rows = np.sort(rng.choice(counts.shape[0], max_cells, replace=False))
         counts, library_size = counts[rows], np.asarray(library_size)[rows]
-    expression = log_expression(counts, library_size)
+    expression = log_normalize(counts, library_size)
     n_cells, n_genes = expression.shape
-    mean = np.asarray(expression.mean(axis=0)).ravel()
-    variance = np.asarray(expression.multiply(expression).mean(axis=0)).ravel() - mean**2
-    std = np.sqrt(np.maximum(variance, 1e-12))
+    mean, std = mean_and_std(expression)
+    inverse_std = np.divide(1.0, std, out=np.zeros_like(std), where=std > 1e-6)
 
     # A standardised value is scaled - shift; kept as sparse matrix and row of shifts, never dense.
-    shift = mean / std
-    scaled = sparse.csr_matrix(expression @ sparse.diags(1 / std))
+    shift = mean * inverse_std
+    scaled = sparse.csr_matrix(expression @ sparse.diags(inverse_std))
     np.minimum(scaled.data, max_value + shift[scaled.indices], out=scaled.data)
     standardised = LinearOperator(
         shape=(n_cells, n_genes),

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from configs.base import Config
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
-from models.gene_svd import TARGET_SUM, gene_svd
+from models.baselines.features import TARGET_SUM
+from models.gene_svd import gene_svd
 from models.mlp_classifier import MLPClassifier
 from models.objectives import Output
 from models.transformer import Encoder, initialize_weights
