@@ -152,9 +152,9 @@ def select_labels(
     for label in ignore or []:
         reasons[(text == label).to_numpy() & (reasons == "").to_numpy()] = f"label {label!r}"
     kept = (reasons == "").to_numpy()
-    for label, n in text[kept].value_counts().sort_index().items():
+    for name, n in text[kept].value_counts().sort_index().items():
         if n < min_cells:
-            reasons[kept & (text == label).to_numpy()] = (
-                f"type {label!r}: {n} cells, fewer than {min_cells}"
+            reasons[kept & (text == name).to_numpy()] = (
+                f"type {name!r}: {n} cells, fewer than {min_cells}"
             )
     return (reasons == "").to_numpy(), reasons

@@ -26,7 +26,7 @@ from dataset.cell_file import (
 )
 from dataset.count_values import FAULTS, Found, check_counts, describe_values
 from dataset.gene_names import gene_names
-from dataset.matrix_rows import CscRows, Rows, open_matrix
+from dataset.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
 from dataset.sources import resolve
 
 __all__ = ["CellFile", "CellFileError", "Cells", "open_cells"]
@@ -165,7 +165,7 @@ class Cells:
     ) -> Iterator[tuple[int, csr_matrix]]:
         file.check_unchanged()
         with open_store(file.path) as root:
-            matrix = self._turned.get(offset)
+            matrix: CsrRows | CscRows | DenseRows | None = self._turned.get(offset)
             if matrix is None:
                 with named_errors(file.path, f"reading {file.counts_location}"):
                     matrix = open_matrix(_node(root, file.counts_location))
@@ -357,7 +357,7 @@ def _find_counts(root: Any, path: Path, counts: str) -> tuple[str, str, list[str
     else:
         searched = {}
     names = {place.removeprefix("layers/").lower(): place for place in reversed(places)}
-    known = [place for place in ("X", "raw") if place in places]
+    known: list[str] = [place for place in ("X", "raw") if place in places]
     known += [names[name] for name in COUNT_LAYERS if names.get(name, "").startswith("layers/")]
     for place in known + [place for place in places if place not in known]:
         found = searched.get(place) or _inspect(root, path, place)
@@ -436,12 +436,12 @@ def _merge_obs(looks: list[_Look], messages: list[str]) -> pd.DataFrame:
         )
         together = _unique(names[0].append(names[1:]))
     columns = list(dict.fromkeys(column for look in looks for column in look.obs.columns))
-    merged = {}
-    for column in columns:
-        lacking = [look.path.name for look in looks if column not in look.obs]
-        if lacking:
-            messages.append(f"obs column {column!r} is missing in {', '.join(lacking)}")
-        merged[column] = _join_column([look.obs.get(column) for look in looks], looks)
+    for look in looks:
+        if lacking := [str(column) for column in columns if column not in look.obs]:
+            messages.append(f"{look.path.name}: no obs columns {', '.join(lacking)}: left empty")
+    merged = {
+        column: _join_column([look.obs.get(column) for look in looks], looks) for column in columns
+    }
     if "source_file" not in merged:
         merged["source_file"] = pd.Categorical(
             np.repeat([look.path.name for look in looks], [len(look.obs) for look in looks])

@@ -31,7 +31,9 @@ def split_cells(obs: pd.DataFrame, *, label_key: str, config: SplitConfig) -> pd
     if config.key is None:
         return _split_by_type(obs[label_key], config)
     if config.key not in obs:
-        raise ValueError(f"split.key: no obs column {config.key!r}; columns: {sorted(obs)}")
+        raise ValueError(
+            f"split.key: no obs column {config.key!r}; columns: {', '.join(map(str, obs.columns))}"
+        )
     if n_missing := int(obs[config.key].isna().sum()):
         raise ValueError(
             f"split.key: {n_missing} cells have no {config.key!r}: fill it in, or set key: null"
@@ -43,7 +45,7 @@ def split_cells(obs: pd.DataFrame, *, label_key: str, config: SplitConfig) -> pd
 
 def _split_groups(groups: pd.Series, config: SplitConfig) -> dict[str, str]:
     n_of_group = groups.value_counts().sort_index()
-    names = list(n_of_group.index)
+    names = [str(name) for name in n_of_group.index]
     for field, wanted in (("val", config.val), ("test", config.test)):
         if unknown := sorted(set(wanted or []) - set(names)):
             raise ValueError(
