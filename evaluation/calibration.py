@@ -1,0 +1,100 @@
+"""Are probabilities to be believed: calibration error, Brier score, temperature, a threshold."""
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+
+from evaluation.classification import Weights
+
+N_BINS = 15
+
+
+def ece(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
+    """Return the expected calibration error: how far confidence is from accuracy, on average.
+
+    Cells are put in 15 bins of equal width by the probability of their predicted class; the
+    error is the mean over cells of ``|accuracy - confidence|`` of their bin.
+
+    References
+    ----------
+    Guo et al. 2017, On calibration of modern neural networks, section 2.
+    """
+    if weights is None:
+        weights = np.ones(len(labels))
+    gap = weights * ((probabilities.argmax(axis=1) == labels) - probabilities.max(axis=1))
+    by_bin = np.bincount(_bins(probabilities), gap, minlength=N_BINS)
+    return float(np.abs(by_bin).sum() / weights.sum())
+
+
+def brier(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
+    """Return the mean squared distance of the probabilities to the truth, summed over classes."""
+    own = probabilities[np.arange(len(labels)), labels]
+    distance = (probabilities**2).sum(axis=1) - 2 * own + 1
+    return float(np.average(distance, weights=weights))
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return mean confidence, accuracy and number of cells of every bin that has cells."""
+    cells = pd.DataFrame(
+        {
+            "bin": _bins(probabilities),
+            "confidence": probabilities.max(axis=1),
+            "accuracy": probabilities.argmax(axis=1) == labels,
+        }
+    )
+    bins = cells.groupby("bin")
+    return bins.mean().assign(n_cells=bins.size())
+
+
+def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the temperature that makes the probabilities of val cells fit their labels best.
+
+    Above 1 the classifier was too sure of itself, below 1 not sure enough. The predicted class
+    does not change.
+
+    References
+    ----------
+    Guo et al. 2017, On calibration of modern neural networks, section 4.2.
+    """
+    logs = _log(probabilities)
+    rows = np.arange(len(labels))
+
+    def loss(log_temperature: float) -> float:
+        scaled = logs / np.exp(log_temperature)
+        normalizer = np.log(np.exp(scaled - scaled.max(axis=1, keepdims=True)).sum(axis=1))
+        return float(np.mean(normalizer + scaled.max(axis=1) - scaled[rows, labels]))
+
+    # Bounded: val cells that are all right would ask for a temperature of 0.
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probabilities at a temperature, ``(n, c)`` float64."""
+    scaled = _log(probabilities) / temperature
+    exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def confidence_threshold(
+    labels: np.ndarray, probabilities: np.ndarray, *, false_alarm: float = 0.05
+) -> float:
+    """Return the confidence below which a cell is called uncertain.
+
+    It is the ``false_alarm`` quantile of the confidence of val cells that were named rightly: of
+    the cells of known types that get their own name, that share is flagged for nothing. Cells
+    unlike the training cells should be flagged far more often.
+    """
+    right = probabilities.argmax(axis=1) == labels
+    if not right.any():
+        return 1.0
+    return float(np.quantile(probabilities.max(axis=1)[right], false_alarm))
+
+
+def _bins(probabilities: np.ndarray) -> np.ndarray:
+    confidence = probabilities.max(axis=1)
+    return np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), 1e-12))

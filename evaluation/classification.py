@@ -1,0 +1,108 @@
+"""Scores of a classifier, equal to scikit-learn's, as plain functions of arrays.
+
+Every score takes ``labels (n,)``, ``probabilities (n, c)`` and, by keyword, ``weights (n,)``, as
+scikit-learn's ``sample_weight``: a bootstrap resample is a vector of whole-number weights, so one
+function serves a score and its interval. The predicted class is the most probable one.
+"""
+
+import numpy as np
+import pandas as pd
+
+Weights = np.ndarray | None
+
+
+def confusion(
+    labels: np.ndarray, predictions: np.ndarray, n_classes: int, *, weights: Weights = None
+) -> np.ndarray:
+    """Count the cells of each true class (rows) given each class (columns), ``(c, c)``."""
+    cells = np.bincount(
+        labels.astype(np.int64) * n_classes + predictions, weights, minlength=n_classes**2
+    )
+    return cells.reshape(n_classes, n_classes)
+
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
+    """Return the share of the cells that got their own class."""
+    return float(np.average(probabilities.argmax(axis=1) == labels, weights=weights))
+
+
+def balanced_accuracy(
+    labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None
+) -> float:
+    """Return the mean recall over the classes present in ``labels``."""
+    counts = _confusion(labels, probabilities, weights)
+    n = counts.sum(axis=1)
+    return float(np.mean(np.diag(counts)[n > 0] / n[n > 0]))
+
+
+def macro_f1(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
+    """Return the mean F1 over the classes present in the labels or in the predictions.
+
+    This is scikit-learn's default. A class that the test cells lack but the classifier hands out
+    counts with an F1 of 0; one that neither has does not count.
+    """
+    f1, n_true, n_predicted = _f1(_confusion(labels, probabilities, weights))
+    return float(np.mean(f1[n_true + n_predicted > 0]))
+
+
+def weighted_f1(
+    labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None
+) -> float:
+    """Return the mean F1 over the classes, each weighted by its number of cells."""
+    f1, n_true, _ = _f1(_confusion(labels, probabilities, weights))
+    return float(np.average(f1, weights=n_true))
+
+
+def top3_accuracy(
+    labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None
+) -> float:
+    """Return the share of the cells whose class is among the three most probable ones.
+
+    Among equal probabilities the class of the larger id is taken first, as in scikit-learn.
+    """
+    top = np.argsort(probabilities, axis=1, kind="stable")[:, -3:]
+    return float(np.average((top == labels[:, None]).any(axis=1), weights=weights))
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
+    """Return the mean of ``-log`` of the probability of each cell's own class, in nats.
+
+    Probabilities are clipped at the machine's precision of their dtype, as in scikit-learn.
+    """
+    smallest = np.finfo(probabilities.dtype).eps
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(np.average(-np.log(np.clip(own, smallest, 1 - smallest)), weights=weights))
+
+
+def per_class(labels: np.ndarray, predictions: np.ndarray, class_names: list[str]) -> pd.DataFrame:
+    """Return precision, recall, F1 and the number of cells of every class.
+
+    A ratio without a denominator (no such cell, or none so called) is 0, as in scikit-learn.
+    """
+    counts = confusion(labels, predictions, len(class_names))
+    f1, n_true, n_predicted = _f1(counts)
+    hits = np.diag(counts)
+    return pd.DataFrame(
+        {
+            "precision": _ratio(hits, n_predicted),
+            "recall": _ratio(hits, n_true),
+            "f1": f1,
+            "n_cells": n_true.astype(int),
+            "n_predicted": n_predicted.astype(int),
+        },
+        index=pd.Index(class_names, name="cell_type"),
+    )
+
+
+def _confusion(labels: np.ndarray, probabilities: np.ndarray, weights: Weights) -> np.ndarray:
+    return confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1], weights=weights)
+
+
+def _f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    n_true, n_predicted = counts.sum(axis=1), counts.sum(axis=0)
+    return _ratio(2 * np.diag(counts), n_true + n_predicted), n_true, n_predicted
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    result = np.zeros(len(numerator))
+    return np.divide(numerator, denominator, out=result, where=denominator > 0)

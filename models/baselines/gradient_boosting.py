@@ -1,0 +1,114 @@
+"""Gradient-boosted trees on the most variable genes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from scipy.sparse import csr_matrix
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from configs.base import Config
+from evaluation.classification import log_loss, macro_f1
+from models.baselines.features import ValCells, log_normalize, mean_and_std
+
+
+class GradientBoostingConfig(Config):
+    """scikit-learn's histogram trees; the number of rounds is tuned on val by macro-F1."""
+
+    kind: Literal["gradient_boosting"] = "gradient_boosting"
+    n_top_genes: int = Field(
+        default=500, ge=1, description="genes with the largest variance of log expression in train"
+    )
+    max_rounds: int = Field(default=60, ge=1, description="trees of each class")
+    learning_rate: float = Field(default=0.15, gt=0, le=1)
+    max_leaf_nodes: int = Field(default=8, ge=2)
+    min_samples_leaf: int = Field(default=5, ge=1, description="fewest cells in a leaf")
+    l2: float = Field(default=1.0, ge=0, description="penalty on the values of the leaves")
+    max_features: float = Field(default=0.2, gt=0, le=1, description="share of genes each split")
+
+    def fit(
+        self,
+        expression: csr_matrix,
+        library_size: np.ndarray,
+        labels: np.ndarray,
+        n_classes: int,
+        val: ValCells,
+        seed: int,
+    ) -> "GradientBoosting":
+        """Grow all rounds on train; keep as many as are best on val, ties by log-loss.
+
+        Parameters
+        ----------
+        expression
+            Raw counts of the training cells, ``(n_cells, n_genes)``.
+        library_size
+            Counts of each over all genes, ``(n_cells,)``.
+        labels
+            Class ids, ``(n_cells,)``.
+        n_classes
+            Number of classes, with or without training cells.
+        val
+            Counts, library sizes and labels of the val cells.
+        seed
+            Draws the genes each split may choose from.
+        """
+        train = log_normalize(expression, library_size)
+        variance = mean_and_std(train)[1]
+        genes = np.sort(np.argsort(-variance, kind="stable")[: self.n_top_genes])
+        model = HistGradientBoostingClassifier(
+            learning_rate=self.learning_rate,
+            max_iter=self.max_rounds,
+            max_leaf_nodes=self.max_leaf_nodes,
+            min_samples_leaf=self.min_samples_leaf,
+            l2_regularization=self.l2,
+            max_features=self.max_features,
+            early_stopping=False,
+            random_state=seed,
+        ).fit(train[:, genes].toarray(), labels)
+        val_counts, val_library_size, val_labels = val
+        val_values = log_normalize(val_counts, val_library_size)[:, genes].toarray()
+        scores = []
+        for staged in model.staged_predict_proba(val_values):
+            probabilities = _all_classes(staged, model.classes_, n_classes)
+            scores.append(
+                (macro_f1(val_labels, probabilities), -log_loss(val_labels, probabilities))
+            )
+        n_rounds = 1 + max(range(len(scores)), key=scores.__getitem__)
+        return GradientBoosting(model, genes, n_classes, n_rounds)
+
+    def from_arrays(self, arrays: dict[str, np.ndarray]) -> "GradientBoosting":
+        """Say why there is nothing to rebuild."""
+        raise ValueError(
+            "gradient-boosted trees are not kept in a run folder: scikit-learn can only pickle "
+            "them, and pickles are never loaded here; annotate with another run, such as "
+            "logistic_regression"
+        )
+
+
+@dataclass(frozen=True)
+class GradientBoosting:
+    """Trees over ``genes``, of which the first ``n_rounds`` rounds vote."""
+
+    model: HistGradientBoostingClassifier
+    genes: np.ndarray
+    n_classes: int
+    n_rounds: int
+
+    def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
+        """Return class probabilities, ``(n_cells, n_classes)``, of raw counts."""
+        values = log_normalize(expression, library_size)[:, self.genes].toarray()
+        staged = self.model.staged_predict_proba(values)
+        probabilities = next(p for i, p in enumerate(staged, start=1) if i == self.n_rounds)
+        return _all_classes(probabilities, self.model.classes_, self.n_classes)
+
+    def to_arrays(self) -> None:
+        """Return None: scikit-learn writes trees as pickles only, which are never loaded here."""
+        return None
+
+
+def _all_classes(probabilities: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:
+    """Give a class without training cells a column of zeros."""
+    columns = np.zeros((len(probabilities), n_classes))
+    columns[:, classes] = probabilities
+    return columns

@@ -1,0 +1,119 @@
+"""Nearest neighbours on principal components: what a clustering-minded biologist would do."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from scipy.sparse import csr_matrix
+from sklearn.neighbors import NearestNeighbors
+
+from configs.base import Config
+from evaluation.classification import log_loss, macro_f1
+from models.baselines.features import PrincipalAxes, ValCells, log_normalize
+
+
+class KNNConfig(Config):
+    """Neighbours among the training cells; how many is tuned on val by macro-F1."""
+
+    kind: Literal["knn"] = "knn"
+    k_grid: list[int] = Field(
+        default=[3, 5, 10, 15, 30], min_length=1, description="numbers of neighbours to try"
+    )
+    n_components: int = Field(default=50, ge=1, description="principal components")
+    max_cells: int = Field(
+        default=2000, ge=2, description="the components are those of at most this many cells"
+    )
+
+    def fit(
+        self,
+        expression: csr_matrix,
+        library_size: np.ndarray,
+        labels: np.ndarray,
+        n_classes: int,
+        val: ValCells,
+        seed: int,
+    ) -> "KNN":
+        """Remember the training cells; choose ``k`` on val, ties by log-loss.
+
+        Parameters
+        ----------
+        expression
+            Raw counts of the training cells, ``(n_cells, n_genes)``.
+        library_size
+            Counts of each over all genes, ``(n_cells,)``.
+        labels
+            Class ids, ``(n_cells,)``.
+        n_classes
+            Number of classes, with or without training cells.
+        val
+            Counts, library sizes and labels of the val cells.
+        seed
+            Only draws cells where there are more than ``max_cells``.
+        """
+        train = log_normalize(expression, library_size)
+        axes = PrincipalAxes.fit(
+            train,
+            n_axes=self.n_components,
+            max_cells=self.max_cells,
+            rng=np.random.default_rng(seed),
+        )
+        coordinates = axes.coordinates(train)
+        class_counts = np.bincount(labels, minlength=n_classes)
+        val_counts, val_library_size, val_labels = val
+        candidates = []
+        for k in sorted({min(k, len(labels)) for k in self.k_grid}):
+            fitted = KNN(axes, coordinates, labels.astype(np.int64), class_counts, k)
+            probabilities = fitted.predict_proba(val_counts, val_library_size)
+            score = macro_f1(val_labels, probabilities), -log_loss(val_labels, probabilities)
+            candidates.append((score, fitted))
+        return max(candidates, key=lambda candidate: candidate[0])[1]
+
+    def from_arrays(self, arrays: dict[str, np.ndarray]) -> "KNN":
+        """Rebuild the fitted model that ``to_arrays`` wrote down."""
+        return KNN(
+            axes=PrincipalAxes(axes=arrays["axes"], offset=arrays["offset"]),
+            coordinates=arrays["coordinates"],
+            labels=arrays["labels"],
+            class_counts=arrays["class_counts"],
+            k=int(arrays["k"]),
+        )
+
+
+@dataclass(frozen=True)
+class KNN:
+    """The training cells on their principal components, ``(n_cells, n_components)``."""
+
+    axes: PrincipalAxes
+    coordinates: np.ndarray
+    labels: np.ndarray
+    class_counts: np.ndarray
+    k: int
+
+    def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
+        """Return class probabilities, ``(n_cells, n_classes)``, of raw counts.
+
+        The share of the neighbours, plus one vote split by the class frequencies: with no vote
+        at all a class would be impossible, and one such cell makes the log-loss infinite.
+        """
+        query = self.axes.coordinates(log_normalize(expression, library_size))
+        neighbors = NearestNeighbors(n_neighbors=self.k).fit(self.coordinates)
+        found = self.labels[neighbors.kneighbors(query, return_distance=False)]  # (n, k)
+        n_classes = len(self.class_counts)
+        cells = np.arange(len(found))[:, None]
+        votes = np.bincount(
+            (cells * n_classes + found).ravel(), minlength=len(found) * n_classes
+        ).reshape(len(found), n_classes)
+        prior = self.class_counts / self.class_counts.sum()
+        return (votes + prior) / (self.k + 1)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return what ``from_arrays`` needs."""
+        return {
+            "axes": self.axes.axes,
+            "offset": self.axes.offset,
+            "coordinates": self.coordinates,
+            "labels": self.labels,
+            "class_counts": self.class_counts,
+            "k": np.array(self.k),
+        }

@@ -1,0 +1,48 @@
+"""The floor: every cell gets the class frequencies of the training cells."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from configs.base import Config
+from models.baselines.features import ValCells
+
+
+class MajorityConfig(Config):
+    """Nothing to choose."""
+
+    kind: Literal["majority"] = "majority"
+
+    def fit(
+        self,
+        expression: csr_matrix,
+        library_size: np.ndarray,
+        labels: np.ndarray,
+        n_classes: int,
+        val: ValCells,
+        seed: int,
+    ) -> "Majority":
+        """Count the training labels; nothing else is looked at."""
+        frequencies = np.bincount(labels, minlength=n_classes) / len(labels)
+        return Majority(frequencies=frequencies.astype(np.float32))
+
+    def from_arrays(self, arrays: dict[str, np.ndarray]) -> "Majority":
+        """Rebuild the fitted model that ``to_arrays`` wrote down."""
+        return Majority(frequencies=arrays["frequencies"])
+
+
+@dataclass(frozen=True)
+class Majority:
+    """Share of every class among the training cells, ``(n_classes,)``."""
+
+    frequencies: np.ndarray
+
+    def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
+        """Return the same class probabilities for every cell, ``(n_cells, n_classes)``."""
+        return np.tile(self.frequencies.astype(np.float64), (expression.shape[0], 1))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return what ``from_arrays`` needs."""
+        return {"frequencies": self.frequencies}
