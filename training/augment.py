@@ -21,7 +21,6 @@ def augment(
     *,
     token_dropout: float = 0.0,
     count_thinning: float = 0.0,
-    generator: torch.Generator | None = None,
 ) -> "Batch":
     """Return changed copies of the batch's cells.
 
@@ -38,8 +37,6 @@ def augment(
         it had been sequenced less deeply. Genes that lose all counts leave the row and the others
         are ranked again, as the tokeniser would; genes beyond the row's end do not move up into
         it, for their counts are not in the batch. The library size shrinks by the same factor.
-    generator
-        Source of the random numbers, on the batch's device.
     """
     if token_dropout == 0 and count_thinning == 0:
         return batch
@@ -48,12 +45,12 @@ def augment(
     is_gene = token_ids >= N_SPECIALS
     keep = token_ids != PAD
     if count_thinning > 0:
-        kept_share = 1 - count_thinning * _uniform((len(token_ids), 1), counts, generator)
-        counts = torch.binomial(counts, kept_share.expand_as(counts), generator=generator)
+        kept_share = 1 - count_thinning * torch.rand(len(token_ids), 1, device=counts.device)
+        counts = torch.binomial(counts, kept_share.expand_as(counts))
         library_size = library_size * kept_share
         keep &= ~is_gene | (counts > 0)
     if token_dropout > 0:
-        keep &= ~is_gene | (_uniform(tuple(token_ids.shape), counts, generator) >= token_dropout)
+        keep &= ~is_gene | (torch.rand_like(counts) >= token_dropout)
 
     # Sort by (half, falling value), padding last. Stable sorts from the last key to the first;
     # <cls> and <sep> open their halves, so their value is infinite.
@@ -75,7 +72,3 @@ def augment(
         "library_size": library_size,
     }
     return changed
-
-
-def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(shape, device=like.device, generator=generator)

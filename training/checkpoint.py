@@ -75,16 +75,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         ) from None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Name every tensor of an optimiser's state ``<parameter>/<state>``."""
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, prefix: str
+) -> dict[str, Tensor]:
+    """Name every tensor of an optimiser's state ``<prefix><parameter>/<state>``."""
     return {
-        f"{name}/{key}": value
+        f"{prefix}{name}/{key}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
 
 
-def load_optimizer_tensors(
+def load_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
     """Put back what ``optimizer_tensors`` returned, each beside its parameter."""
@@ -93,8 +95,8 @@ def load_optimizer_tensors(
         parameter_name, key = name.rsplit("/", 1)
         parameter = parameters[parameter_name]
         # AdamW keeps its step count on the CPU unless it is fused, then beside the parameter.
-        on_device = key != "step" or optimizer.defaults.get("fused")
-        optimizer.state[parameter][key] = value.to(parameter.device) if on_device else value
+        moves = key != "step" or optimizer.defaults["fused"]
+        optimizer.state[parameter][key] = value.to(parameter.device) if moves else value
 
 
 def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -102,7 +104,7 @@ def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def load_strictly(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Load weights, refusing a file that lacks some, has others or has other shapes."""
     try:
         model.load_state_dict(tensors)

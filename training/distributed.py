@@ -99,31 +99,44 @@ def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
     return total.tolist()
 
 
-def gather_rows(rows: torch.Tensor, n_total: int, ranks: Ranks) -> np.ndarray:
-    """Put together the rows of a table dealt out like cards, row ``i`` to rank ``i % world_size``.
+def gather_rows(parts: list[torch.Tensor], n_total: int, ranks: Ranks) -> np.ndarray:
+    """Put together a table dealt out like cards, row ``i`` to process ``i % world_size``.
 
     Parameters
     ----------
-    rows
-        This process's rows, ``(n_local, ...)``, in order.
+    parts
+        This process's rows, in order, in pieces of ``(n, width)``; all processes have some.
     n_total
         Rows of the whole table; none is repeated to make the shares even.
 
     Returns
     -------
-    The whole table in order, ``(n_total, ...)``, on every process.
+    The whole table in order, ``(n_total, width)``, on every process.
     """
+    mine = torch.cat(parts)
     if ranks.world_size == 1:
-        return rows.cpu().numpy()
-    n_most = -(-n_total // ranks.world_size)
-    padded = rows.new_zeros((n_most, *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(ranks.world_size)]
-    dist.all_gather(parts, padded.to(ranks.device))
-    return torch.stack(parts, dim=1).flatten(0, 1)[:n_total].cpu().numpy()
+        return mine.cpu().numpy()
+    padded = mine.new_zeros((-(-n_total // ranks.world_size), *mine.shape[1:]))
+    padded[: len(mine)] = mine
+    shares = [torch.empty_like(padded) for _ in range(ranks.world_size)]
+    dist.all_gather(shares, padded)
+    return torch.stack(shares, dim=1).flatten(0, 1)[:n_total].cpu().numpy()
 
 
-def barrier(ranks: Ranks) -> None:
-    """Wait for the other processes."""
-    if ranks.world_size > 1:
-        dist.barrier()
+def seed_everything(seed: int, step: int, rank: int) -> None:
+    """Make an update's random numbers a function of (seed, step, process) and of nothing else.
+
+    A resumed run therefore draws what an undisturbed one does, with no generator state to keep.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
+
+
+def mixed_precision(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context of a forward pass in float32, or in bfloat16 where ``precision`` says.
+
+    ``auto`` is bfloat16 on CUDA cards that have it. bfloat16 has float32's range, so that no loss
+    scaling is needed.
+    """
+    auto = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    enabled = precision == "bfloat16" or (precision == "auto" and auto)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

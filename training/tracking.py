@@ -6,6 +6,7 @@ else goes wrong turns W&B off with one warning.
 """
 
 import importlib.util
+import io
 import json
 import logging
 import math
@@ -14,12 +15,19 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 from urllib.parse import urlparse
 
-from configs.schema import TrackingConfig
+import numpy as np
+from sklearn.metrics import precision_recall_fscore_support
+from torch import Tensor
+
+from configs.schema import TrainConfig
+from training.checkpoint import write_text
+from training.distributed import Ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -27,67 +35,105 @@ FINISH_TIMEOUT = 30.0  # seconds the end of a run may wait for an upload
 
 
 class Tracker:
-    """Writes one line of metrics a call to ``metrics.jsonl`` and the same to W&B.
+    """Writes the metrics of a run, one line a call, to ``metrics.jsonl`` and to W&B.
 
     Parameters
     ----------
-    folder
-        The run's folder; W&B's own files go to ``wandb/`` in it.
+    path
+        The ``metrics.jsonl``.
     config
-        How to use W&B.
-    run_name, run_config
-        Shown in W&B.
-    first_step
-        Lines of a metrics file left by an interrupted run are kept up to this step; what was
-        logged after its last checkpoint is done again.
+        The run's config, shown in W&B, and in it how to use W&B.
+    writes
+        False on every process but the first, where all calls do nothing.
     """
 
     abandoned: ClassVar[bool] = False  # a W&B thread or server may still be waiting for something
 
-    def __init__(
+    def __init__(self, path: Path, config: TrainConfig, *, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+        self.run: Any = None  # a wandb run, or None
+        if writes:
+            self._start(config)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines an interrupted run wrote after its last checkpoint: they come again."""
+        if self.writes and self.path.exists():
+            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Write one line; ``step`` is the number of optimiser updates done."""
+        if not self.writes:
+            return
+        line = {"step": step, **{name: _json_number(value) for name, value in metrics.items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._send(lambda run: run.log(metrics, step=step))
+
+    def report(
         self,
         folder: Path,
-        config: TrackingConfig,
-        *,
-        run_name: str,
-        run_config: dict,
-        first_step: int = 0,
+        class_names: list[str],
+        labels: np.ndarray,
+        probabilities: np.ndarray,
+        embeddings: np.ndarray | None,
     ) -> None:
-        path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-        self._file = path.open("a", encoding="utf-8")
-        self._folder = folder
-        self.run: Any = None  # a wandb run, or None
-        self._start(config, run_name, run_config)
+        """Show the test cells of a finished run in W&B: confusion, classes, UMAP, the model."""
+        if self.run is None:
+            return
+        import wandb
 
-    def log(self, metrics: dict[str, float], *, step: int) -> None:
-        """Write one line; ``step`` is the number of optimiser updates done."""
-        line = {"step": step, **{name: _finite(value) for name, value in metrics.items()}}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        self.send(lambda run: run.log(metrics, step=step))
+        predicted = probabilities.argmax(axis=1)
+        names = [str(name) for name in class_names]
+        scores = precision_recall_fscore_support(
+            labels, predicted, labels=range(len(names)), zero_division=0
+        )
+        rows = [
+            [name, int(n), float(p), float(r), float(f)]
+            for name, p, r, f, n in zip(names, *scores, strict=True)
+        ]
 
-    def send(self, call: Callable[[Any], object], *, timeout: float = 5.0) -> None:
-        """Make ``call(run)`` if there is a W&B run; a failure ends W&B, not the training."""
+        def send(run: Any) -> None:
+            table = wandb.Table(columns=["class", "n", "precision", "recall", "f1"], data=rows)
+            content = {
+                "test/classes": table,
+                "test/confusion": wandb.plot.confusion_matrix(
+                    y_true=labels.tolist(), preds=predicted.tolist(), class_names=names
+                ),
+            }
+            if image is not None:
+                content["test/umap"] = wandb.Image(image)
+            run.log(content)
+            artifact = wandb.Artifact(f"model-{folder.name}", type="model")
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                if path.suffix != ".npz":
+                    # Not copied: the run folder stays where it is.
+                    name = str(path.relative_to(folder))
+                    artifact.add_file(str(path), name, policy="immutable", skip_cache=True)
+            run.log_artifact(artifact)
+
+        image = None if embeddings is None else umap_image(embeddings, labels, names)
+        self._send(send, timeout=10.0)
+
+    def finish(self, timeout: float = FINISH_TIMEOUT) -> None:
+        """End the W&B run, waiting for its uploads at most ``timeout`` seconds."""
+        if self.run is not None:
+            _, error = _bounded(self.run.finish, timeout)
+            if error is not None:
+                self._give_up(f"it did not finish ({error}); upload later with wandb sync")
+            self.run = None
+
+    def _send(self, call: Callable[[Any], object], timeout: float = 5.0) -> None:
         if self.run is not None:
             run = self.run
             _, error = _bounded(lambda: call(run), timeout)
             if error is not None:
-                self._give_up(f"a call failed ({error})")
+                self._give_up(f"a call failed ({_first_line(error)})")
 
-    def finish(self, *, timeout: float = FINISH_TIMEOUT) -> None:
-        """Close the file and end the W&B run, waiting for uploads at most ``timeout`` seconds."""
-        self._file.close()
-        if self.run is not None:
-            _, error = _bounded(self.run.finish, timeout)
-            if error is not None:
-                self._give_up(f"it did not finish ({error}); later: wandb sync <its folder>")
-            self.run = None
-
-    def _start(self, config: TrackingConfig, run_name: str, run_config: dict) -> None:
-        mode = wandb_mode(config.wandb)
+    def _start(self, config: TrainConfig) -> None:
+        tracking = config.tracking
+        mode = wandb_mode(tracking.wandb)
         if mode == "disabled":
             return
         if importlib.util.find_spec("wandb") is None:
@@ -99,33 +145,97 @@ class Tracker:
 
             settings = wandb.Settings(
                 mode=mode,
-                init_timeout=config.init_timeout,
-                login_timeout=config.init_timeout,
-                console="off",  # the progress bar is not a log
+                init_timeout=tracking.init_timeout,
+                login_timeout=tracking.init_timeout,
+                console="off",  # a progress bar is not a log
                 silent=True,
             )
             return wandb.init(
-                project=config.project,
-                name=run_name,
-                group=config.group,
-                tags=config.tags,
-                config=run_config,
-                dir=str(self._folder),
+                project=tracking.project,
+                name=config.name,
+                group=tracking.group,
+                tags=tracking.tags,
+                config=config.model_dump(mode="json"),
+                dir=config.runs_dir,  # wandb/ there, beside the runs: theirs are renamed
                 settings=settings,
             )
 
         for attempt in dict.fromkeys((mode, "offline")):
-            self.run, error = _bounded(lambda m=attempt: start(m), config.init_timeout + 3)
+            self.run, error = _bounded(lambda m=attempt: start(m), tracking.init_timeout + 3)
             if error is None:
-                where = self.run.url if attempt == "online" else "offline, look with: wandb leet"
-                logger.info("W&B: %s", where)
+                logger.info("W&B: %s", self.run.url if attempt == "online" else self.run.dir)
                 return
             self._give_up(f"it could not start {attempt} ({_first_line(error)})")
 
     def _give_up(self, reason: str) -> None:
-        logger.warning("W&B: %s; training goes on, metrics.jsonl has every number", reason)
+        logger.warning("W&B: %s; the run goes on, metrics.jsonl has every number", reason)
         self.run = None
         Tracker.abandoned = True
+
+
+class Curve:
+    """Sums over the cells since the last point of the training curve, over all processes."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._reset()
+
+    def add(self, losses: Tensor, *, n_tokens: int, waited: float) -> None:
+        """Count one batch: its cells' losses, its tokens, the seconds it was waited for."""
+        self.loss = self.loss + losses.detach().sum()
+        self.n_cells += len(losses)
+        self.n_tokens += n_tokens
+        self.waited += waited
+
+    def read(self) -> dict[str, float]:
+        """Return the point and start the next one."""
+        seconds = time.perf_counter() - self.start
+        sums = [float(self.loss), self.n_cells, self.n_tokens, self.waited, seconds]
+        loss, n_cells, n_tokens, waited, all_seconds = sum_over_ranks(sums, self.ranks)
+        self._reset()
+        return {
+            "train/loss": loss / n_cells,
+            "perf/cells_per_second": n_cells / seconds,
+            "perf/tokens_per_second": n_tokens / seconds,
+            "perf/data_wait_fraction": waited / all_seconds,
+        }
+
+    def _reset(self) -> None:
+        self.loss: Tensor | float = 0.0
+        self.n_cells = self.n_tokens = 0
+        self.waited = 0.0
+        self.start = time.perf_counter()
+
+
+def umap_image(
+    embeddings: np.ndarray, labels: np.ndarray, class_names: list[str], max_cells: int = 5000
+) -> Any:
+    """Draw the UMAP of cell embeddings, coloured by cell type; None where it cannot be drawn."""
+    import warnings
+
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.permutation(len(labels))[:max_cells])
+    if len(rows) < 10:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numba's and umap's own
+        from umap import UMAP
+
+        xy = UMAP(n_neighbors=min(15, len(rows) - 1), random_state=0).fit_transform(
+            embeddings[rows]
+        )
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.add_subplot(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+    for label in np.unique(labels[rows]):
+        cells = labels[rows] == label
+        axes.scatter(*xy[cells].T, s=5, color=f"C{label % 10}", label=class_names[label])
+    figure.legend(loc="outside right upper", markerscale=3, fontsize="small")
+    image = io.BytesIO()
+    figure.savefig(image, dpi=100)
+    return Image.open(image)
 
 
 def wandb_mode(choice: str) -> str:
@@ -200,6 +310,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _finite(value: float) -> float | None:
-    """NaN is not JSON: write null."""
-    return value if isinstance(value, int) or math.isfinite(value) else None
+def _json_number(value: float) -> float | None:
+    """NaN and infinity are not JSON: write null."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,236 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy.sparse import csr_matrix
+
+from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
+from models.rank_transformer import RankTransformer, RankTransformerConfig, rank_positions
+
+N_GENES, N_CLASSES, N_TOKENS = 30, 4, 13
+POSITIONS = ("none", "learned", "sinusoidal")
+CHOICES = [
+    {"rank_position": position, "value_embedding": value, "cls_init": cls}
+    for position, value, cls in itertools.product(
+        POSITIONS, ("none", "mlp"), ("learned", "expression")
+    )
+]
+
+
+def build(n_segments: int = 1, **fields) -> RankTransformer:
+    torch.manual_seed(0)
+    config = RankTransformerConfig(d_model=16, n_heads=2, gene_init="random", **fields)
+    return config.build(
+        n_vocabulary=N_SPECIALS + N_GENES,
+        n_classes=N_CLASSES,
+        n_tokens=n_segments * N_TOKENS,
+        n_segments=n_segments,
+    ).eval()
+
+
+@pytest.fixture
+def batch(rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """Five cells of falling length; the last has no gene at all."""
+    token_ids = np.full((5, N_TOKENS), PAD)
+    counts = np.zeros((5, N_TOKENS), dtype=np.int64)
+    token_ids[:, 0] = CLS
+    for cell, n in enumerate((12, 9, 5, 2, 0)):
+        token_ids[cell, 1 : n + 1] = N_SPECIALS + rng.permutation(N_GENES)[:n]
+        counts[cell, 1 : n + 1] = rng.integers(1, 50, n)
+    return {
+        "token_ids": torch.from_numpy(token_ids),
+        "counts": torch.from_numpy(counts),
+        "library_size": torch.from_numpy(np.maximum(counts.sum(1, keepdims=True), 1)).float(),
+        "labels": torch.arange(5) % N_CLASSES,
+    }
+
+
+@pytest.fixture
+def two_halves(batch) -> dict[str, torch.Tensor]:
+    """Each cell above, with the genes of the next one as its previous profile."""
+    token_ids, counts = torch.full((5, 2 * N_TOKENS), PAD), torch.zeros(5, 2 * N_TOKENS).long()
+    for cell in range(5):
+        now = batch["token_ids"][cell][batch["token_ids"][cell] != PAD]
+        previous = batch["token_ids"][(cell + 1) % 5, 1:]
+        previous = previous[previous != PAD]
+        n = len(now) + 1 + len(previous)
+        token_ids[cell, :n] = torch.cat([now, torch.tensor([SEP]), previous])
+        counts[cell, :n] = torch.cat(
+            [
+                batch["counts"][cell, : len(now)],
+                torch.tensor([0]),
+                batch["counts"][(cell + 1) % 5, 1 : len(previous) + 1],
+            ]
+        )
+    size = batch["library_size"]
+    return batch | {
+        "token_ids": token_ids,
+        "counts": counts,
+        "library_size": torch.cat([size, size.roll(-1, 0)], dim=1),
+    }
+
+
+def permuted(batch: dict, columns: torch.Tensor) -> dict:
+    """Reorder the genes of the first cell, which fills its row."""
+    changed = {name: value.clone() for name, value in batch.items()}
+    for name in ("token_ids", "counts"):
+        changed[name][0] = batch[name][0, columns]
+    return changed
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_extra_padding_never_moves_the_answer(batch, choice):
+    model = build(**choice)
+    short = batch | {k: batch[k][1:, :10] for k in ("token_ids", "counts")}
+    short["library_size"] = batch["library_size"][1:]
+    long, expected = model(batch), model(short)
+    torch.testing.assert_close(long.logits[1:], expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        long.cell_embedding[1:], expected.cell_embedding, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_order_of_genes_matters_with_rank_positions_only(batch, choice):
+    model = build(**choice)
+    order = torch.cat([torch.tensor([0]), 1 + torch.randperm(12)])
+    moved = model(permuted(batch, order)).cell_embedding - model(batch).cell_embedding
+    if choice["rank_position"] == "none":
+        assert moved.abs().max() < 1e-5
+    else:
+        assert moved[0].abs().max() > 1e-4
+    assert moved[1:].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("n_segments", [1, 2])
+def test_gradient_reaches_every_parameter(batch, two_halves, choice, n_segments):
+    model = build(n_segments, **choice)
+    output = model(batch if n_segments == 1 else two_halves)
+    output.logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if not name.endswith("to_kv.bias"):  # softmax does not feel a shift of all keys
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_cell_does_not_depend_on_the_others(batch):
+    model = build(value_embedding="mlp")
+    alone = [model({k: v[i : i + 1] for k, v in batch.items()}).logits for i in range(5)]
+    torch.testing.assert_close(torch.cat(alone), model(batch).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("choice", [CHOICES[0], CHOICES[-1]], ids=str)
+def test_doubling_a_cells_counts_changes_nothing(batch, choice):
+    model = build(**choice)
+    doubled = batch | {"counts": 2 * batch["counts"], "library_size": 2 * batch["library_size"]}
+    torch.testing.assert_close(model(doubled).logits, model(batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("choice", "sees_counts"),
+    [
+        ({"value_embedding": "none", "cls_init": "learned"}, False),
+        ({"value_embedding": "mlp", "cls_init": "learned"}, True),
+        ({"value_embedding": "none", "cls_init": "expression"}, True),
+    ],
+    ids=str,
+)
+def test_counts_are_an_input_when_the_config_says_so(batch, choice, sees_counts):
+    model = build(**choice)
+    other = batch | {"counts": torch.where(batch["counts"] > 0, 60 - batch["counts"], 0)}
+    moved = (model(other).logits - model(batch).logits).abs().max()
+    assert (moved > 1e-5) == sees_counts
+
+
+def test_ranks_restart_in_the_second_half():
+    token_ids = torch.tensor([[CLS, 9, 8, 7, SEP, 6, 5, PAD], [CLS, 9, SEP, 6, PAD, PAD, 0, 0]])
+    assert rank_positions(token_ids)[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert rank_positions(token_ids)[1, :4].tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_the_halves_are_told_apart(two_halves, choice):
+    model = build(2, **choice)
+    swapped = {name: value.clone() for name, value in two_halves.items()}
+    row, cell_counts = two_halves["token_ids"][0], two_halves["counts"][0]
+    sep = int((row == SEP).nonzero())
+    end = int((row != PAD).sum())
+    order = [0, *range(sep + 1, end), sep, *range(1, sep), *range(end, len(row))]
+    swapped["token_ids"][0], swapped["counts"][0] = row[order], cell_counts[order]
+    swapped["library_size"][0] = two_halves["library_size"][0].flip(0)
+    moved = (model(swapped).logits - model(two_halves).logits).abs()
+    assert moved[0].max() > 1e-4
+    assert moved[1:].max() < 1e-5
+
+
+def test_cls_starts_from_the_expression_weighted_genes(batch):
+    model = build(rank_position="none", cls_init="expression")
+    embedded = model.embed(batch)
+    genes = model.gene_embedding.weight
+    cell = 2
+    total = torch.zeros(16)
+    for token, count in zip(batch["token_ids"][cell], batch["counts"][cell], strict=True):
+        total += torch.log1p(count * 1e4 / batch["library_size"][cell, 0]) * genes[token]
+    expected = genes[CLS] + torch.nn.functional.layer_norm(total, (16,))
+    torch.testing.assert_close(embedded[cell, 0], expected)
+    torch.testing.assert_close(embedded[cell, 1], genes[batch["token_ids"][cell, 1]])
+
+
+def test_svd_start_is_fitted_on_what_it_is_given_and_leaves_special_tokens(rng):
+    counts = csr_matrix(rng.poisson(1.0, (40, N_GENES)))
+    library_size = np.asarray(counts.sum(axis=1)).ravel()
+    config = RankTransformerConfig(d_model=16, n_heads=2, gene_init="svd")
+    model = build()
+    before = model.gene_embedding.weight.detach().clone()
+    config.initialize(model, lambda: (counts, library_size), np.random.default_rng(0))
+    after = model.gene_embedding.weight
+    assert torch.equal(after[:N_SPECIALS], before[:N_SPECIALS])
+    assert not torch.equal(after[N_SPECIALS:], before[N_SPECIALS:])
+    assert float(after[N_SPECIALS:].std()) == pytest.approx(
+        float(before[N_SPECIALS:].std()), rel=0.2
+    )
+
+
+def test_a_random_start_does_not_read_the_expression():
+    def read():
+        raise AssertionError("read for nothing")
+
+    config = RankTransformerConfig(gene_init="random")
+    config.initialize(build(), read, np.random.default_rng(0))
+
+
+def test_the_largest_token_and_the_longest_row_fit(batch):
+    # The last gene of the vocabulary has an embedding row, the last rank a position.
+    full = {
+        "token_ids": torch.tensor(
+            [[CLS, *range(N_SPECIALS + N_GENES - 12, N_SPECIALS + N_GENES)]]
+        ),
+        "counts": torch.ones(1, N_TOKENS).long(),
+        "library_size": torch.full((1, 1), 12.0),
+    }
+    assert build()(full).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"d_model": 10, "n_heads": 4}, "d_model 10 is not divisible by n_heads 4"),
+        ({"d_model": 7, "n_heads": 1, "rank_position": "sinusoidal"}, "even d_model"),
+        ({"n_layer": 2}, "Extra inputs"),
+        ({"rank_position": "rotary"}, "rank_position"),
+        ({"dropout": 1.5}, "dropout"),
+    ],
+)
+def test_impossible_configs_say_why(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        RankTransformerConfig(**fields)
+
+
+def test_head_width_may_be_chosen_freely():
+    config = RankTransformerConfig(d_model=10, n_heads=4, d_head=3)
+    model = config.build(n_vocabulary=9, n_classes=2, n_tokens=5, n_segments=1)
+    assert model.encoder.blocks[0].attention.to_q.out_features == 12

@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from models.transformer import Encoder, initialize_weights
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    encoder = Encoder(n_layers=3, d_model=16, n_heads=2, d_head=8, d_feed_forward=32)
+    initialize_weights(encoder)
+    return encoder
+
+
+def test_asking_for_the_cls_row_changes_nothing_but_the_work(encoder):
+    x = torch.randn(4, 9, 16)
+    padding = torch.arange(9)[None, :] >= torch.tensor([9, 5, 2, 1])[:, None]
+    full, short = encoder(x, padding), encoder(x, padding, n_outputs=1)
+    assert short.shape == (4, 1, 16)
+    torch.testing.assert_close(short, full[:, :1])
+    parameters = list(encoder.parameters())
+    for a, b in zip(
+        torch.autograd.grad(full[:, 0].square().sum(), parameters),
+        torch.autograd.grad(short.square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_equals_torchs_pre_norm_encoder_layer():
+    torch.manual_seed(0)
+    ours = Encoder(n_layers=1, d_model=16, n_heads=2, d_head=8, d_feed_forward=32)
+    theirs = nn.TransformerEncoderLayer(
+        16, 2, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    block = ours.blocks[0]
+    with torch.no_grad():
+        attention = theirs.self_attn
+        attention.in_proj_weight.copy_(
+            torch.cat([block.attention.to_q.weight, block.attention.to_kv.weight])
+        )
+        attention.in_proj_bias.copy_(
+            torch.cat([block.attention.to_q.bias, block.attention.to_kv.bias])
+        )
+        attention.out_proj.load_state_dict(block.attention.to_out.state_dict())
+        theirs.linear1.load_state_dict(block.feed_forward[0].state_dict())
+        theirs.linear2.load_state_dict(block.feed_forward[3].state_dict())
+    x = torch.randn(2, 6, 16)
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[1, 4:] = True
+    real = ~padding
+    expected = ours.norm(theirs(x, src_key_padding_mask=padding))
+    torch.testing.assert_close(ours(x, padding)[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+def test_feed_forward_expands_and_comes_back(encoder):
+    expand, contract = encoder.blocks[0].feed_forward[0], encoder.blocks[0].feed_forward[3]
+    assert (expand.in_features, expand.out_features) == (16, 32)
+    assert (contract.in_features, contract.out_features) == (32, 16)
+
+
+def test_initialization_keeps_the_size_of_the_residual_stream():
+    torch.manual_seed(0)
+    encoder = Encoder(n_layers=12, d_model=64, n_heads=4, d_head=16, d_feed_forward=256)
+    initialize_weights(encoder)
+    x = torch.randn(8, 20, 64)
+    padding = torch.zeros(8, 20, dtype=torch.bool)
+    for block in encoder.blocks:
+        x = block(x, padding)
+    assert 0.5 < x.std() < 2
+
+
+@torch.no_grad()
+def test_initialization_values():
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "linear": nn.Linear(400, 300),
+            "norm": nn.LayerNorm(8),
+            "embedding": nn.Embedding(500, 64, padding_idx=0),
+        }
+    )
+    initialize_weights(model, embedding_std=0.05)
+    assert float(model["linear"].weight.std()) == pytest.approx(1 / math.sqrt(400), rel=0.05)
+    assert not model["linear"].bias.any()
+    assert (model["norm"].weight == 1).all()
+    assert not model["norm"].bias.any()
+    assert float(model["embedding"].weight[1:].std()) == pytest.approx(0.05, rel=0.05)
+    assert not model["embedding"].weight[0].any()

@@ -1,0 +1,188 @@
+"""A run's folder: ``runs/.<name>.partial`` while it lasts, ``runs/<name>`` once it is whole."""
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from dataset.encoded_folder import EncodedFolder, EncodedSplit
+from safetensors.numpy import save_file
+
+from configs.schema import TrainConfig
+from training.checkpoint import flush_to_disk, write_atomically, write_text
+
+# What a run is made of. How it is watched and where it runs may change between two commands.
+NOT_COMPARED = ("tracking", "runs_dir", "device", "data")
+COPIED = ("meta.json", "vocabulary.json", "gene_medians.npy", "class_names.json", "history")
+
+
+class RunFolderError(ValueError):
+    """The run's folder holds something else than what was asked for."""
+
+
+class RunFolder:
+    """Where a run writes, and whether it has been there before.
+
+    Attributes
+    ----------
+    final
+        ``runs/<name>``: exists only with everything in it.
+    partial
+        ``runs/.<name>.partial``: the checkpoint that an interrupted run carries on from.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.final = Path(config.runs_dir) / config.name
+        self.partial = self.final.with_name(f".{config.name}.partial")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last epoch's checkpoint; not there before the first epoch has ended."""
+        return self.partial / "checkpoint.safetensors"
+
+    def is_finished(self) -> bool:
+        """Tell whether this very run is done.
+
+        Raises
+        ------
+        RunFolderError
+            If another run, by its config or its data, was finished or begun under this name.
+        """
+        if self.final.exists():
+            self._check_same(self.final, "holds a finished run")
+            return True
+        if self.checkpoint.exists():
+            self._check_same(self.partial, "holds an interrupted run")
+        return False
+
+    @contextmanager
+    def begun(self, data: EncodedFolder, *, writes: bool) -> Iterator[None]:
+        """Make the partial folder, or go on in it; remove it if it never got a checkpoint."""
+        if not writes:
+            yield
+            return
+        self.partial.mkdir(parents=True, exist_ok=True)
+        try:
+            write_text(self.partial / "config.yaml", self.config.to_yaml())
+            shutil.rmtree(self.partial / "data", ignore_errors=True)
+            (self.partial / "data").mkdir()
+            for name in COPIED:
+                source, copy = data.path / name, self.partial / "data" / name
+                if source.is_dir():
+                    shutil.copytree(source, copy)
+                elif source.exists():
+                    shutil.copyfile(source, copy)
+            yield
+        finally:
+            if self.partial.exists() and not self.checkpoint.exists():
+                shutil.rmtree(self.partial)
+
+    def check_data(self, data: EncodedFolder) -> None:
+        """Refuse to carry on with other cells than those the run was begun with."""
+        for folder in (self.final, self.partial):
+            if (folder / "data" / "meta.json").exists() and (
+                folder == self.final or self.checkpoint.exists()
+            ):
+                meta = json.loads((folder / "data" / "meta.json").read_text(encoding="utf-8"))
+                for key in ("data_sha256", "split_sha256", "tokenizer"):
+                    if meta.get(key) != data.meta.get(key):
+                        raise RunFolderError(
+                            f"{folder}: was trained on other cells than {data.path} ({key} "
+                            "differs); choose another name, or delete that folder"
+                        )
+
+    def write_predictions(
+        self,
+        split: str,
+        cells: EncodedSplit,
+        probabilities: np.ndarray,
+        embeddings: np.ndarray | None,
+    ) -> None:
+        """Write ``predictions_<split>.npz``; names are numpy strings, nothing is pickled."""
+        arrays = {
+            "cell_names": np.asarray(cells.cell_names, dtype=np.str_),
+            "batches": np.asarray(cells.batches, dtype=np.str_),
+            "labels": np.asarray(cells.labels, dtype=np.int64),
+            "probabilities": probabilities.astype(np.float32),
+        }
+        if embeddings is not None:
+            arrays["embeddings"] = embeddings.astype(np.float32)
+
+        def write(aside: Path) -> None:
+            with aside.open("wb") as file:  # given a name, numpy would append .npz to it
+                np.savez(file, allow_pickle=False, **arrays)
+
+        write_atomically(self.partial / f"predictions_{split}.npz", write)
+
+    def write_weights(self, weights: dict[str, np.ndarray]) -> None:
+        """Write ``model.safetensors``."""
+        contiguous = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+        write_atomically(
+            self.partial / "model.safetensors", lambda aside: save_file(contiguous, aside)
+        )
+
+    def finish(self, metrics: dict) -> None:
+        """Write ``metrics.json``, drop the checkpoint and give the folder its name."""
+        write_text(self.partial / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        self.checkpoint.unlink(missing_ok=True)
+        for path in self.partial.rglob("*"):
+            flush_to_disk(path)
+        os.replace(self.partial, self.final)
+        flush_to_disk(self.final.parent)
+
+    def _check_same(self, folder: Path, what: str) -> None:
+        try:
+            text = (folder / "config.yaml").read_text(encoding="utf-8")
+            found = yaml.safe_load(text)
+        except (OSError, yaml.YAMLError):
+            found = None
+        if not isinstance(found, dict):
+            raise RunFolderError(f"{folder}: has no readable config.yaml; delete it and run again")
+        wanted = self.config.model_dump(mode="json")
+        differing = [
+            key
+            for key in sorted(wanted.keys() | found.keys())
+            if key not in NOT_COMPARED and wanted.get(key) != found.get(key)
+        ]
+        if differing:
+            raise RunFolderError(
+                f"{folder}: {what} of another config (differs in: {', '.join(differing)}); "
+                "choose another name=..., or delete that folder"
+            )
+
+
+def environment(device: torch.device) -> dict:
+    """Say what a run was made with: commit, device, versions, peak memory of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),
+        "git_commit": git_commit(),
+        "device": str(device),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in ("numpy", "scikit-learn", "torch")},
+    }
+
+
+def git_commit() -> str | None:
+    """Return the commit of the code, marked when files differ from it; None outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-changed" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
