@@ -5,7 +5,9 @@ what reads one reads the other. ``open_store`` is the only place that knows whic
 place to add another kind of storage.
 """
 
+import errno
 import hashlib
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -45,6 +47,11 @@ def named_errors(path: Path, doing: str) -> Iterator[None]:
     except CellFileError:
         raise
     except STORAGE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CellFileError(
+                f"{path}: {doing} needs room in {tempfile.gettempdir()}, and the disk is full: "
+                "free some, or set TMPDIR to a folder on another disk"
+            ) from error
         detail = str(error).strip().splitlines()[0] if str(error).strip() else "no detail"
         raise CellFileError(
             f"{path}: {doing} failed ({type(error).__name__}: {detail}). The file is damaged or "

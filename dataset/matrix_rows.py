@@ -5,10 +5,13 @@ Nothing here judges the values; ``dataset/count_values.py`` does.
 """
 
 import tempfile
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
+
+from dataset.hdf5_chunks import fast_array
 
 # Entries held at once when a column-wise matrix is turned: about 50 MB with the sorting.
 STRIPE_ENTRIES = 2_000_000
@@ -24,8 +27,8 @@ class Rows(NamedTuple):
     data: np.ndarray
 
 
-def open_matrix(node: Any) -> "CsrRows | CscRows | DenseRows":
-    """Return the reader for a matrix as anndata stores it.
+def open_matrix(node: Any, threads: Executor | None = None) -> "CsrRows | CscRows | DenseRows":
+    """Return the reader for a matrix as anndata stores it; ``threads`` inflate for it.
 
     Raises
     ------
@@ -41,7 +44,7 @@ def open_matrix(node: Any) -> "CsrRows | CscRows | DenseRows":
         raise ValueError(f"expected a CSR, CSC or dense matrix, found {encoding!r}")
     n_rows, n_columns = (int(n) for n in shape)
     reader = CsrRows if encoding.startswith("csr") else CscRows
-    return reader(node, n_rows, n_columns)
+    return reader(node, n_rows, n_columns, threads)
 
 
 def _read_indptr(node: Any, n_major: int) -> np.ndarray:
@@ -59,10 +62,13 @@ def _read_indptr(node: Any, n_major: int) -> np.ndarray:
 class CsrRows:
     """Row-wise sparse matrix: the rows asked for are one stretch of the stored arrays."""
 
-    def __init__(self, node: Any, n_rows: int, n_columns: int) -> None:
+    def __init__(
+        self, node: Any, n_rows: int, n_columns: int, threads: Executor | None = None
+    ) -> None:
         self.shape = (n_rows, n_columns)
         self.indptr = _read_indptr(node, n_rows)
-        self.indices, self.data = node["indices"], node["data"]
+        self.indices = fast_array(node["indices"], threads)
+        self.data = fast_array(node["data"], threads)
         self.dtype = self.data.dtype
 
     def rows(self, start: int, stop: int) -> Rows:
@@ -120,10 +126,13 @@ class CscRows:
     from front to back, so memory stays flat and nothing is read twice as often as needed.
     """
 
-    def __init__(self, node: Any, n_rows: int, n_columns: int) -> None:
+    def __init__(
+        self, node: Any, n_rows: int, n_columns: int, threads: Executor | None = None
+    ) -> None:
         self.shape = (n_rows, n_columns)
         self.column_start = _read_indptr(node, n_columns)
-        self.indices, self.data = node["indices"], node["data"]
+        self.indices = fast_array(node["indices"], threads)
+        self.data = fast_array(node["data"], threads)
         self.dtype = self.data.dtype
         self.files: tuple | None = None
         self.stripe_number, self.stripe = -1, csr_matrix((0, 0))
@@ -169,7 +178,7 @@ class CscRows:
             np.arange(len(self.stripe_rows) - 1, dtype=np.int32), np.diff(self.stripe_rows)
         )
         # Anonymous files: they vanish with this process, however it ends.
-        self.files = tuple(tempfile.TemporaryFile() for _ in range(3))
+        files = tuple(tempfile.TemporaryFile() for _ in range(3))
         position = self.stripe_entries[:-1].copy()
         for a in steps:
             rows = self._row_numbers(a)
@@ -185,10 +194,11 @@ class CscRows:
             arrays = rows[order].astype(np.int32), columns[order], values[order]
             for stripe in np.flatnonzero(n_of_stripe):
                 part = slice(ends[stripe] - n_of_stripe[stripe], ends[stripe])
-                for file, array in zip(self.files, arrays, strict=True):
+                for file, array in zip(files, arrays, strict=True):
                     file.seek(int(position[stripe]) * array.itemsize)
                     file.write(array[part].tobytes())
             position += n_of_stripe
+        self.files = files  # only now: what is half written is never read
 
     def _row_numbers(self, a: int) -> np.ndarray:
         rows = np.asarray(self.indices[a : a + STRIPE_ENTRIES])

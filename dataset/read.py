@@ -7,6 +7,7 @@ are opened for the length of a pass and not kept open between passes.
 
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -119,7 +120,12 @@ class Cells:
         return self.obs[key]
 
     def blocks(
-        self, max_cells: int = 1024, *, start: int = 0, stop: int | None = None
+        self,
+        max_cells: int = 1024,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        n_threads: int = 2,
     ) -> Iterator[tuple[int, csr_matrix]]:
         """Stream the counts in file order.
 
@@ -129,6 +135,9 @@ class Cells:
             Most cells in a block; a block never spans two files.
         start, stop
             Range of cells to read; all by default.
+        n_threads
+            Threads that inflate; with two or more the next block is read while the caller works
+            on this one. The blocks are the same.
 
         Yields
         ------
@@ -142,10 +151,15 @@ class Cells:
             read to its end or changes meanwhile.
         """
         stop = self.n_cells if stop is None else min(stop, self.n_cells)
-        yield from self._blocks(max_cells, start, stop, None)
+        yield from self._blocks(max_cells, start, stop, None, n_threads)
 
     def _blocks(
-        self, max_cells: int, start: int, stop: int, wanted: np.ndarray | None
+        self,
+        max_cells: int,
+        start: int,
+        stop: int,
+        wanted: np.ndarray | None,
+        n_threads: int,
     ) -> Iterator[tuple[int, csr_matrix]]:
         """Yield the blocks between ``start`` and ``stop`` that hold a cell ``wanted`` (sorted)."""
         offset = 0
@@ -156,28 +170,35 @@ class Cells:
                 n_before = np.searchsorted(wanted, [*(offset + starts), offset + last])
                 starts = starts[np.diff(n_before) > 0]
             if len(starts):
-                for row, block in self._file_blocks(file, offset, starts, last, max_cells):
-                    yield offset + row, block
+                ranges = [(row, min(row + max_cells, last)) for row in starts.tolist()]
+                yield from self._file_blocks(file, offset, ranges, n_threads)
             offset += file.n_cells
 
     def _file_blocks(
-        self, file: CellFile, offset: int, starts: np.ndarray, last: int, max_cells: int
+        self, file: CellFile, offset: int, ranges: list[tuple[int, int]], n_threads: int
     ) -> Iterator[tuple[int, csr_matrix]]:
         file.check_unchanged()
-        with open_store(file.path) as root:
+        with (
+            open_store(file.path) as root,
+            ThreadPoolExecutor(max(1, n_threads)) as inflaters,
+            ThreadPoolExecutor(1) as reader,
+        ):
+            threads = inflaters if n_threads > 1 else None
             matrix: CsrRows | CscRows | DenseRows | None = self._turned.get(offset)
             if matrix is None:
                 with named_errors(file.path, f"reading {file.counts_location}"):
-                    matrix = open_matrix(_node(root, file.counts_location))
-            if isinstance(matrix, CscRows):
-                self._turned[offset] = matrix  # it keeps its rows in a file of its own
-            for row in starts.tolist():
-                end = min(row + max_cells, last)
+                    matrix = open_matrix(_node(root, file.counts_location), threads)
+            ahead = reader.submit(matrix.rows, *ranges[0]) if n_threads > 1 else None
+            for i, (row, end) in enumerate(ranges):
                 with named_errors(
                     file.path, f"reading {file.counts_location} of cells {row:,} to {end:,}"
                 ):
-                    rows = matrix.rows(row, end)
-                yield row, self._block(file, rows, offset + row, matrix.shape[1])
+                    rows = ahead.result() if ahead else matrix.rows(row, end)
+                if isinstance(matrix, CscRows):
+                    self._turned[offset] = matrix  # it has its rows in a file of its own now
+                if ahead and i + 1 < len(ranges):
+                    ahead = reader.submit(matrix.rows, *ranges[i + 1])
+                yield offset + row, self._block(file, rows, offset + row, matrix.shape[1])
         file.check_unchanged()
 
     def _block(self, file: CellFile, rows: Rows, first_cell: int, n_file_genes: int) -> csr_matrix:
@@ -222,7 +243,7 @@ class Cells:
             wanted = np.flatnonzero(wanted)
         ordered = np.unique(wanted)
         parts = [csr_matrix((0, self.n_genes), dtype=np.int32)]
-        for start, block in self._blocks(1024, 0, self.n_cells, ordered):
+        for start, block in self._blocks(1024, 0, self.n_cells, ordered, 2):
             a, b = np.searchsorted(ordered, [start, start + block.shape[0]])
             parts.append(block[ordered[a:b] - start])
         counts = vstack(parts, format="csr")[np.searchsorted(ordered, wanted)]
