@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from dataset.compiled import compiled
+
 UINT16_MAX = 65_535
 BLOCK_BYTES = 2**24
 NAMES = ("indptr", "gene_index", "counts")
@@ -149,23 +151,57 @@ class CsrFile:
         return len(self.indptr) - 1
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Return rows ``start`` to ``stop``, copied from the disk."""
+        """Return rows ``start`` to ``stop``, still on the disk."""
         first, last = int(self.indptr[start]), int(self.indptr[stop])
-        return Rows(
-            self.indptr[start : stop + 1] - first,
-            np.array(self.gene_index[first:last]),
-            np.array(self.counts[first:last]),
-        )
+        indptr = self.indptr[start : stop + 1] - first
+        return Rows(indptr, self.gene_index[first:last], self.counts[first:last])
 
     def take(self, rows: NDArray[np.integer]) -> Rows:
-        """Return any rows in any order, copied from the disk."""
-        lengths = np.diff(self.indptr)[rows]
+        """Copy any rows, in any order, from the disk."""
+        rows = np.asarray(rows, dtype=np.int64)
         indptr = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=indptr[1:])
-        # Position of every value: its row's first value, and how far it is into the row.
-        positions = np.repeat(self.indptr[rows] - indptr[:-1], lengths)
-        positions += np.arange(indptr[-1])
-        return Rows(indptr, self.gene_index[positions], self.counts[positions])
+        np.cumsum(self.indptr[rows + 1] - self.indptr[rows], out=indptr[1:])
+        taken = Rows(
+            indptr,
+            np.empty(indptr[-1], dtype=self.gene_index.dtype),
+            np.empty(indptr[-1], dtype=self.counts.dtype),
+        )
+        _copy_rows(self.indptr, self.gene_index, self.counts, rows, *taken)
+        return taken
+
+
+def take_columns(rows: Rows, columns: NDArray[np.int64], n_genes: int) -> Rows:
+    """Renumber the columns: gene ``i`` goes to ``columns[i]``, or is left out where that is -1.
+
+    ``columns`` must keep the order of the genes.
+    """
+    dtype = index_dtype(n_genes)
+    indptr, gene_index = np.zeros_like(rows.indptr), np.empty(len(rows.gene_index), dtype=dtype)
+    counts = np.empty_like(rows.counts)
+    n = _copy_columns(*rows, columns, indptr, gene_index, counts)
+    return Rows(indptr, gene_index[:n], counts[:n])
+
+
+@compiled
+def _copy_rows(indptr, gene_index, counts, rows, new_indptr, new_gene_index, new_counts):
+    for i in range(len(rows)):
+        start, stop = indptr[rows[i]], indptr[rows[i] + 1]
+        new_gene_index[new_indptr[i] : new_indptr[i + 1]] = gene_index[start:stop]
+        new_counts[new_indptr[i] : new_indptr[i + 1]] = counts[start:stop]
+
+
+@compiled
+def _copy_columns(indptr, gene_index, counts, columns, new_indptr, new_gene_index, new_counts):
+    n = 0
+    for row in range(len(indptr) - 1):
+        for i in range(indptr[row], indptr[row + 1]):
+            column = columns[gene_index[i]]
+            if column >= 0:
+                new_gene_index[n] = column
+                new_counts[n] = counts[i]
+                n += 1
+        new_indptr[row + 1] = n
+    return n
 
 
 def row_blocks(n_rows: int, size: int) -> list[tuple[int, int]]:

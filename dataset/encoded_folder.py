@@ -1,0 +1,207 @@
+"""``EncodedFolder``: what ``encode`` wrote, opened and checked; the arrays stay on the disk."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from dataset.csr_file import CsrFile
+from dataset.vocabulary import Vocabulary
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test")
+ADVICE = "preprocess again (01_preprocess_sc_data.ipynb, overwrite)"
+
+
+class EncodedFolderError(ValueError):
+    """An encoded folder is not there, not whole, or not what its meta.json says."""
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The cells of one split; ``t`` is the row length, ``s`` the number of segments (1 or 2)."""
+
+    name: str
+    token_ids: NDArray  # (n, t), uint16 or int32
+    counts: NDArray  # (n, t), the count behind every token
+    lengths: NDArray[np.int32]  # (n,), tokens that are not padding
+    labels: NDArray[np.int64]  # (n,)
+    rows: NDArray[np.int64]  # (n,), into expression/ and cells
+    library_size: NDArray[np.float32]  # (n, s)
+    cells: pd.DataFrame  # (n,), lines of cells.csv
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def cell_names(self) -> NDArray[np.str_]:
+        """Names of the cells, ``(n,)``."""
+        return self.cells["cell_name"].to_numpy(dtype=str)
+
+    @property
+    def batches(self) -> NDArray[np.str_]:
+        """Donor or batch of the cells, ``(n,)``."""
+        return self.cells["batch"].to_numpy(dtype=str)
+
+
+class EncodedFolder:
+    """Checked reader of ``data/<name>/``.
+
+    Attributes
+    ----------
+    path, meta
+        The folder and its meta.json.
+    vocabulary, gene_medians, class_names
+        What was learned from the train cells.
+
+    Raises
+    ------
+    EncodedFolderError
+        If anything is missing, cut short, or of a shape or type that cannot be.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise EncodedFolderError(f"{self.path}: no such encoded folder; preprocess first")
+        self.meta: dict[str, Any] = self._json("meta.json")
+        self._check(isinstance(self.meta, dict), "meta.json", "expected a table of settings")
+        if (version := self.meta.get("schema_version")) != SCHEMA_VERSION:
+            raise EncodedFolderError(
+                f"{self.path}: written in format {version}, this code reads {SCHEMA_VERSION}: "
+                f"{ADVICE}"
+            )
+        try:
+            self.n_tokens = int(self.meta["n_tokens"])
+            self.n_segments = int(self.meta["n_segments"])
+            self.n_cells = {split: int(self.meta["n_cells"][split]) for split in SPLITS}
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged("meta.json", f"no usable {error}") from None
+        try:
+            self.vocabulary = Vocabulary.load(self.path / "vocabulary.json")
+        except (OSError, ValueError) as error:
+            raise self._damaged("vocabulary.json", _one_line(error)) from None
+        self.class_names: list[str] = self._json("class_names.json")
+        names = self.class_names
+        self._check(
+            isinstance(names, list) and all(isinstance(name, str) for name in names),
+            "class_names.json",
+            "expected a list of names",
+        )
+        self.gene_medians = self._array(
+            "gene_medians.npy", (self.vocabulary.n_genes,), ("float32",)
+        )
+        self._check(bool((self.gene_medians > 0).all()), "gene_medians.npy", "not all positive")
+        self._splits = {split: self._open_split(split) for split in SPLITS}
+
+    def split(self, name: str) -> EncodedSplit:
+        """Return ``train``, ``val`` or ``test``."""
+        return self._splits[name]
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """cells.csv: one line a cell, in the order of expression/."""
+        text = dict.fromkeys(("cell_name", "split", "label", "batch", "time"), str)
+        try:
+            cells = pd.read_csv(
+                self.path / "cells.csv",
+                dtype=text,
+                keep_default_na=False,  # a cell type may be called "NA"
+                na_values={"doublet_score": [""], "pct_counts_mt": [""]},
+            )
+        except (OSError, ValueError) as error:
+            raise self._damaged("cells.csv", _one_line(error)) from None
+        n_cells = sum(self.n_cells.values())
+        lacking = {"cell_name", "split", "label", "batch"} - set(cells)
+        self._check(not lacking, "cells.csv", f"no columns {sorted(lacking)}")
+        self._check(len(cells) == n_cells, "cells.csv", f"{len(cells)} lines, expected {n_cells}")
+        return cells
+
+    @cached_property
+    def _expression(self) -> tuple[CsrFile, NDArray[np.float64]]:
+        n_cells, n_genes = sum(self.n_cells.values()), self.vocabulary.n_genes
+        indptr = self._array("expression/indptr.npy", (n_cells + 1,), ("int64",))
+        ascending = indptr[0] == 0 and bool((np.diff(indptr) >= 0).all())
+        self._check(ascending, "expression/indptr.npy", "not ascending from 0")
+        n_values = int(indptr[-1])
+        index = self._array("expression/gene_index.npy", (n_values,), ("uint16", "int32"))
+        self._array("expression/counts.npy", (n_values,), ("uint16", "int32"))
+        largest = max(
+            (int(index[i : i + 2**22].max()) for i in range(0, n_values, 2**22)), default=0
+        )
+        self._check(largest < n_genes, "expression/gene_index.npy", "a gene beyond the vocabulary")
+        library_size = self._array("expression/library_size.npy", (n_cells,), ("float64",))
+        return CsrFile(self.path / "expression"), library_size
+
+    def expression(self, split: str) -> tuple[csr_matrix, NDArray[np.float64]]:
+        """Return raw counts, ``(n, n_genes)`` float32 in memory, and library sizes over all genes.
+
+        Rows are in the order of ``split(name)``.
+        """
+        matrix, library_size = self._expression
+        rows = np.asarray(self.split(split).rows)
+        return matrix.take(rows).to_csr(self.vocabulary.n_genes), library_size[rows]
+
+    def _open_split(self, name: str) -> EncodedSplit:
+        n, t, s = self.n_cells[name], self.n_tokens, self.n_segments
+        ids = (self.vocabulary.token_dtype.name,)
+        token_ids = self._array(f"{name}/token_ids.npy", (n, t), ids)
+        counts = self._array(f"{name}/counts.npy", (n, t), ("uint16", "int32"))
+        lengths = self._array(f"{name}/lengths.npy", (n,), ("int32",))
+        labels = self._array(f"{name}/labels.npy", (n,), ("int64",))
+        rows = self._array(f"{name}/rows.npy", (n,), ("int64",))
+        library_size = self._array(f"{name}/library_size.npy", (n, s), ("float32",))
+        for file, values, low, high in (
+            ("lengths.npy", lengths, s, t),
+            ("labels.npy", labels, 0, len(self.class_names) - 1),
+            ("rows.npy", rows, 0, sum(self.n_cells.values()) - 1),
+        ):
+            inside = n == 0 or (values.min() >= low and values.max() <= high)
+            self._check(inside, f"{name}/{file}", f"values outside {low} to {high}")
+        cells = self.cells.iloc[rows].reset_index(drop=True)
+        self._check(
+            bool((cells["split"] == name).all()), f"{name}/rows.npy", "not as in cells.csv"
+        )
+        return EncodedSplit(name, token_ids, counts, lengths, labels, rows, library_size, cells)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> NDArray:
+        """Open an array without reading it, if it is what it should be."""
+        path = self.path / name
+        try:
+            # An empty array cannot be memory-mapped, and need not be.
+            mode = "r" if 0 not in shape else None
+            array = np.load(path, mmap_mode=mode, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._damaged(name, _one_line(error)) from None
+        if array.shape != shape or array.dtype.name not in dtypes:
+            raise self._damaged(
+                name,
+                f"found {array.dtype} {array.shape}, expected {' or '.join(dtypes)} {shape}",
+            )
+        return array
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, _one_line(error)) from None
+
+    def _check(self, good: bool, name: str, fault: str) -> None:
+        if not good:
+            raise self._damaged(name, fault)
+
+    def _damaged(self, name: str, fault: str) -> EncodedFolderError:
+        file = self.path / name
+        if not file.exists():
+            return EncodedFolderError(f"{file}: missing: the folder is not whole; {ADVICE}")
+        return EncodedFolderError(f"{file}: damaged ({fault}); {ADVICE}")
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
