@@ -21,8 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from dataset.encoded_folder import EncodedFolder, EncodedFolderError, EncodedSplit
-from dataset.npy_dataset import Batch, LengthBucketSampler, NpyDataset, collate, to_device
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -30,6 +28,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.base import ConfigError
 from configs.schema import TrainConfig
+from dataset.encoded_folder import EncodedFolder, EncodedFolderError, EncodedSplit
+from dataset.npy_dataset import Batch, LengthBucketSampler, collate, data_loader, to_device
 from dataset.vocabulary import N_SPECIALS
 from evaluation import METRICS
 from models.objectives import balanced_class_weights, classify
@@ -98,8 +98,7 @@ def training_batches(
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
-    # No worker processes: rows come out of a memory map faster than they cross between processes.
-    return DataLoader(NpyDataset(cells), batch_sampler=sampler, collate_fn=collate)
+    return data_loader(cells, sampler)
 
 
 def timed(loader: DataLoader) -> Iterator[tuple[Batch, float]]:
@@ -122,8 +121,8 @@ def build_network(config: TrainConfig, data: EncodedFolder) -> nn.Module:
     network = config.model.build(
         n_vocabulary=data.vocabulary.n_tokens,
         n_classes=len(data.class_names),
-        n_tokens=data.meta["n_tokens"],
-        n_segments=data.meta["n_segments"],
+        n_tokens=data.n_tokens,
+        n_segments=data.n_segments,
     )
     rng = np.random.default_rng(config.seed)
     config.model.initialize(network, lambda: data.expression("train"), rng)
@@ -145,13 +144,13 @@ def predict(
 ) -> Predictions:
     """Predict every cell once, each process its share, and put the shares together."""
     order = np.argsort(cells.lengths, kind="stable")  # cells of like length need little padding
-    mine = order[ranks.rank :: ranks.world_size].tolist()
+    mine = order[ranks.rank :: ranks.world_size]
     size = 2 * config.optim.batch_size
-    batches = [mine[i : i + size] for i in range(0, len(mine), size)]
     network.eval()
     probabilities, embeddings = [], []
     with torch.inference_mode(), mixed_precision(config.precision, ranks.device):
-        for batch in DataLoader(NpyDataset(cells), batch_sampler=batches, collate_fn=collate):
+        for start in range(0, max(len(mine), 1), size):  # with no share, an empty batch
+            batch = collate(cells, mine[start : start + size])
             output = network(to_device(batch, ranks.device))
             probabilities.append(output.logits.float().softmax(dim=1))
             embeddings.append(output.cell_embedding.float())

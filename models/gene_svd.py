@@ -10,6 +10,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 from models.baselines.features import log_normalize, mean_and_std
 
+
 def gene_svd(
     counts: sparse.csr_matrix,
     library_size: np.ndarray,

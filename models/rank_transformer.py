@@ -49,6 +49,12 @@ class RankTransformerConfig(Config):
     d_head: int | None = Field(default=None, ge=1, description="null: d_model / n_heads")
     d_feed_forward: int | None = Field(default=None, ge=1, description="null: 4 x d_model")
     d_hidden: int | None = Field(default=None, ge=1, description="of the head; null: d_model")
+    n_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="highest ranks of each half that enter the blocks; null: the whole row. The "
+        "cost of attention grows with the square of it",
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1)
     attention_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="leaves the fast attention kernel on a CPU"
@@ -123,11 +129,12 @@ class RankTransformer(nn.Module):
         super().__init__()
         d = config.d_model
         self.gene_embedding = nn.Embedding(n_vocabulary, d, padding_idx=PAD)
+        n_positions = min(config.n_tokens or n_tokens, n_tokens - 1) + 1
         self.position_embedding = (
-            nn.Embedding(n_tokens, d) if config.rank_position == "learned" else None
+            nn.Embedding(n_positions, d) if config.rank_position == "learned" else None
         )
         if config.rank_position == "sinusoidal":
-            self.register_buffer("sinusoids", sinusoids(n_tokens, d), persistent=False)
+            self.register_buffer("sinusoids", sinusoids(n_positions, d), persistent=False)
         self.segment_embedding = nn.Embedding(n_segments, d) if n_segments > 1 else None
         self.value_embedding = (
             nn.Sequential(nn.Linear(1, d), nn.GELU(), nn.Linear(d, d))
@@ -147,6 +154,7 @@ class RankTransformer(nn.Module):
         )
         self.head = MLPClassifier(d, config.d_hidden or d, n_classes, config.dropout)
         self.rank_position = config.rank_position
+        self.n_tokens = config.n_tokens
         self.n_segments = n_segments
         initialize_weights(self)
         nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)
@@ -156,19 +164,24 @@ class RankTransformer(nn.Module):
 
         Uses ``token_ids`` and ``counts`` ``(b, t)`` and ``library_size`` ``(b, segments)``.
         """
-        token_ids = batch["token_ids"]
-        x = self.dropout(self.embed(batch))  # (b, t, d)
+        x, padding_mask = self.embed(batch)  # (b, t, d), (b, t)
         # The last block is asked for one row, <cls>: the head reads no other.
-        x = self.encoder(x, padding_mask=token_ids == PAD, n_outputs=1)  # (b, 1, d)
+        x = self.encoder(self.dropout(x), padding_mask, n_outputs=1)  # (b, 1, d)
         cell_embedding = x[:, 0]
         return Output(logits=self.head(cell_embedding), cell_embedding=cell_embedding)
 
-    def embed(self, batch: "Batch") -> Tensor:
-        """Sum what is known of each token: gene, rank, segment, value; ``(b, t, d)``."""
-        token_ids = batch["token_ids"]
-        genes = self.gene_embedding(token_ids)  # (b, t, d)
-        x = genes
-        segments = (token_ids == SEP).cumsum(dim=1)  # (b, t): 0 up to <sep>, 1 from there on
+    def embed(self, batch: "Batch") -> tuple[Tensor, Tensor]:
+        """Sum what is known of each token: gene, rank, segment, value.
+
+        Returns
+        -------
+        The tokens that enter the blocks, ``(b, t, d)``, and where they are padding, ``(b, t)``.
+        """
+        top = batch
+        if self.n_tokens is not None:
+            top = highest_ranks(batch, self.n_tokens, self.n_segments)
+        token_ids = top["token_ids"]
+        x = self.gene_embedding(token_ids)  # (b, t, d)
         if self.rank_position != "none":
             ranks = rank_positions(token_ids)  # (b, t)
             if self.position_embedding is not None:
@@ -176,20 +189,41 @@ class RankTransformer(nn.Module):
             else:
                 x = x + self.sinusoids[ranks]
         if self.segment_embedding is not None:
-            x = x + self.segment_embedding(segments)
-        if self.value_embedding is None and self.expression_norm is None:
-            return x
-        expression = token_expression(batch, segments)  # (b, t)
+            x = x + self.segment_embedding(segments_of(token_ids))
         if self.value_embedding is not None:
-            values = self.value_embedding(expression[..., None])  # (b, t, d)
+            values = self.value_embedding(token_expression(top)[..., None])  # (b, t, d)
             x = x + values * (token_ids >= N_SPECIALS)[..., None]
         if self.expression_norm is not None:
-            # Each half is summed into the token that opens it: now <cls>, previous <sep>.
+            # Each half is summed, over the whole row, into the token that opens it.
+            segments, expression = segments_of(batch["token_ids"]), token_expression(batch)
             for segment, opening in enumerate((CLS, SEP)[: self.n_segments]):
-                weights = expression * (segments == segment)  # (b, t)
-                total = self.expression_norm(torch.einsum("bt,btd->bd", weights, genes))
-                x = x + total[:, None, :] * (token_ids == opening)[..., None]
-        return x
+                total = nn.functional.embedding_bag(  # the weighted sum, never (b, t, d)
+                    batch["token_ids"],
+                    self.gene_embedding.weight,
+                    per_sample_weights=expression * (segments == segment),
+                    mode="sum",
+                )  # (b, d)
+                x = x + self.expression_norm(total)[:, None] * (token_ids == opening)[..., None]
+        return x, token_ids == PAD
+
+
+def segments_of(token_ids: Tensor) -> Tensor:
+    """Return 0 up to ``<sep>`` and 1 from there on, ``(b, t)``."""
+    return (token_ids == SEP).cumsum(dim=1)
+
+
+def highest_ranks(batch: "Batch", n_tokens: int, n_segments: int) -> "Batch":
+    """Keep the first ``n_tokens`` genes of each half of each cell, and its special tokens."""
+    token_ids = batch["token_ids"]
+    keep = (rank_positions(token_ids) <= n_tokens) & (token_ids != PAD)
+    # What is kept moves to the front, in order.
+    order = (~keep).byte().argsort(dim=1, stable=True)[:, : n_segments * (1 + n_tokens)]
+    keep = keep.gather(1, order)
+    return {
+        **batch,
+        "token_ids": torch.where(keep, token_ids.gather(1, order), PAD),
+        "counts": torch.where(keep, batch["counts"].gather(1, order), 0),
+    }
 
 
 def rank_positions(token_ids: Tensor) -> Tensor:
@@ -199,10 +233,10 @@ def rank_positions(token_ids: Tensor) -> Tensor:
     return index - opening
 
 
-def token_expression(batch: "Batch", segments: Tensor) -> Tensor:
+def token_expression(batch: "Batch") -> Tensor:
     """log1p(counts per 10,000) behind each token, by its own half's library size, ``(b, t)``."""
     library_size = batch["library_size"].clamp(min=1)  # (b, segments)
-    column = segments.clamp(max=library_size.shape[1] - 1)
+    column = segments_of(batch["token_ids"]).clamp(max=library_size.shape[1] - 1)
     return torch.log1p(batch["counts"] * (TARGET_SUM / library_size.gather(1, column)))
 
 

@@ -19,9 +19,9 @@ class LinearSVMConfig(Config):
 
     kind: Literal["linear_svm"] = "linear_svm"
     c_grid: list[float] = Field(
-        default=[1e-5, 1e-4, 1e-3, 1e-2, 1e-1],
+        default=[0.1, 1.0, 10.0, 100.0],
         min_length=1,
-        description="inverse penalties to try, in scikit-learn's C",
+        description="inverse penalties to try, in scikit-learn's C for cells of mean norm 1",
     )
     max_iter: int = Field(default=10_000, ge=1, description="iterations for each of them")
     max_cells: int = Field(
@@ -70,13 +70,16 @@ class LinearSVMConfig(Config):
             rng=np.random.default_rng(seed),
         )
         coordinates = axes.coordinates(train).astype(np.float64)
+        # liblinear needs minutes instead of a second when cells lie 100 away from the origin.
+        norm = np.sqrt(np.mean(np.sum(coordinates**2, axis=1)))
+        coordinates /= norm
         val_counts, val_library_size, val_labels = val
         candidates = []
         for c in self.c_grid:
             model = LinearSVC(C=c, max_iter=self.max_iter, random_state=seed)
             model.fit(coordinates, labels)
             scores = LinearClassifier.from_axes(
-                axes, model.coef_, model.intercept_, model.classes_, n_classes
+                axes, model.coef_ / norm, model.intercept_, model.classes_, n_classes
             )
             temperature = fit_temperature(
                 val_labels, scores.predict_proba(val_counts, val_library_size)

@@ -7,7 +7,12 @@ from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
-from models.rank_transformer import RankTransformer, RankTransformerConfig, rank_positions
+from models.rank_transformer import (
+    RankTransformer,
+    RankTransformerConfig,
+    highest_ranks,
+    rank_positions,
+)
 
 N_GENES, N_CLASSES, N_TOKENS = 30, 4, 13
 POSITIONS = ("none", "learned", "sinusoidal")
@@ -169,7 +174,7 @@ def test_the_halves_are_told_apart(two_halves, choice):
 
 def test_cls_starts_from_the_expression_weighted_genes(batch):
     model = build(rank_position="none", cls_init="expression")
-    embedded = model.embed(batch)
+    embedded, padding_mask = model.embed(batch)
     genes = model.gene_embedding.weight
     cell = 2
     total = torch.zeros(16)
@@ -178,6 +183,26 @@ def test_cls_starts_from_the_expression_weighted_genes(batch):
     expected = genes[CLS] + torch.nn.functional.layer_norm(total, (16,))
     torch.testing.assert_close(embedded[cell, 0], expected)
     torch.testing.assert_close(embedded[cell, 1], genes[batch["token_ids"][cell, 1]])
+    assert torch.equal(padding_mask, batch["token_ids"] == PAD)
+
+
+def test_only_the_highest_ranks_enter_the_blocks(batch, two_halves):
+    # Without the sum of expression, which is over the whole row, cutting the row is the same.
+    model, short = build(cls_init="learned"), build(cls_init="learned", n_tokens=4)
+    short.load_state_dict(
+        {k: v[:5] if "position" in k else v for k, v in model.state_dict().items()}
+    )
+    cut = batch | {k: batch[k][:, :5] for k in ("token_ids", "counts")}
+    torch.testing.assert_close(short(batch).logits, model(cut).logits)
+
+    kept = highest_ranks(two_halves, 4, n_segments=2)
+    for before, after in zip(two_halves["token_ids"], kept["token_ids"], strict=True):
+        sep = int((before == SEP).nonzero())
+        expected = torch.cat([before[:sep][:5], before[sep:][:5]])
+        expected = expected[expected != PAD]
+        assert after[: len(expected)].tolist() == expected.tolist()
+        assert (after[len(expected) :] == PAD).all()
+        assert len(after) == 10
 
 
 def test_svd_start_is_fitted_on_what_it_is_given_and_leaves_special_tokens(rng):
@@ -187,7 +212,7 @@ def test_svd_start_is_fitted_on_what_it_is_given_and_leaves_special_tokens(rng):
     model = build()
     before = model.gene_embedding.weight.detach().clone()
     config.initialize(model, lambda: (counts, library_size), np.random.default_rng(0))
-    after = model.gene_embedding.weight
+    after = model.gene_embedding.weight.detach()
     assert torch.equal(after[:N_SPECIALS], before[:N_SPECIALS])
     assert not torch.equal(after[N_SPECIALS:], before[N_SPECIALS:])
     assert float(after[N_SPECIALS:].std()) == pytest.approx(
