@@ -174,7 +174,7 @@ def fit_history(
     -------
     The fitted history, and messages.
     """
-    import ot  # noqa: PLC0415  slow to import, and only this needs it
+    import ot  # here because it pulls in torch where that is installed
 
     rng = np.random.default_rng([config.seed, 1])
     messages, chosen = [], []
@@ -271,7 +271,8 @@ def shuffled_within(groups: NDArray, seed: int) -> NDArray[np.int64]:
     rng = np.random.default_rng([seed, 2])
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
-        places[members] = np.roll(ring := rng.permutation(members), 1)[np.argsort(ring)]
+        ring = rng.permutation(members)
+        places[ring] = np.roll(ring, 1)
     return places
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.schema import PreprocessConfig
+from dataset.encode import encode
 from dataset.sources import synthetic_cells
 
 # A folder of real .h5ad files; the tests that want one are skipped without it.
@@ -45,3 +47,23 @@ def real_cells():
         return path
 
     return path_of
+
+
+@pytest.fixture(scope="session")
+def preprocess_config(tmp_path_factory, synthetic_h5ad):
+    """Return the config of ``encoded_folder``: 300 cells, 4 types, donors kept together."""
+    return PreprocessConfig(
+        name="synthetic_rank",
+        input=str(synthetic_h5ad),
+        label_key="cell_type",
+        quality_control={"min_genes": 5},
+        split={"key": "donor"},
+        tokenizer={"kind": "rank", "n_tokens": 96},
+        data_dir=str(tmp_path_factory.mktemp("data")),
+    )
+
+
+@pytest.fixture(scope="session")
+def encoded_folder(preprocess_config):
+    """Encode the synthetic cells once; not to be changed by a test. Return the folder's path."""
+    return encode(preprocess_config, progress=False)

@@ -1,0 +1,688 @@
+"""Hop 1: cells on disk -> quality control -> split -> medians -> ranks, in ``data/<name>/``.
+
+The steps, each a function below or a module of its own::
+
+    open_cells        look at the files                                       dataset/read.py
+    SpilledCells      one pass over the files: measure cells, put counts aside
+    choose_cells      quality control, labels, split: who stays, who is dropped and why
+    learn_genes       medians and vocabulary, from train cells
+    keep_counts       expression/: counts of the cells and genes that stay
+    rank_split        train/, val/, test/: tokens and the counts behind them
+
+Counts go by in blocks, so memory does not grow with the number of cells, and neither the size of
+a block nor the number of threads changes a byte of the output. The folder is written aside and
+renamed when it is whole.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from tqdm.auto import tqdm
+
+from configs.base import ConfigError
+from configs.schema import PreprocessConfig
+from dataset.cell_file import file_sha256
+from dataset.csr_file import CsrFile, CsrWriter, NpyWriter, Rows, fsync_folder, take_columns
+from dataset.encoded_folder import SCHEMA_VERSION, SPLITS, EncodedFolder
+from dataset.gene_medians import Block, gene_medians
+from dataset.history import fit_history, order_time_points, shuffled_within
+from dataset.quality_control import measure_cells, score_doublets, select_cells, select_labels
+from dataset.read import Cells, open_cells
+from dataset.sources import resolve
+from dataset.split import split_cells
+from dataset.tokenizers.rank import RankConfig, RankedCells, rank_rows
+from dataset.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+BLOCK_CELLS = 1024
+# What does not change a byte of the output; the input's bytes are compared by their hash.
+NOT_COMPARED = {"input", "data_dir", "n_threads"}
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class EncodeError(ValueError):
+    """The cells cannot be encoded as configured; nothing was written."""
+
+
+def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool = True) -> Path:
+    """Encode a dataset into ``<data_dir>/<name>/``; return at once if that is done.
+
+    Parameters
+    ----------
+    config
+        What to read and how to encode it.
+    overwrite
+        Replace a folder of this name that was made from another config or other files.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    The folder, which ``EncodedFolder`` reads.
+
+    Raises
+    ------
+    CellFileError
+        If a file cannot be used; EncodeError or ValueError if its cells cannot.
+    OSError
+        If the disk is full. No folder is left then, nor after any other error.
+    """
+    folder = Path(config.data_dir) / config.name
+    hashes = [file_sha256(path) for path in resolve(config.input)]
+    if folder.exists() and not overwrite:
+        _check_finished(folder, config, hashes)
+        logger.info("%s: already encoded", folder)
+        return folder
+    with _written_aside(folder) as aside:
+        _encode_into(aside, config, hashes, progress)
+    return folder
+
+
+def _encode_into(
+    folder: Path, config: PreprocessConfig, hashes: list[str], progress: bool
+) -> None:
+    work = folder / "work"  # gone when the folder is whole
+    work.mkdir()
+    tokenizer = config.tokenizer
+    cells = SpilledCells(_open(config, config.counts), work / "now", progress)
+    metrics = measure_cells(
+        cells,  # type: ignore[arg-type]
+        mitochondrial_prefix=config.quality_control.mitochondrial_prefix,
+    )
+    chosen = choose_cells(cells.source, metrics, config)
+    library_size = metrics["total_counts"].to_numpy(dtype=np.float64)
+    vocabulary, medians, columns = learn_genes(
+        cells, library_size, chosen.rows_of("train"), config.n_threads, progress
+    )
+    vocabulary.save(folder / "vocabulary.json")
+    np.save(folder / "gene_medians.npy", medians)
+    _write_json(folder / "class_names.json", chosen.class_names)
+
+    kept = (chosen.rows, columns, vocabulary.n_genes, config.n_threads)
+    expression = keep_counts(cells.counts, folder / "expression", *kept)
+    library_size = library_size[chosen.rows]
+    np.save(folder / "expression" / "library_size.npy", library_size)
+    shutil.rmtree(work / "now")
+
+    messages = cells.source.messages + chosen.messages
+    previous: PreviousProfiles | None = None
+    if tokenizer.previous is not None:
+        previous = _previous_profiles(
+            folder, config, cells.source, chosen, expression, library_size, kept, messages,
+            progress,
+        )  # fmt: skip
+    for split in SPLITS:
+        rank_split(
+            folder / split, split, expression, library_size, chosen, medians, tokenizer,
+            previous, config.n_threads, progress,
+        )  # fmt: skip
+    shutil.rmtree(work)
+
+    cells.source.check_unchanged()
+    if hashes != [file.sha256() for file in cells.source.files]:
+        raise EncodeError(f"{config.input}: the files changed while they were read; start again")
+    _write_cells(folder, chosen, metrics, config)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    meta = _meta(config, cells.source, chosen, hashes, vocabulary, expression, messages)
+    _write_json(folder / "meta.json", meta)
+    EncodedFolder(folder)  # what was written can be read
+    for message in chosen.messages:
+        logger.info(message)
+
+
+def _open(config: PreprocessConfig, counts: str) -> Cells:
+    return open_cells(
+        config.input,
+        counts=counts,
+        gene_id_key=config.gene_id_key,
+        gene_symbol_key=config.gene_symbol_key,
+        genes=config.genes,
+    )
+
+
+class SpilledCells:
+    """Cells whose counts are put on the disk, uncompressed, the first time they go by.
+
+    Has what ``measure_cells`` needs of ``Cells``, so that measuring the cells and putting them
+    aside is one pass over the file. Later passes are over ``counts``.
+    """
+
+    def __init__(self, cells: Cells, folder: Path, progress: bool = False) -> None:
+        self.source, self.folder, self.progress = cells, folder, progress
+        self.obs, self.gene_ids, self.gene_symbols = cells.obs, cells.gene_ids, cells.gene_symbols
+
+    def blocks(self, max_cells: int = BLOCK_CELLS) -> Iterator[tuple[int, csr_matrix]]:
+        """Stream the counts as ``Cells.blocks`` does, and write them."""
+        writer = CsrWriter(self.folder, self.source.n_genes)
+        bar = tqdm(total=self.source.n_cells, desc="read", unit="cell", disable=not self.progress)
+        with bar:
+            for start, block in _ahead(self.source.blocks(max_cells)):
+                writer.append(Rows(block.indptr, block.indices, block.data))
+                yield start, block
+                bar.update(block.shape[0])
+        writer.close()
+        self.counts = CsrFile(self.folder)
+
+
+@dataclass(frozen=True)
+class ChosenCells:
+    """The cells that stay, in file order, and those that do not."""
+
+    rows: NDArray[np.int64]  # (n,), number of the cell in the file
+    names: NDArray[np.object_]  # (n,)
+    split: NDArray[np.str_]  # (n,)
+    labels: NDArray[np.object_]  # (n,), the cell type
+    batch: NDArray[np.object_]  # (n,)
+    time: NDArray[np.object_] | None  # (n,), as text
+    time_points: list[str]
+    class_names: list[str]  # of train cells, sorted
+    dropped: pd.Series  # cell name -> reason
+    doublet_score: pd.Series | None
+    messages: list[str]
+
+    def rows_of(self, split: str) -> NDArray[np.int64]:
+        """Return the numbers, in the file, of a split's cells."""
+        return self.rows[self.split == split]
+
+
+def choose_cells(cells: Cells, metrics: pd.DataFrame, config: PreprocessConfig) -> ChosenCells:
+    """Apply quality control, drop what cannot be learned from, and split the rest.
+
+    Nothing here looks at a count: only at obs and at the measures of each cell.
+
+    Parameters
+    ----------
+    cells
+        The cells; their counts are read again only to score doublets.
+    metrics
+        Of ``measure_cells``.
+    config
+        Keys, thresholds, split.
+    """
+    messages: list[str] = []
+    batch_key = config.batch_key or config.split.key
+    batch = cells.column(batch_key) if batch_key else None
+    obs = pd.DataFrame({"label": cells.column(config.label_key)}, index=cells.obs.index)
+    scores = None
+    if config.quality_control.scrublet:
+        scores, notes = score_doublets(cells, metrics, batch, seed=config.split.seed)
+        metrics = metrics.assign(doublet_score=scores)
+        messages += notes
+    reasons = select_cells(metrics, config.quality_control)[1].to_numpy(dtype=object)
+
+    def drop(why: NDArray[np.object_]) -> None:
+        stays = reasons == ""
+        reasons[stays] = why[stays]
+
+    time = cells.column(config.time_key) if config.time_key else None
+    if time is not None:
+        drop(np.where(time.isna(), f"no {config.time_key}", "").astype(object))
+    if batch is not None:
+        drop(np.where(batch.isna(), f"no {batch_key}", "").astype(object))
+    stays = reasons == ""
+    _, why = select_labels(
+        obs["label"][stays], ignore=config.ignore_labels, min_cells=config.min_cells_per_class
+    )
+    reasons[stays] = why.to_numpy(dtype=object)
+    stays = reasons == ""
+    if not stays.any():
+        raise EncodeError(f"{config.name}: no cell is left. Dropped: {_tally(reasons)}")
+
+    kept = cells.obs[stays].copy()
+    kept[config.label_key] = obs["label"][stays].astype(str).str.strip()
+    split = np.full(len(obs), "", dtype="U5")
+    split[stays] = split_cells(kept, label_key=config.label_key, config=config.split)
+    labels = np.full(len(obs), "", dtype=object)
+    labels[stays] = kept[config.label_key].to_numpy(dtype=object)
+    class_names = sorted(set(labels[split == "train"]))
+    unseen = stays & ~np.isin(labels, class_names)
+    reasons[unseen] = [f"type {label!r}: not in train" for label in labels[unseen]]
+    stays = reasons == ""
+
+    for name in SPLITS:
+        if not (split[stays] == name).any():
+            raise EncodeError(
+                f"{config.name}: {name} has no cells; change the split in the config. "
+                f"Dropped: {_tally(reasons)}"
+            )
+    if len(class_names) < 2:
+        raise EncodeError(f"{config.name}: one cell type only ({class_names[0]!r}) in train")
+    n_dropped = int((~stays).sum())
+    if n_dropped:
+        messages.append(f"{n_dropped:,} of {len(obs):,} cells dropped: {_tally(reasons)}")
+    return ChosenCells(
+        rows=np.flatnonzero(stays),
+        names=obs.index.to_numpy(dtype=object)[stays],
+        split=split[stays],
+        labels=labels[stays],
+        batch=(
+            np.full(len(obs), "all", dtype=object)
+            if batch is None
+            else batch.astype(str).to_numpy(dtype=object)
+        )[stays],
+        time=None if time is None else time.astype(str).to_numpy(dtype=object)[stays],
+        time_points=[] if time is None else order_time_points(time[stays]),
+        class_names=class_names,
+        dropped=pd.Series(reasons, index=obs.index, name="reason")[~stays],
+        doublet_score=scores,
+        messages=messages,
+    )
+
+
+def _tally(reasons: Iterable[str]) -> str:
+    counts = pd.Series([reason for reason in reasons if reason]).value_counts()
+    return "; ".join(f"{n:,}: {reason}" for reason, n in sorted(counts.items())) or "none"
+
+
+def learn_genes(
+    cells: SpilledCells,
+    library_size: NDArray[np.float64],
+    train_rows: NDArray[np.int64],
+    n_threads: int = 1,
+    progress: bool = False,
+) -> tuple[Vocabulary, NDArray[np.float32], NDArray[np.int64]]:
+    """Learn vocabulary and medians from the train cells.
+
+    Parameters
+    ----------
+    cells
+        With their counts on the disk.
+    library_size
+        Of all cells of the file, over all genes.
+    train_rows
+        Cells to learn from.
+
+    Returns
+    -------
+    The vocabulary (genes detected in a train cell), their medians, and for every gene of the file
+    its place in the vocabulary or -1.
+    """
+    of_train = np.zeros(len(library_size))
+    of_train[train_rows] = library_size[train_rows]
+
+    def blocks() -> Iterator[Block]:
+        blocks = tqdm(_cut(len(of_train)), desc="medians", unit="block", disable=not progress)
+        for start, stop in blocks:
+            yield Block(cells.counts.rows(start, stop), of_train[start:stop])
+
+    medians = gene_medians(
+        blocks, len(cells.gene_ids), largest_library=of_train.max(), n_threads=n_threads
+    )
+    detected = np.isfinite(medians)
+    vocabulary = Vocabulary(
+        tuple(map(str, cells.gene_ids[detected])), tuple(map(str, cells.gene_symbols[detected]))
+    )
+    columns = np.where(detected, np.cumsum(detected) - 1, -1)
+    return vocabulary, medians[detected], columns
+
+
+def keep_counts(
+    counts: CsrFile,
+    folder: Path,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    n_genes: int,
+    n_threads: int = 1,
+) -> CsrFile:
+    """Write the counts of some cells and genes.
+
+    Parameters
+    ----------
+    counts
+        Of all cells and genes.
+    folder
+        To write.
+    rows
+        Cells to keep.
+    columns, n_genes
+        New column of every gene (-1: left out), and how many there are.
+    """
+    writer = CsrWriter(folder, n_genes)
+
+    def cut_out(block: tuple[int, int]) -> Rows:
+        return take_columns(counts.take(rows[slice(*block)]), columns, n_genes)
+
+    for block in _in_order(cut_out, _cut(len(rows)), n_threads):
+        writer.append(block)
+    writer.close()
+    return CsrFile(folder)
+
+
+@dataclass(frozen=True)
+class PreviousProfiles:
+    """Where each kept cell's profile at the time point before comes from."""
+
+    place: NDArray[np.int64]  # (n,), the kept cell whose history this one gets (the control)
+    profiles: Callable[[NDArray[np.int64]], tuple[Rows, NDArray[np.float64]]]
+    counts_dtype: np.dtype
+
+
+def _previous_profiles(
+    folder: Path,
+    config: PreprocessConfig,
+    source: Cells,
+    chosen: ChosenCells,
+    expression: CsrFile,
+    library_size: NDArray[np.float64],
+    kept: tuple,
+    messages: list[str],
+    progress: bool,
+) -> PreviousProfiles:
+    """Take the previous profiles from a layer, or fit how to compute them."""
+    settings = config.tokenizer.previous
+    assert settings is not None
+    groups = chosen.split.astype(object)
+    if chosen.time is not None:
+        groups = groups + "\t" + chosen.time
+    place = np.arange(len(groups))
+    if settings.shuffle:
+        place = shuffled_within(groups.astype(str), settings.seed)
+        messages.append("history: shuffled between the cells of a split and time point (control)")
+
+    if settings.layer is not None:
+        layer = SpilledCells(_open(config, settings.layer), folder / "work/layer", progress)
+        if layer.source.counts_location != f"layers/{settings.layer}":
+            raise EncodeError(f"previous.layer: {settings.layer!r} is not a layer of counts")
+        library = np.concatenate(
+            [np.asarray(b.sum(axis=1), dtype=np.float64).ravel() for _, b in layer.blocks()]
+        )[chosen.rows]
+        counts = keep_counts(layer.counts, folder / "work/previous", *kept)
+        shutil.rmtree(layer.folder)
+        return PreviousProfiles(
+            place, lambda rows: (counts.take(rows), library[rows]), counts.counts.dtype
+        )
+
+    if chosen.time is None:
+        raise EncodeError(
+            "tokenizer.previous: the time point before is needed: name a layer that holds the "
+            "previous profile (previous.layer), or the obs column of the time (time_key)"
+        )
+    if len(chosen.time_points) < 2:
+        raise EncodeError(f"time_key {config.time_key!r}: one time point only")
+    messages.append(f"history: time points in order: {', '.join(chosen.time_points)}")
+    n_genes, time = kept[2], chosen.time.astype(str)
+    train = np.flatnonzero(chosen.split == "train")
+    history, notes = fit_history(
+        expression, library_size, time, train, chosen.time_points, settings, n_genes
+    )
+    messages += notes
+    history.save(folder / "history")
+
+    def profiles(rows: NDArray[np.int64]) -> tuple[Rows, NDArray[np.float64]]:
+        counts = expression.take(rows).to_csr(n_genes)
+        previous, library = history.profiles(counts, library_size[rows], time[rows])
+        return Rows(previous.indptr.astype(np.int64), previous.indices, previous.data), library
+
+    dtype = np.dtype(np.uint16 if history.largest_count() < 2**16 else np.int32)
+    return PreviousProfiles(place, profiles, dtype)
+
+
+def rank_split(
+    folder: Path,
+    split: str,
+    expression: CsrFile,
+    library_size: NDArray[np.float64],
+    chosen: ChosenCells,
+    medians: NDArray[np.float32],
+    tokenizer: RankConfig,
+    previous: PreviousProfiles | None,
+    n_threads: int = 1,
+    progress: bool = False,
+) -> None:
+    """Write the arrays of one split."""
+    folder.mkdir()
+    rows = np.flatnonzero(chosen.split == split)
+    libraries = np.zeros((len(rows), tokenizer.n_segments), dtype=np.float32)
+    libraries[:, 0] = library_size[rows]
+    token_dtype = np.dtype(np.uint16 if 4 + len(medians) <= 2**16 else np.int32)
+    counts_dtype = expression.counts.dtype
+    if previous is not None:
+        counts_dtype = np.promote_types(counts_dtype, previous.counts_dtype)
+
+    def rank(block: tuple[int, int]) -> RankedCells:
+        these = rows[slice(*block)]
+        segments = [expression.take(these)]
+        if previous is not None:
+            before, library = previous.profiles(previous.place[these])
+            segments.append(before)
+            libraries[slice(*block), 1] = library
+        return rank_rows(
+            segments,
+            medians,
+            n_tokens=tokenizer.n_tokens,
+            token_dtype=token_dtype,
+            counts_dtype=counts_dtype,
+        )
+
+    width = (tokenizer.row_length,)
+    writers = RankedCells(
+        NpyWriter(folder / "token_ids.npy", token_dtype, width),
+        NpyWriter(folder / "counts.npy", counts_dtype, width),
+        NpyWriter(folder / "lengths.npy", np.dtype(np.int32)),
+    )
+    bar = tqdm(total=len(rows), desc=f"rank {split}", unit="cell", disable=not progress)
+    with bar:
+        for ranked in _in_order(rank, _cut(len(rows), BLOCK_CELLS // 4), n_threads):
+            for writer, part in zip(writers, ranked, strict=True):
+                writer.append(part)
+            bar.update(len(ranked.lengths))
+    for writer in writers:
+        writer.close()
+    number_of = {name: i for i, name in enumerate(chosen.class_names)}
+    labels = [number_of[label] for label in chosen.labels[rows]]
+    np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
+    np.save(folder / "rows.npy", rows)
+    np.save(folder / "library_size.npy", libraries)
+
+
+def _cut(n_rows: int, size: int = BLOCK_CELLS) -> list[tuple[int, int]]:
+    return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+
+
+def _in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], n_threads: int
+) -> Iterator[Result]:
+    """Map over threads; results come in order, and only a few wait in memory."""
+    with ThreadPoolExecutor(n_threads) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > n_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Make the next item in another thread while this one is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+# ----------------------------------------------------------------------- the folder
+
+
+def _check_finished(folder: Path, config: PreprocessConfig, hashes: list[str]) -> None:
+    """Raise unless the folder holds what this config and these files give."""
+    other = f"choose another name in the config, delete {folder}, or pass overwrite=True"
+    done = EncodedFolder(folder)
+    if [file.get("sha256") for file in done.meta["source"]["files"]] != hashes:
+        raise EncodeError(f"{folder}: was made from other files: {other}")
+    try:
+        made_with = PreprocessConfig.load(folder / "config.yaml").model_dump(mode="json")
+    except ConfigError as error:
+        raise EncodeError(f"{error}: {other}") from None
+    wanted = config.model_dump(mode="json")
+    differ = [k for k in wanted if wanted[k] != made_with[k] and k not in NOT_COMPARED]
+    if differ:
+        found = "; ".join(f"{k}: {made_with[k]!r}, now {wanted[k]!r}" for k in differ)
+        raise EncodeError(f"{folder}: was made with another config ({found}): {other}")
+
+
+@contextmanager
+def _written_aside(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write to; it gets its name when all went well and is removed otherwise.
+
+    What an interrupted run left is removed first. A lock tells it from the folder of a run that
+    is still at work; the system lets go of the lock when a process ends, however it ends.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{folder.name}.partial-"
+    for left in folder.parent.glob(f"{prefix}*"):
+        with _locked(left, f"{folder}: another process is encoding it now; wait for it"):
+            shutil.rmtree(left)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+    try:
+        with _locked(aside, f"{aside}: is in use"):
+            yield aside
+            aside.chmod(0o755)
+            fsync_folder(aside)
+            if folder.exists():
+                retired = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+                folder.rename(retired / "old")
+                aside.rename(folder)
+                shutil.rmtree(retired)
+            else:
+                aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _locked(folder: Path, otherwise: str) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EncodeError(otherwise) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _write_cells(
+    folder: Path, chosen: ChosenCells, metrics: pd.DataFrame, config: PreprocessConfig
+) -> None:
+    table = pd.DataFrame(
+        {
+            "cell_name": chosen.names,
+            "split": chosen.split,
+            "label": chosen.labels,
+            "batch": chosen.batch,
+        }
+    )
+    if chosen.time is not None:
+        table["time"] = chosen.time
+    measured = metrics.iloc[chosen.rows]
+    for column in ("n_genes", "total_counts", "pct_counts_mt"):
+        table[column] = measured[column].to_numpy()
+    if chosen.doublet_score is not None:
+        table["doublet_score"] = chosen.doublet_score.iloc[chosen.rows].to_numpy()
+    table.to_csv(folder / "cells.csv", index=False)
+    chosen.dropped.rename_axis("cell_name").reset_index().to_csv(
+        folder / "dropped.csv", index=False
+    )
+
+
+def _meta(
+    config: PreprocessConfig,
+    source: Cells,
+    chosen: ChosenCells,
+    hashes: list[str],
+    vocabulary: Vocabulary,
+    expression: CsrFile,
+    messages: list[str],
+) -> dict[str, Any]:
+    n_of_reason = chosen.dropped.value_counts().sort_index()
+    lines = sorted(
+        f"{name}\t{split}\t{label}"
+        for name, split, label in zip(chosen.names, chosen.split, chosen.labels, strict=True)
+    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": config.name,
+        "source": {
+            "files": [
+                {"path": file.path.name, "sha256": sha256, "n_cells": file.n_cells}
+                for file, sha256 in zip(source.files, hashes, strict=True)
+            ],
+            "counts": source.counts_location,
+            "found": source.found,
+            "n_cells": source.n_cells,
+            "n_genes": source.n_genes,
+        },
+        "label_key": config.label_key,
+        "batch_key": config.batch_key or config.split.key,
+        "time_key": config.time_key,
+        "organism": config.organism,
+        "tokenizer": config.tokenizer.model_dump(mode="json"),
+        "n_tokens": config.tokenizer.row_length,
+        "n_segments": config.tokenizer.n_segments,
+        "dtypes": {
+            "token_ids": vocabulary.token_dtype.name,
+            "gene_index": expression.gene_index.dtype.name,
+            "counts": expression.counts.dtype.name,
+        },
+        "n_cells": {split: int((chosen.split == split).sum()) for split in SPLITS},
+        "dropped": {str(reason): int(n) for reason, n in n_of_reason.items()},
+        "messages": messages,
+        "data_sha256": _sha256([*hashes, source.counts_location]),
+        "split_sha256": _sha256(lines),
+        "git_commit": _git_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("numpy", "scipy", "anndata", "numba")},
+        },
+    }
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
