@@ -1,0 +1,42 @@
+import pytest
+import torch
+from torch import nn
+
+from models.rank_transformer import RankTransformerConfig
+from training.optim import learning_rate, make_optimizer, set_learning_rate
+
+
+def test_only_the_weights_of_linear_layers_decay():
+    model = RankTransformerConfig(d_model=8, n_heads=2, value_embedding="mlp").build(
+        n_vocabulary=20, n_classes=3, n_tokens=12, n_segments=2
+    )
+    decayed, plain = make_optimizer(model, lr=1e-3, weight_decay=0.1).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert decayed["weight_decay"] == 0.1
+    assert plain["weight_decay"] == 0
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+    linear = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    assert {names[id(p)] for p in decayed["params"]} == linear
+
+
+def test_learning_rate_rises_then_falls():
+    rates = [
+        learning_rate(step, peak=1.0, n_steps=100, warmup_fraction=0.1) for step in range(100)
+    ]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_learning_rate_without_warmup_and_beyond_the_end():
+    assert learning_rate(0, peak=2.0, n_steps=10, warmup_fraction=0.0) == 2.0
+    assert learning_rate(50, peak=2.0, n_steps=10, warmup_fraction=0.0) == pytest.approx(0.02)
+    assert learning_rate(0, peak=2.0, n_steps=1, warmup_fraction=0.5) == 2.0
+
+
+def test_set_learning_rate_reaches_every_group():
+    optimizer = make_optimizer(nn.Linear(2, 2), lr=1.0, weight_decay=0.1)
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert isinstance(optimizer, torch.optim.AdamW)
