@@ -12,12 +12,11 @@ import h5py
 import numpy as np
 
 try:
-    from isal.isal_zlib import IsalError as InflateError
-    from isal.isal_zlib import decompress
+    from isal import isal_zlib as inflater
 except ImportError:  # a machine without wheels of isal: right, and slower
-    from zlib import decompress  # type: ignore[assignment]
-    from zlib import error as InflateError  # type: ignore[assignment]
+    import zlib as inflater  # type: ignore[no-redef]
 
+InflateError: Any = inflater.error
 DEFLATE, SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 # Chunks handed to a thread at once: enough to be worth the hand-over.
 CHUNKS_A_TASK = 16
@@ -84,7 +83,7 @@ class GzipArray:
         n_bytes = self.chunk * self.dtype.itemsize
         if compressed is not None:
             try:
-                plain = decompress(compressed, bufsize=n_bytes)
+                plain = inflater.decompress(compressed, bufsize=n_bytes)
             except InflateError:
                 plain = b""
             if len(plain) == n_bytes:

@@ -5,6 +5,7 @@ Nothing here judges the values; ``dataset/count_values.py`` does.
 """
 
 import tempfile
+import weakref
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -54,9 +55,22 @@ def _read_indptr(node: Any, n_major: int) -> np.ndarray:
         raise ValueError(f"indptr has {len(indptr)} entries, expected {n_major + 1}")
     if node["indices"].shape[0] != n_entries:
         raise ValueError(f"{node['indices'].shape[0]} indices but {n_entries} values")
+    # zarr reads a chunk whose file is gone as zeros.
+    for name in ("data", "indices"):
+        expected = getattr(node[name], "nchunks", None)
+        if expected is not None and node[name].nchunks_initialized < expected:
+            raise ValueError(f"{name}: {expected - node[name].nchunks_initialized} chunks missing")
     if indptr[0] != 0 or indptr[-1] != n_entries or (np.diff(indptr) < 0).any():
         raise ValueError(f"indptr does not rise from 0 to {n_entries}")
     return indptr
+
+
+def _plain(values: Any) -> np.ndarray:
+    """Return numbers of a type that numba and scipy know: native, no half floats, no booleans."""
+    values = np.asarray(values)
+    if values.dtype == np.float16 or values.dtype == bool:
+        return values.astype(np.float32 if values.dtype == np.float16 else np.uint8)
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
 class CsrRows:
@@ -75,7 +89,7 @@ class CsrRows:
         """Return rows ``start`` to ``stop``."""
         a, b = int(self.indptr[start]), int(self.indptr[stop])
         indptr = self.indptr[start : stop + 1] - a
-        return Rows(indptr, np.asarray(self.indices[a:b]), np.asarray(self.data[a:b]))
+        return Rows(indptr, _plain(self.indices[a:b]), _plain(self.data[a:b]))
 
     def peek(self, n_rows: int) -> list[Rows]:
         """Return the first, middle and last rows: enough to say what the values are."""
@@ -106,7 +120,7 @@ class DenseRows:
             first = start // self.stripe_rows * self.stripe_rows
             last = min(first + self.stripe_rows, self.shape[0])
             if first != self.stripe_start:
-                self.stripe = csr_matrix(np.asarray(self.node[first:last]))
+                self.stripe = csr_matrix(_plain(self.node[first:last]))
                 self.stripe_start = first
             end = min(stop, last)
             parts.append(_slice_rows(self.stripe, start - first, end - first))
@@ -160,7 +174,7 @@ class CscRows:
         size = min(n, STRIPE_ENTRIES // 4)
         starts = sorted({0, (n - size) // 2, n - size})
         return [
-            Rows(np.array([0, size]), np.zeros(0, np.int32), np.asarray(self.data[a : a + size]))
+            Rows(np.array([0, size]), np.zeros(0, np.int32), _plain(self.data[a : a + size]))
             for a in starts
         ]
 
@@ -179,11 +193,13 @@ class CscRows:
         )
         # Anonymous files: they vanish with this process, however it ends.
         files = tuple(tempfile.TemporaryFile() for _ in range(3))
+        for file in files:
+            weakref.finalize(self, file.close)
         position = self.stripe_entries[:-1].copy()
         for a in steps:
             rows = self._row_numbers(a)
             b = a + len(rows)
-            values = np.asarray(self.data[a:b])
+            values = _plain(self.data[a:b])
             # Column of each entry: columns that begin inside [a, b) cut it into stretches.
             edges = np.clip(self.column_start, a, b)
             columns = np.repeat(np.arange(self.shape[1], dtype=np.int32), np.diff(edges))
@@ -201,7 +217,7 @@ class CscRows:
         self.files = files  # only now: what is half written is never read
 
     def _row_numbers(self, a: int) -> np.ndarray:
-        rows = np.asarray(self.indices[a : a + STRIPE_ENTRIES])
+        rows = _plain(self.indices[a : a + STRIPE_ENTRIES])
         if len(rows) and (rows.min() < 0 or rows.max() >= self.shape[0]):
             raise ValueError(f"a row number outside 0..{self.shape[0] - 1}")
         return rows
@@ -210,8 +226,8 @@ class CscRows:
         assert self.files is not None
         a, b = (int(entry) for entry in self.stripe_entries[number : number + 2])
         arrays = []
-        for file, dtype in zip(self.files, (np.int32, np.int32, self.dtype), strict=True):
-            dtype = np.dtype(dtype)
+        dtypes = [np.dtype(np.int32), np.dtype(np.int32), _plain(np.zeros(0, self.dtype)).dtype]
+        for file, dtype in zip(self.files, dtypes, strict=True):
             file.seek(a * dtype.itemsize)
             arrays.append(np.frombuffer(file.read((b - a) * dtype.itemsize), dtype=dtype))
         rows, columns, values = arrays

@@ -202,17 +202,14 @@ class Cells:
         file.check_unchanged()
 
     def _block(self, file: CellFile, rows: Rows, first_cell: int, n_file_genes: int) -> csr_matrix:
-        data = rows.data.view(np.uint8) if rows.data.dtype == bool else rows.data
-        if data.dtype == np.float16:
-            data = data.astype(np.float32)
-        counts = np.empty(len(data), dtype=np.int32)
-        entry, fault = check_counts(rows.indices, data, n_file_genes, counts)
+        counts = np.empty(len(rows.data), dtype=np.int32)
+        entry, fault = check_counts(rows.indices, rows.data, n_file_genes, counts)
         if fault:
             row = int(np.searchsorted(rows.indptr, entry, side="right")) - 1
             raise CellFileError(
                 f"{file.path}: {file.counts_location}: cell {self.obs.index[first_cell + row]!r} "
                 f"(number {first_cell + row:,}) has a value that is {FAULTS[fault]} "
-                f"({data[entry]!s}, gene column {rows.indices[entry]}); raw counts are whole "
+                f"({rows.data[entry]!s}, gene column {rows.indices[entry]}); raw counts are whole "
                 "numbers from 0. Mend the file, or name another place for them (counts: ...)"
             )
         indices = rows.indices.astype(np.int32, copy=False)

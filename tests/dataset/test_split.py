@@ -1,0 +1,88 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from configs.schema import SplitConfig
+from dataset.split import split_cells
+
+
+@pytest.fixture
+def obs(rng):
+    sizes = {"a": 100, "b": 30, "c": 60, "d": 40, "e": 20}
+    donors = rng.permutation(np.repeat(list(sizes), list(sizes.values())))
+    types = rng.choice(["T", "B", "NK"], 250, p=[0.6, 0.3, 0.1])
+    obs = pd.DataFrame({"donor": donors, "cell_type": types})
+    obs.index = [f"cell_{i}" for i in range(250)]
+    return obs.astype({"donor": "category"})
+
+
+def split_of_donor(obs, **config):
+    split = split_cells(obs, label_key="cell_type", config=SplitConfig(key="donor", **config))
+    assert (split.index == obs.index).all()
+    assert set(split) == {"train", "val", "test"}
+    of_donor = split.groupby(obs["donor"].astype(str)).agg(["nunique", "first"])
+    assert (of_donor["nunique"] == 1).all()  # no donor in two splits
+    return of_donor["first"].to_dict()
+
+
+def test_named_groups_are_honoured(obs):
+    chosen = split_of_donor(obs, val=["b"], test=["c", "e"])
+    assert chosen == {"a": "train", "b": "val", "c": "test", "d": "train", "e": "test"}
+
+
+def test_val_is_chosen_from_the_rest(obs):
+    for seed in range(5):
+        chosen = split_of_donor(obs, test=["a"], val_fraction=0.16, seed=seed)
+        assert [d for d, split in chosen.items() if split == "test"] == ["a"]
+        assert [d for d, split in chosen.items() if split == "val"] in (["d"], ["b"])
+
+
+def test_chosen_groups_come_close_to_the_fractions_and_repeat(obs):
+    sizes = obs["donor"].value_counts()
+    chosen = split_of_donor(obs, val_fraction=0.16, test_fraction=0.24)
+    assert sum(sizes[d] for d, s in chosen.items() if s == "test") == 60
+    assert sum(sizes[d] for d, s in chosen.items() if s == "val") == 40
+    assert chosen == split_of_donor(obs, val_fraction=0.16, test_fraction=0.24)
+    shuffled = obs.sample(frac=1, random_state=0)
+    assert chosen == split_of_donor(shuffled, val_fraction=0.16, test_fraction=0.24)
+
+
+def test_three_groups_are_enough_and_two_are_not(obs):
+    for seed in range(10):
+        split_of_donor(obs[obs["donor"].isin(["a", "b", "c"])], seed=seed)
+    with pytest.raises(ValueError, match=r"2 group\(s\) \(a, b\).*set key: null"):
+        split_of_donor(obs[obs["donor"].isin(["a", "b"])])
+
+
+def test_mistakes_are_named(obs):
+    with pytest.raises(ValueError, match=r"split\.test: no group human9.*groups: a, b, c, d, e"):
+        split_of_donor(obs, test=["human9"])
+    with pytest.raises(ValueError, match="none to train on"):
+        split_of_donor(obs, val=["a", "b"], test=["c", "d", "e"])
+    with pytest.raises(ValueError, match=r"no obs column 'patient'; columns: donor, cell_type"):
+        split_cells(obs, label_key="cell_type", config=SplitConfig(key="patient"))
+    obs.loc["cell_3", "donor"] = np.nan
+    with pytest.raises(ValueError, match="1 cells have no 'donor'"):
+        split_of_donor(obs)
+
+
+def test_numbers_as_group_names(obs):
+    obs["donor"] = obs["donor"].cat.codes
+    assert split_of_donor(obs, test=["2"])["2"] == "test"
+
+
+def test_without_a_key_every_split_has_every_type(obs):
+    config = SplitConfig(val_fraction=0.2, test_fraction=0.2, seed=4)
+    split = split_cells(obs, label_key="cell_type", config=config)
+    assert split.value_counts().to_dict() == {"train": 150, "val": 50, "test": 50}
+    shares = pd.crosstab(obs["cell_type"], split, normalize="index")
+    np.testing.assert_allclose(shares["test"], 0.2, atol=0.05)
+    pd.testing.assert_series_equal(split, split_cells(obs, label_key="cell_type", config=config))
+    other = SplitConfig(val_fraction=0.2, test_fraction=0.2, seed=5)
+    assert (split != split_cells(obs, label_key="cell_type", config=other)).any()
+
+
+def test_a_type_of_one_cell_cannot_be_stratified(obs):
+    obs.loc["cell_0", "cell_type"] = "rare"
+    with pytest.raises(ValueError, match=r"rarest: 'rare', 1 cells.*min_cells_per_class"):
+        split_cells(obs, label_key="cell_type", config=SplitConfig())
