@@ -74,7 +74,7 @@ def open_store(path: Path) -> Iterator[Any]:
     if path.stat().st_size == 0:
         raise CellFileError(f"{path}: the file is empty (0 bytes): copy or download it again")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking="best-effort")  # network disks may not lock
     except OSError as error:
         if not h5py.is_hdf5(path):
             reason = "not an HDF5 file, so not a .h5ad; expected what anndata's write_h5ad writes"
@@ -124,7 +124,9 @@ def read_table(root: Any, key: str, path: Path) -> pd.DataFrame:
         warnings.simplefilter("ignore")
         node = root[key]
         if hasattr(node, "dtype"):  # before anndata 0.7 a table was one compound array
-            table = getattr(ad.read_h5ad(path, backed="r"), key)
+            old = ad.read_h5ad(path, backed="r")
+            table = old.raw.var if key == "raw/var" else getattr(old, key)
+            old.file.close()
         else:
             table = ad.io.read_elem(node)
         table = table.copy()

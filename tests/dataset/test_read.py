@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import shutil
 
 import anndata as ad
@@ -153,6 +154,40 @@ def test_unsorted_duplicate_and_zero_entries(cells_adata, tmp_path):
     expected = np.zeros((2, 60))
     expected[0, [9, 1]], expected[1, 0] = (6, 2), 4
     assert same(read_all(open_cells(path)), expected)
+
+
+def test_a_file_older_than_anndata_0_7(cells_adata, tmp_path):
+    with h5py.File(tmp_path / "old.h5ad", "w") as file:
+        names = np.array(cells_adata.obs_names, dtype="S10")
+        stage = np.arange(120, dtype="i8")
+        file["obs"] = np.rec.fromarrays([names, stage], names="index,stage")
+        file["var"] = np.rec.fromarrays(
+            [np.array(cells_adata.var_names, dtype="S10")], names="index"
+        )
+        group = file.create_group("X")
+        group.attrs.update({"h5sparse_format": "csr", "h5sparse_shape": (120, 60)})
+        for part in ("data", "indices", "indptr"):
+            group[part] = getattr(cells_adata.X, part)
+    cells = open_cells(tmp_path / "old.h5ad")
+    assert list(cells.obs["stage"]) == list(range(120))
+    assert list(cells.gene_ids) == list(cells_adata.var_names)
+    assert same(read_all(cells), cells_adata.X)
+
+
+def test_a_full_disk_is_no_damage_to_the_file(cells_adata, tmp_path, monkeypatch):
+    counts = cells_adata.X
+    cells_adata.X = csc_matrix(counts)
+    cells_adata.write_h5ad(tmp_path / "cells.h5ad")
+    cells = open_cells(tmp_path / "cells.h5ad")
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", full)
+        with pytest.raises(CellFileError, match=r"cells\.h5ad.*the disk is full.*TMPDIR"):
+            read_all(cells)
+    assert same(read_all(cells), counts)
 
 
 # ------------------------------------------------------------------ where the counts are
