@@ -163,7 +163,8 @@ class Tracker:
         for attempt in dict.fromkeys((mode, "offline")):
             self.run, error = _bounded(lambda m=attempt: start(m), tracking.init_timeout + 3)
             if error is None:
-                logger.info("W&B: %s", self.run.url if attempt == "online" else self.run.dir)
+                where = self.run.url if attempt == "online" else Path(self.run.dir).parent
+                logger.info("W&B: %s", where)
                 return
             self._give_up(f"it could not start {attempt} ({_first_line(error)})")
 
