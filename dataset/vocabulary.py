@@ -54,6 +54,11 @@ class Vocabulary:
         """Type of a stored token id: 16 bits while every id fits."""
         return np.dtype(np.uint16 if self.n_tokens <= 2**16 else np.int32)
 
+    @property
+    def token_names(self) -> tuple[str, ...]:
+        """What each token id stands for, for people: special tokens, then gene symbols."""
+        return SPECIALS + self.gene_symbols
+
     def save(self, path: Path) -> None:
         """Write the vocabulary as JSON."""
         content = {

@@ -1,0 +1,169 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,tests/notebooks//py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · From counts to tokens
+#
+# Reads labelled cells, checks and filters them, decides which cells are for training, validation
+# and test, and writes every cell as a row of **rank tokens**: its detected genes, the most
+# remarkable first.
+#
+# ```
+# papermill 01_preprocess_sc_data.ipynb out.ipynb -p config configs/preprocess/<yours>.yaml
+# ```
+#
+# The work is done by the functions in `dataset/`; this notebook calls them and shows what they
+# did. A folder that was already encoded from the same cells and config is kept as it is.
+
+# %% tags=["parameters"]
+config = "configs/preprocess/baron_human_rank.yaml"
+overwrite = False
+
+# %%
+import numpy as np
+import pandas as pd
+import scanpy as sc
+
+from configs.schema import PreprocessConfig
+from dataset.encode import encode
+from dataset.encoded_folder import EncodedFolder
+from dataset.quality_control import measure_cells
+from dataset.read import open_cells
+from evaluation import preprocessing_plots as plots
+
+settings = PreprocessConfig.load(config)
+print(settings.to_yaml())
+
+# %% [markdown]
+# ## Read
+#
+# Raw counts are looked for in `X`, in `.raw` and in the layers; a rank needs counts, so normalised
+# or scaled values are refused. Duplicate gene names are summed, never renamed.
+
+# %%
+cells = open_cells(
+    settings.input,
+    counts=settings.counts,
+    gene_id_key=settings.gene_id_key,
+    gene_symbol_key=settings.gene_symbol_key,
+    genes=settings.genes,
+)
+print(
+    f"{cells.n_cells:,} cells x {cells.n_genes:,} genes, {cells.found} in {cells.counts_location}"
+)
+print("\n".join(cells.messages))
+cells.obs.head()
+
+# %% [markdown]
+# ## Quality control
+#
+# The classic measures of a cell. Look for a lump of cells with very few genes (empty droplets), a
+# long upper tail (doublets) and a high mitochondrial share (dying cells). The dashed red lines are
+# the thresholds of the config; they apply to train, val and test cells alike.
+
+# %%
+prefix = settings.quality_control.mitochondrial_prefix
+metrics = measure_cells(cells, mitochondrial_prefix=prefix)
+batches = cells.obs[settings.batch_key] if settings.batch_key else None
+plots.quality_violins(metrics, settings.quality_control, batches)
+# %% [markdown]
+# Deeper cells show more genes. Look for cells far below the cloud: a few genes soak up their
+# counts.
+
+# %%
+plots.quality_scatter(metrics, settings.quality_control)
+# %% [markdown]
+# ## Filter, split, encode
+#
+# One call drops the cells that fail, splits the others, learns vocabulary, gene medians and class
+# names **from the train cells alone**, and writes the folder.
+
+# %%
+folder = EncodedFolder(encode(settings, overwrite=overwrite))
+print("\n".join(folder.meta["messages"]))
+pd.Series(folder.meta["dropped"], name="cells dropped", dtype=int).to_frame()
+
+# %% [markdown]
+# Look for types with a handful of cells in train (hard to learn) or in test (hard to judge).
+
+# %%
+plots.class_counts(folder.cells)
+# %% [markdown]
+# Where donors are known, no donor is in two splits:
+
+# %%
+by = ["batch"] if folder.meta["batch_key"] else ["label"]
+pd.crosstab(folder.cells[by[0]], folder.cells["split"])
+
+# %% [markdown]
+# ## What the cells look like
+#
+# The field's usual view: log1p of counts per 10,000, the 2,000 most variable genes, PCA, UMAP. It
+# is for the eye only; nothing below is used in training. At most 20,000 cells are drawn.
+
+# %%
+rng = np.random.default_rng(0)
+n_shown = min(20_000, len(folder.cells))
+shown = folder.cells.iloc[np.sort(rng.choice(len(folder.cells), n_shown, replace=False))]
+adata = cells.to_anndata(cells.obs.index.get_indexer(shown["cell_name"]))
+adata.obs = shown.set_index("cell_name")
+sc.pp.normalize_total(adata, target_sum=1e4)
+sc.pp.log1p(adata)
+sc.pp.highly_variable_genes(adata, n_top_genes=min(2000, adata.n_vars))
+sc.pp.pca(
+    adata, n_comps=min(50, min(adata.shape) - 1, int(adata.var["highly_variable"].sum()) - 1)
+)
+
+# %% [markdown]
+# Look for the elbow: how many directions stand out of the noise.
+
+# %%
+sc.pl.pca_variance_ratio(adata, n_pcs=min(50, adata.obsm["X_pca"].shape[1]))
+
+# %% [markdown]
+# Look for types that form islands, and for islands made of one donor alone (a batch effect). The
+# doublet score is drawn where Scrublet was asked for.
+
+# %%
+sc.pp.neighbors(adata)
+sc.tl.umap(adata)
+colors = [c for c in ("label", "batch", "split", "doublet_score") if adata.obs.get(c) is not None]
+sc.pl.umap(adata, color=colors, ncols=2, wspace=0.45, frameon=False)
+
+# %% [markdown]
+# ## The tokens
+#
+# Each row of `token_ids.npy` is one cell. Look at the right edge: cells there had more detected
+# genes than fit, and lost their weakest.
+
+# %%
+splits = {name: folder.split(name) for name in ("train", "val", "test")}
+lengths = {name: split.lengths for name, split in splits.items()}
+plots.token_lengths(lengths, folder.meta["n_tokens"])
+# %% [markdown]
+# The first genes of a few training cells. With medians as the yardstick, the top ranks should be
+# genes that mark the type, not the housekeeping genes that are high everywhere.
+
+# %%
+picked = rng.choice(
+    len(splits["train"].labels), min(6, len(splits["train"].labels)), replace=False
+)
+tokens = np.array(folder.vocabulary.token_names)[splits["train"].token_ids[np.sort(picked), :11]]
+types = np.array(folder.class_names)[splits["train"].labels[np.sort(picked)]]
+pd.DataFrame(tokens, index=pd.Index(types, name="cell type"))
+
+# %%
+print(f"encoded: {folder.path}")
+print(f"next:    python 02_train_model.py --config configs/train/<yours>.yaml data={folder.path}")
