@@ -240,6 +240,11 @@ def fit_network(
             start = time.perf_counter()
             train_epoch(training, config, data, ranks, tracker, bar)
             probabilities = predict(network, val, config, ranks).probabilities
+            if not np.isfinite(probabilities).all():
+                raise TrainingError(
+                    f"epoch {training.epoch + 1}: the network's answers are not numbers any more; "
+                    "lower optim.lr, or say precision=float32"
+                )
             scores = score(val.labels, probabilities)
             tracker.log({f"val/{name}": value for name, value in scores.items()}, training.step)
             warn_of_collapse(probabilities, data.class_names, training.epoch)
@@ -307,15 +312,8 @@ def train_epoch(
         curve.add(losses, n_tokens=n_tokens, waited=waited)
         bar.update()
         if training.step % LOG_EVERY == 0:
-            point = curve.read()
-            if not math.isfinite(point["train/loss"]):
-                raise TrainingError(
-                    f"step {training.step}: the loss is {point['train/loss']}, expected a number; "
-                    "lower optim.lr, or say precision=float32"
-                )
-            tracker.log(
-                point | {"optim/lr": lr, "optim/gradient_norm": float(norm)}, training.step
-            )
+            point = curve.read() | {"optim/lr": lr, "optim/gradient_norm": float(norm)}
+            tracker.log(point, training.step)
             best = max(training.best_rating[0], 0.0)
             bar.set_postfix(loss=f"{point['train/loss']:.3f}", val_macro_f1=f"{best:.3f}")
 
@@ -395,7 +393,6 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         logger.info("%s is finished: nothing to do", run.final)
         return
     data = EncodedFolder(config.data)
-    run.check_data(data)
     is_baseline = hasattr(config.model, "fit")
     if is_baseline and not ranks.is_first:
         return  # one process is enough

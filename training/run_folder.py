@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from dataset.encoded_folder import EncodedFolder, EncodedSplit
 from safetensors.numpy import save_file
 
 from configs.schema import TrainConfig
+from dataset.encoded_folder import EncodedFolder, EncodedSplit
 from training.checkpoint import flush_to_disk, write_atomically, write_text
 
 # What a run is made of. How it is watched and where it runs may change between two commands.
 NOT_COMPARED = ("tracking", "runs_dir", "device", "data")
+SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer")
 COPIED = ("meta.json", "vocabulary.json", "gene_medians.npy", "class_names.json", "history")
 
 
@@ -88,20 +89,6 @@ class RunFolder:
             if self.partial.exists() and not self.checkpoint.exists():
                 shutil.rmtree(self.partial)
 
-    def check_data(self, data: EncodedFolder) -> None:
-        """Refuse to carry on with other cells than those the run was begun with."""
-        for folder in (self.final, self.partial):
-            if (folder / "data" / "meta.json").exists() and (
-                folder == self.final or self.checkpoint.exists()
-            ):
-                meta = json.loads((folder / "data" / "meta.json").read_text(encoding="utf-8"))
-                for key in ("data_sha256", "split_sha256", "tokenizer"):
-                    if meta.get(key) != data.meta.get(key):
-                        raise RunFolderError(
-                            f"{folder}: was trained on other cells than {data.path} ({key} "
-                            "differs); choose another name, or delete that folder"
-                        )
-
     def write_predictions(
         self,
         split: str,
@@ -155,11 +142,22 @@ class RunFolder:
             for key in sorted(wanted.keys() | found.keys())
             if key not in NOT_COMPARED and wanted.get(key) != found.get(key)
         ]
+        # The cells are compared by what they are, wherever they lie; gone, they cannot differ.
+        cells, meant = _meta(folder / "data"), _meta(Path(self.config.data))
+        if meant and any(cells.get(key) != meant.get(key) for key in SAME_CELLS):
+            differing.append("data")
         if differing:
             raise RunFolderError(
-                f"{folder}: {what} of another config (differs in: {', '.join(differing)}); "
-                "choose another name=..., or delete that folder"
+                f"{folder}: {what} of another config or of other cells (differs in: "
+                f"{', '.join(differing)}); choose another name=..., or delete that folder"
             )
+
+
+def _meta(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def environment(device: torch.device) -> dict:
