@@ -1,8 +1,9 @@
 """Counts on disk: a CSR matrix in three .npy files, written and read a few rows at a time."""
 
+import io
 import os
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,7 @@ from scipy.sparse import csr_matrix
 from dataset.compiled import compiled
 
 UINT16_MAX = 65_535
-BLOCK_BYTES = 2**24
-NAMES = ("indptr", "gene_index", "counts")
+BLOCK_VALUES = 2**22
 
 
 class Rows(NamedTuple):
@@ -30,15 +30,15 @@ class Rows(NamedTuple):
         matrix.eliminate_zeros()
         return cls(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
 
-    def to_csr(self, n_genes: int, dtype: type = np.float32) -> csr_matrix:
+    def to_csr(self, n_genes: int, dtype: type[np.generic] = np.float32) -> csr_matrix:
         """Return a scipy matrix with values of ``dtype``."""
-        index_dtype = np.int32 if len(self.counts) < 2**31 else np.int64
-        parts = (
+        wide = np.int32 if len(self.counts) < 2**31 else np.int64
+        data, indices, indptr = (
             self.counts.astype(dtype),
-            self.gene_index.astype(index_dtype),
-            self.indptr.astype(index_dtype),
+            self.gene_index.astype(wide),
+            self.indptr.astype(wide),
         )
-        return csr_matrix(parts, shape=(len(self.indptr) - 1, n_genes))
+        return csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
 
 
 def index_dtype(n_genes: int) -> np.dtype:
@@ -47,37 +47,44 @@ def index_dtype(n_genes: int) -> np.dtype:
 
 
 class NpyWriter:
-    """A .npy file that grows: rows are appended and the header is completed at the end.
+    """A .npy file that grows: rows are appended and ``close`` completes the header.
 
     Plain writes, not a memory map: a full disk is then an ``OSError``, not a killed process.
     """
 
     def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...] = ()) -> None:
         self.dtype, self.row_shape, self.n_rows = np.dtype(dtype), row_shape, 0
-        self.file = path.open("wb")
-        self.header_bytes = _write_header(self.file, self.dtype, (0, *row_shape))
+        self.file = path.open("wb", buffering=0)
+        self.header_bytes = self._write(self._header())
 
     def append(self, rows: NDArray) -> None:
         """Write rows at the end."""
-        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype))
+        self._write(np.ascontiguousarray(rows, dtype=self.dtype).ravel().view(np.uint8).data)
         self.n_rows += len(rows)
 
     def close(self) -> None:
         """Say in the header how many rows there are, and close the file."""
         self.file.seek(0)
-        written = _write_header(self.file, self.dtype, (self.n_rows, *self.row_shape))
-        if written != self.header_bytes:  # numpy leaves room for the first axis to grow
+        if self._write(self._header()) != self.header_bytes:
             raise RuntimeError(f"{self.file.name}: the .npy header changed its length")
         self.file.close()
 
+    def _header(self) -> bytes:
+        # numpy leaves room in the header for the first axis to grow.
+        header = io.BytesIO()
+        content = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (self.n_rows, *self.row_shape),
+        }
+        np.lib.format.write_array_header_1_0(header, content)
+        return header.getvalue()
 
-def _write_header(file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> int:
-    start = file.tell()
-    np.lib.format.write_array_header_1_0(
-        file,
-        {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape},
-    )
-    return file.tell() - start
+    def _write(self, data: bytes | memoryview) -> int:
+        left = memoryview(data)
+        while len(left):
+            left = left[self.file.write(left) :]
+        return len(data)
 
 
 class CsrWriter:
@@ -99,42 +106,51 @@ class CsrWriter:
         self.counts = NpyWriter(folder / "counts.npy", np.dtype(np.uint16))
         self.indptr.append(np.zeros(1, dtype=np.int64))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for writer in (self.indptr, self.gene_index, self.counts):
+            if kind is None:
+                writer.close()
+            else:
+                writer.file.close()
+
     def append(self, rows: Rows) -> None:
         """Write the next rows."""
-        self._widen(rows.counts)
+        if np.promote_types(counts_dtype(rows.counts), self.counts.dtype) != self.counts.dtype:
+            self._widen(counts_dtype(rows.counts))
         self.indptr.append(rows.indptr[1:] + self.n_values)
         self.gene_index.append(rows.gene_index)
         self.counts.append(rows.counts)
         self.n_values += len(rows.counts)
 
-    def close(self) -> None:
-        """Complete the three files."""
-        for writer in (self.indptr, self.gene_index, self.counts):
-            writer.close()
-
-    def _widen(self, counts: NDArray) -> None:
-        """Copy the counts written so far to a wider type when the new ones do not fit."""
-        needed = counts_dtype(counts)
-        if np.promote_types(needed, self.counts.dtype) == self.counts.dtype:
-            return
+    def _widen(self, dtype: np.dtype) -> None:
+        """Copy the counts written so far to a wider type."""
         self.counts.close()
-        narrow = self.folder / "counts.npy"
-        narrow.rename(self.folder / "narrow.npy")
-        values = np.load(self.folder / "narrow.npy", mmap_mode="r")
-        self.counts = NpyWriter(narrow, needed)
-        step = BLOCK_BYTES // needed.itemsize
-        for start in range(0, len(values), step):
-            self.counts.append(values[start : start + step])
-        (self.folder / "narrow.npy").unlink()
+        path, narrow = self.folder / "counts.npy", self.folder / "narrow.npy"
+        path.rename(narrow)
+        values = np.load(narrow, mmap_mode="r" if self.n_values else None)
+        self.counts = NpyWriter(path, dtype)
+        for start in range(0, len(values), BLOCK_VALUES):
+            self.counts.append(values[start : start + BLOCK_VALUES])
+        narrow.unlink()
 
 
 def counts_dtype(counts: NDArray) -> np.dtype:
-    """Return the narrowest of uint16, int32 (integers) and float32 (the rest) that holds them."""
-    if counts.dtype == np.uint16 or not len(counts):
-        return np.dtype(np.uint16)
-    if np.issubdtype(counts.dtype, np.floating) and (counts != np.rint(counts)).any():
-        return np.dtype(np.float32)
-    return np.dtype(np.uint16 if counts.max() <= UINT16_MAX else np.int32)
+    """Return the narrower of uint16 and int32 that holds these counts."""
+    return np.dtype(np.uint16 if counts.max(initial=0) <= UINT16_MAX else np.int32)
+
+
+def open_npy(path: Path) -> NDArray:
+    """Memory-map an array; an empty one cannot be mapped and is read. Nothing is unpickled."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        array = np.load(path, allow_pickle=False)
+        if array.size:
+            raise
+        return array
 
 
 class CsrFile:
@@ -143,8 +159,8 @@ class CsrFile:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.indptr, self.gene_index, self.counts = (
-            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
-            for name in NAMES
+            np.asarray(open_npy(folder / f"{name}.npy"))
+            for name in ("indptr", "gene_index", "counts")
         )
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ a block nor the number of threads changes a byte of the output. The folder is wr
 renamed when it is whole.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,7 +27,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,16 +41,16 @@ from tqdm.auto import tqdm
 
 from configs.base import ConfigError
 from configs.schema import PreprocessConfig
-from dataset.cell_file import file_sha256
+from dataset.cell_file import file_sha256, fingerprint
 from dataset.csr_file import CsrFile, CsrWriter, NpyWriter, Rows, fsync_folder, take_columns
 from dataset.encoded_folder import SCHEMA_VERSION, SPLITS, EncodedFolder
 from dataset.gene_medians import Block, gene_medians
-from dataset.history import fit_history, order_time_points, shuffled_within
+from dataset.history import fit_history, order_time_points, shuffled_within, time_names
 from dataset.quality_control import measure_cells, score_doublets, select_cells, select_labels
 from dataset.read import Cells, open_cells
 from dataset.sources import resolve
 from dataset.split import split_cells
-from dataset.tokenizers.rank import RankConfig, RankedCells, rank_rows
+from dataset.tokenizers.rank import RankConfig, RankedCells, rank_rows, token_dtype
 from dataset.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -84,28 +85,31 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
     Raises
     ------
     CellFileError
-        If a file cannot be used; EncodeError or ValueError if its cells cannot.
-    OSError
-        If the disk is full. No folder is left then, nor after any other error.
+        If a file cannot be used.
+    EncodeError
+        If the folder is another dataset's, no cells are left, or the disk is full. After any
+        error nothing is left on the disk.
     """
     folder = Path(config.data_dir) / config.name
-    hashes = [file_sha256(path) for path in resolve(config.input)]
+    files = [(fingerprint(path), file_sha256(path)) for path in resolve(config.input)]
     if folder.exists() and not overwrite:
-        _check_finished(folder, config, hashes)
+        _check_finished(folder, config, [sha256 for _, sha256 in files])
         logger.info("%s: already encoded", folder)
         return folder
     with _written_aside(folder) as aside:
-        _encode_into(aside, config, hashes, progress)
+        _encode_into(aside, config, files, progress)
     return folder
 
 
 def _encode_into(
-    folder: Path, config: PreprocessConfig, hashes: list[str], progress: bool
+    folder: Path, config: PreprocessConfig, files: list[tuple[tuple, str]], progress: bool
 ) -> None:
     work = folder / "work"  # gone when the folder is whole
     work.mkdir()
     tokenizer = config.tokenizer
     cells = SpilledCells(_open(config, config.counts), work / "now", progress)
+    if [file.fingerprint for file in cells.source.files] != [mark for mark, _ in files]:
+        raise EncodeError(f"{config.input}: a file changed while it was read; start again")
     metrics = measure_cells(
         cells,  # type: ignore[arg-type]
         mitochondrial_prefix=config.quality_control.mitochondrial_prefix,
@@ -140,10 +144,9 @@ def _encode_into(
     shutil.rmtree(work)
 
     cells.source.check_unchanged()
-    if hashes != [file.sha256() for file in cells.source.files]:
-        raise EncodeError(f"{config.input}: the files changed while they were read; start again")
     _write_cells(folder, chosen, metrics, config)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    hashes = [sha256 for _, sha256 in files]
     meta = _meta(config, cells.source, chosen, hashes, vocabulary, expression, messages)
     _write_json(folder / "meta.json", meta)
     EncodedFolder(folder)  # what was written can be read
@@ -174,14 +177,12 @@ class SpilledCells:
 
     def blocks(self, max_cells: int = BLOCK_CELLS) -> Iterator[tuple[int, csr_matrix]]:
         """Stream the counts as ``Cells.blocks`` does, and write them."""
-        writer = CsrWriter(self.folder, self.source.n_genes)
         bar = tqdm(total=self.source.n_cells, desc="read", unit="cell", disable=not self.progress)
-        with bar:
+        with CsrWriter(self.folder, self.source.n_genes) as writer, bar:
             for start, block in _ahead(self.source.blocks(max_cells)):
                 writer.append(Rows(block.indptr, block.indices, block.data))
                 yield start, block
                 bar.update(block.shape[0])
-        writer.close()
         self.counts = CsrFile(self.folder)
 
 
@@ -194,7 +195,7 @@ class ChosenCells:
     split: NDArray[np.str_]  # (n,)
     labels: NDArray[np.object_]  # (n,), the cell type
     batch: NDArray[np.object_]  # (n,)
-    time: NDArray[np.object_] | None  # (n,), as text
+    time: NDArray[np.str_] | None  # (n,)
     time_points: list[str]
     class_names: list[str]  # of train cells, sorted
     dropped: pd.Series  # cell name -> reason
@@ -238,8 +239,9 @@ def choose_cells(cells: Cells, metrics: pd.DataFrame, config: PreprocessConfig) 
     time = cells.column(config.time_key) if config.time_key else None
     if time is not None:
         drop(np.where(time.isna(), f"no {config.time_key}", "").astype(object))
-    if batch is not None:
-        drop(np.where(batch.isna(), f"no {batch_key}", "").astype(object))
+    for key in dict.fromkeys((config.batch_key, config.split.key)):
+        if key:
+            drop(np.where(cells.column(key).isna(), f"no {key}", "").astype(object))
     stays = reasons == ""
     _, why = select_labels(
         obs["label"][stays], ignore=config.ignore_labels, min_cells=config.min_cells_per_class
@@ -281,7 +283,7 @@ def choose_cells(cells: Cells, metrics: pd.DataFrame, config: PreprocessConfig) 
             if batch is None
             else batch.astype(str).to_numpy(dtype=object)
         )[stays],
-        time=None if time is None else time.astype(str).to_numpy(dtype=object)[stays],
+        time=None if time is None else time_names(time[stays]),
         time_points=[] if time is None else order_time_points(time[stays]),
         class_names=class_names,
         dropped=pd.Series(reasons, index=obs.index, name="reason")[~stays],
@@ -358,14 +360,13 @@ def keep_counts(
     columns, n_genes
         New column of every gene (-1: left out), and how many there are.
     """
-    writer = CsrWriter(folder, n_genes)
 
     def cut_out(block: tuple[int, int]) -> Rows:
         return take_columns(counts.take(rows[slice(*block)]), columns, n_genes)
 
-    for block in _in_order(cut_out, _cut(len(rows)), n_threads):
-        writer.append(block)
-    writer.close()
+    with CsrWriter(folder, n_genes) as writer:
+        for block in _in_order(cut_out, _cut(len(rows)), n_threads):
+            writer.append(block)
     return CsrFile(folder)
 
 
@@ -394,7 +395,7 @@ def _previous_profiles(
     assert settings is not None
     groups = chosen.split.astype(object)
     if chosen.time is not None:
-        groups = groups + "\t" + chosen.time
+        groups = groups + "\t" + chosen.time.astype(object)
     place = np.arange(len(groups))
     if settings.shuffle:
         place = shuffled_within(groups.astype(str), settings.seed)
@@ -421,7 +422,7 @@ def _previous_profiles(
     if len(chosen.time_points) < 2:
         raise EncodeError(f"time_key {config.time_key!r}: one time point only")
     messages.append(f"history: time points in order: {', '.join(chosen.time_points)}")
-    n_genes, time = kept[2], chosen.time.astype(str)
+    n_genes, time = kept[2], chosen.time
     train = np.flatnonzero(chosen.split == "train")
     history, notes = fit_history(
         expression, library_size, time, train, chosen.time_points, settings, n_genes
@@ -455,10 +456,9 @@ def rank_split(
     rows = np.flatnonzero(chosen.split == split)
     libraries = np.zeros((len(rows), tokenizer.n_segments), dtype=np.float32)
     libraries[:, 0] = library_size[rows]
-    token_dtype = np.dtype(np.uint16 if 4 + len(medians) <= 2**16 else np.int32)
-    counts_dtype = expression.counts.dtype
+    ids_dtype, counts_dtype = token_dtype(len(medians)), expression.counts.dtype
     if previous is not None:
-        counts_dtype = np.promote_types(counts_dtype, previous.counts_dtype)
+        counts_dtype = max(counts_dtype, previous.counts_dtype, key=lambda dtype: dtype.itemsize)
 
     def rank(block: tuple[int, int]) -> RankedCells:
         these = rows[slice(*block)]
@@ -471,24 +471,26 @@ def rank_split(
             segments,
             medians,
             n_tokens=tokenizer.n_tokens,
-            token_dtype=token_dtype,
+            token_dtype=ids_dtype,
             counts_dtype=counts_dtype,
         )
 
     width = (tokenizer.row_length,)
-    writers = RankedCells(
-        NpyWriter(folder / "token_ids.npy", token_dtype, width),
+    writers = (
+        NpyWriter(folder / "token_ids.npy", ids_dtype, width),
         NpyWriter(folder / "counts.npy", counts_dtype, width),
         NpyWriter(folder / "lengths.npy", np.dtype(np.int32)),
     )
     bar = tqdm(total=len(rows), desc=f"rank {split}", unit="cell", disable=not progress)
-    with bar:
+    with bar, ExitStack() as open_files:
+        for writer in writers:
+            open_files.callback(writer.file.close)
         for ranked in _in_order(rank, _cut(len(rows), BLOCK_CELLS // 4), n_threads):
             for writer, part in zip(writers, ranked, strict=True):
                 writer.append(part)
             bar.update(len(ranked.lengths))
-    for writer in writers:
-        writer.close()
+        for writer in writers:
+            writer.close()
     number_of = {name: i for i, name in enumerate(chosen.class_names)}
     labels = [number_of[label] for label in chosen.labels[rows]]
     np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
@@ -562,14 +564,22 @@ def _written_aside(folder: Path) -> Iterator[Path]:
             aside.chmod(0o755)
             fsync_folder(aside)
             if folder.exists():
+                if any(folder.iterdir()) and not (folder / "meta.json").exists():
+                    raise EncodeError(
+                        f"{folder}: holds something else than encoded cells: choose another name"
+                    )
                 retired = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
                 folder.rename(retired / "old")
                 aside.rename(folder)
                 shutil.rmtree(retired)
             else:
                 aside.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EncodeError(
+                f"{folder}: the disk is full: free some space or set data_dir; nothing was kept"
+            ) from error
         raise
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from dataset.csr_file import CsrFile
+from dataset.csr_file import CsrFile, open_npy
 from dataset.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
@@ -174,9 +174,7 @@ class EncodedFolder:
         """Open an array without reading it, if it is what it should be."""
         path = self.path / name
         try:
-            # An empty array cannot be memory-mapped, and need not be.
-            mode = "r" if 0 not in shape else None
-            array = np.load(path, mmap_mode=mode, allow_pickle=False)
+            array = open_npy(path)
         except (OSError, ValueError, EOFError) as error:
             raise self._damaged(name, _one_line(error)) from None
         if array.shape != shape or array.dtype.name not in dtypes:

@@ -20,7 +20,7 @@ from dataset.compiled import compiled
 from dataset.csr_file import Rows
 
 TARGET_SUM = 10_000.0
-DIGIT_BITS = 9
+DIGIT_BITS = 7  # 10 MB of histogram at 20,000 genes: larger ones fall out of the cache
 NONE_ABOVE = np.iinfo(np.int64).max
 
 
@@ -63,7 +63,7 @@ def gene_medians(
     above = np.full(n_genes, NONE_ABOVE)  # smallest value beyond those that share them
     histogram = np.zeros((n_genes, 2 ** max(widths)), dtype=np.uint32)
     edges = np.linspace(0, n_genes, n_threads + 1).astype(np.int64)
-    n_values = rank = upper = None
+    n_values = rank = upper = np.zeros(n_genes, dtype=np.int64)
 
     def count(block: Block, first: int, last: int) -> None:
         high, low = shift + width, shift
@@ -79,7 +79,7 @@ def gene_medians(
             histogram[:] = 0
             for block in blocks():
                 list(pool.map(count, [block] * n_threads, edges[:-1], edges[1:]))
-            if rank is None:
+            if width + shift == n_bits:  # the first pass sees every value
                 n_values = histogram.sum(axis=1, dtype=np.int64)
                 rank = np.maximum(n_values - 1, 0) // 2
             digit, rank, upper = _pick_digit(histogram, rank)
@@ -118,20 +118,25 @@ def _count_digits(
     histogram, above, find_above,
 ):  # fmt: skip
     """Count, for genes [first, last), bits [low, high) of the values whose bits above match."""
-    value = np.empty(1, np.float32)
+    longest = np.int64(0)
+    for row in range(len(indptr) - 1):
+        longest = max(longest, indptr[row + 1] - indptr[row])
+    value = np.empty(longest, np.float32)
     bits = value.view(np.uint32)
     mask = (1 << (high - low)) - 1
     for row in range(len(indptr) - 1):
         if library_size[row] <= 0:
             continue
         start, stop = indptr[row], indptr[row + 1]
-        start += np.searchsorted(gene_index[start:stop], first_gene)
-        for i in range(start, stop):
-            gene = gene_index[i]
-            if gene >= last_gene:
-                break
-            value[0] = np.float32(counts[i] * 1e4 / library_size[row])
-            offset = np.int64(bits[0]) - smallest
+        start, stop = (
+            start + np.searchsorted(gene_index[start:stop], first_gene),
+            start + np.searchsorted(gene_index[start:stop], last_gene),
+        )
+        for i in range(stop - start):
+            value[i] = np.float32(counts[start + i] * 1e4 / library_size[row])
+        for i in range(stop - start):
+            gene = gene_index[start + i]
+            offset = np.int64(bits[i]) - smallest
             head = offset >> high
             if head == prefix[gene]:
                 histogram[gene, (offset >> low) & mask] += 1

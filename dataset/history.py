@@ -96,9 +96,8 @@ class History:
 
     def save(self, folder: Path) -> None:
         """Write the folder that ``load`` reads."""
-        writer = CsrWriter(folder / "ancestors", self.counts.shape[1])
-        writer.append(Rows.from_csr(self.counts))
-        writer.close()
+        with CsrWriter(folder / "ancestors", self.counts.shape[1]) as writer:
+            writer.append(Rows.from_csr(self.counts))
         for name in ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
         facts = {"time_points": self.time_points, "n_ancestors": self.n_ancestors}
@@ -126,7 +125,7 @@ class History:
 
     def _time_numbers(self, time: NDArray[np.str_] | pd.Series) -> NDArray[np.int64]:
         number_of = {name: i for i, name in enumerate(self.time_points)}
-        names = np.asarray(time).astype(str)
+        names = time_names(time)
         if unknown := sorted(set(names) - set(number_of)):
             raise ValueError(
                 f"time points {', '.join(unknown)} are not known; expected one of "
@@ -237,6 +236,15 @@ def log_expression(counts: csr_matrix, library_size: NDArray) -> csr_matrix:
     return values
 
 
+def time_names(time: NDArray | pd.Series) -> NDArray[np.str_]:
+    """Write time points as text; a number the same whether it came as 10, 10.0 or "10"."""
+    return np.array([_plain(str(name)) for name in np.asarray(time)], dtype=str)
+
+
+def _plain(name: str) -> str:
+    return name[:-2] if re.fullmatch(r"-?\d+\.0", name) else name
+
+
 def order_time_points(time: pd.Series) -> list[str]:
     """Put the values of a time column in order, as text.
 
@@ -246,8 +254,8 @@ def order_time_points(time: pd.Series) -> list[str]:
     """
     present = time.dropna()
     if isinstance(time.dtype, pd.CategoricalDtype) and time.dtype.ordered:
-        return [str(name) for name in time.cat.categories if (present == name).any()]
-    return sorted(set(present.astype(str)), key=_time_key)
+        return [_plain(str(name)) for name in time.cat.categories if (present == name).any()]
+    return sorted(set(time_names(present).tolist()), key=_time_key)
 
 
 def _time_key(name: str) -> tuple:

@@ -69,10 +69,13 @@ def padded_length(longest: int, row_length: int) -> int:
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """Move a batch and only then widen its 16-bit rows: token ids to int64, counts to float32."""
-    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    moved["token_ids"] = moved["token_ids"].long()
-    moved["counts"] = moved["counts"].float()
-    return moved  # type: ignore[return-value]
+    return {
+        "token_ids": batch["token_ids"].to(device, non_blocking=True).long(),
+        "counts": batch["counts"].to(device, non_blocking=True).float(),
+        "library_size": batch["library_size"].to(device, non_blocking=True),
+        "labels": batch["labels"].to(device, non_blocking=True),
+        "cell_index": batch["cell_index"].to(device, non_blocking=True),
+    }
 
 
 class LengthBucketSampler(Sampler[list[int]]):

@@ -76,7 +76,8 @@ def rank_tokens(
     """Order the detected genes of each cell by median-scaled expression.
 
     The value of a gene is its count over its median. The library size and the 10,000 are common
-    to a cell and change no order, so they are left out: scaling a cell's counts leaves its tokens.
+    to a cell and change no order, so they are left out: scaling a cell's counts leaves its tokens
+    (genes whose values agree to seven digits may change places, unless scaled by 2, 4, 8 ...).
 
     Parameters
     ----------
@@ -109,9 +110,9 @@ def rank_tokens(
         for profile, name in ((counts, "counts"), (previous, "previous"))
         if profile is not None
     ]
-    if len({len(rows.indptr) for rows in segments}) > 1:
-        raise ValueError(f"{counts.shape[0]} cells but {previous.shape[0]} previous profiles")
-    dtype = np.promote_types(*(counts_dtype(rows.counts) for rows in (segments * 2)[:2]))
+    if len(n_cells := {len(rows.indptr) - 1 for rows in segments}) > 1:
+        raise ValueError(f"cells and previous profiles differ in number: {sorted(n_cells)}")
+    dtype = max((counts_dtype(rows.counts) for rows in segments), key=lambda d: d.itemsize)
     return rank_rows(
         segments,
         gene_medians,

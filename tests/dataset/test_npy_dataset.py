@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dataset.encoded_folder import EncodedFolder
+from dataset.npy_dataset import (
+    LengthBucketSampler,
+    NpyDataset,
+    collate,
+    padded_length,
+    to_device,
+)
+from dataset.vocabulary import PAD
+
+
+@pytest.fixture
+def cells(encoded_folder):
+    return EncodedFolder(encoded_folder).split("train")
+
+
+@pytest.fixture
+def lengths(rng):
+    return rng.integers(5, 500, size=1000)
+
+
+def batches_of(lengths, size, **settings):
+    return list(LengthBucketSampler(lengths, size, **settings))
+
+
+def test_a_batch_holds_the_rows_asked_for(cells):
+    rows = [5, 0, 17]
+    batch = collate(NpyDataset(cells).__getitems__(rows))
+    t = batch["token_ids"].shape[1]
+    assert batch["token_ids"].dtype == batch["counts"].dtype == torch.uint16
+    np.testing.assert_array_equal(batch["token_ids"].numpy(), cells.token_ids[rows, :t])
+    np.testing.assert_array_equal(batch["counts"].numpy(), cells.counts[rows, :t])
+    assert batch["labels"].tolist() == cells.labels[rows].tolist()
+    assert batch["cell_index"].tolist() == rows
+    assert batch["library_size"].shape == (3, 1)
+
+
+def test_rows_widen_on_the_device(cells):
+    batch = to_device(collate(NpyDataset(cells).__getitems__([1, 2])), "cpu")
+    assert batch["token_ids"].dtype == batch["labels"].dtype == torch.int64
+    assert batch["counts"].dtype == batch["library_size"].dtype == torch.float32
+    np.testing.assert_array_equal(
+        batch["counts"].numpy(), cells.counts[[1, 2], : batch["counts"].shape[1]]
+    )
+
+
+def test_only_padding_is_trimmed(cells):
+    for batch in DataLoader(
+        NpyDataset(cells),
+        batch_sampler=LengthBucketSampler(cells.lengths, 16),
+        collate_fn=collate,
+    ):
+        rows = batch["cell_index"].numpy()
+        n_tokens = (batch["token_ids"].numpy() != PAD).sum(axis=1)
+        np.testing.assert_array_equal(n_tokens, cells.lengths[rows])
+
+
+@pytest.mark.parametrize(
+    ("longest", "row", "expected"),
+    [(1, 2049, 1), (63, 2049, 63), (64, 2049, 64), (65, 2049, 128), (2000, 2049, 2048),
+     (2049, 2049, 2049), (90, 97, 97)],
+)  # fmt: skip
+def test_lengths_are_rounded_up_to_multiples_of_64(longest, row, expected):
+    assert padded_length(longest, row) == expected
+
+
+def test_an_empty_share_of_a_batch_is_an_empty_batch(cells):
+    assert collate(NpyDataset(cells).__getitems__([]))["token_ids"].shape[0] == 0
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("size", [7, 64])
+def test_every_cell_comes_once_and_ranks_share_each_batch(lengths, shuffle, world_size, size):
+    whole = batches_of(lengths, size, seed=4, epoch=2, shuffle=shuffle)
+    assert sorted(sum(whole, [])) == list(range(1000))
+    assert len(whole) == len(LengthBucketSampler(lengths, size))
+    ranks = [
+        batches_of(lengths, size, seed=4, epoch=2, shuffle=shuffle, rank=r, world_size=world_size)
+        for r in range(world_size)
+    ]
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        assert sum(shares, []) == batch
+        sizes = [len(share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_order_follows_from_seed_and_epoch(lengths):
+    first = batches_of(lengths, 32, seed=1, epoch=5)
+    assert batches_of(lengths, 32, seed=1, epoch=5) == first
+    assert batches_of(lengths, 32, seed=1, epoch=6) != first
+    assert batches_of(lengths, 32, seed=2, epoch=5) != first
+    sampler = LengthBucketSampler(lengths, 32, seed=1)
+    sampler.set_epoch(5)
+    assert list(sampler) == first
+
+
+def test_cells_of_a_batch_are_of_like_length(lengths):
+    def padding(batches):
+        return sum(lengths[b].max() * len(b) - lengths[b].sum() for b in batches)
+
+    shuffled = np.random.default_rng(0).permutation(1000)
+    at_random = [shuffled[i : i + 16].tolist() for i in range(0, 1000, 16)]
+    assert padding(batches_of(lengths, 16)) < 0.15 * padding(at_random)
+
+
+def test_evaluation_goes_by_length(lengths):
+    order = sum(batches_of(lengths, 16, shuffle=False), [])
+    assert (np.diff(lengths[order]) >= 0).all()
+
+
+def test_impossible_shares_are_refused(lengths):
+    with pytest.raises(ValueError, match="rank 2"):
+        LengthBucketSampler(lengths, 8, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="batch_size 1"):
+        LengthBucketSampler(lengths, 1, rank=0, world_size=2)
