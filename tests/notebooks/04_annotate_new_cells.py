@@ -1,0 +1,114 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,tests/notebooks//py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 04 · Names for new cells
+#
+# Takes a finished run and an `.h5ad` file **without labels**, and writes the same file again with a
+# cell type, a confidence and an embedding for every cell.
+#
+# ```
+# papermill 04_annotate_new_cells.ipynb out.ipynb \
+#     -p run runs/<yours> -p query new.h5ad -p output annotated.h5ad
+# ```
+#
+# A cell's answer depends on that cell alone: not on the others in the file, nor on their order.
+
+# %% tags=["parameters"]
+run = "runs/rank_transformer_baron_human"
+query = "baron_human_new_donor"
+output = "runs/annotated.h5ad"
+counts = "auto"
+time_key = None
+min_match_rate = 0.5
+
+# %%
+import anndata as ad
+import pandas as pd
+import scanpy as sc
+
+from evaluation import annotation_plots as plots
+from evaluation.annotate import EMBEDDING_KEY, annotate
+
+# %% [markdown]
+# ## Annotate
+#
+# Genes are matched by id or symbol as in training; below `min_match_rate` the notebook stops and
+# shows names that were not found.
+
+# %%
+found = annotate(
+    run, query, output, counts=counts, time_key=time_key, min_match_rate=min_match_rate
+)
+print(
+    f"{found.match.rate:.1%} of the model's genes are in the query ({len(found.match.missing)} missing)"
+)
+print(f"{len(found.cells):,} cells named; {found.cells['uncertain'].mean():.1%} of them uncertain")
+print(f"written: {found.output}")
+
+# %%
+adata = ad.read_h5ad(output)
+adata
+
+# %% [markdown]
+# ## How many of each type
+#
+# Look for types that should not be in this tissue, and for types whose cells are mostly uncertain.
+
+# %%
+plots.type_counts(found.cells)
+# %% [markdown]
+# ## How sure
+#
+# `confidence` is the probability of the named type, calibrated on the run's own validation cells
+# (temperature scaling). Cells left of the dashed line are marked `uncertain`: of validation cells
+# that were named rightly, one in twenty lies there. A hump on the left says that the query holds
+# cells unlike any the model has seen.
+
+# %%
+plots.confidence_histogram(found.cells, found.threshold)
+# %% [markdown]
+# ## Where they lie
+#
+# Look for islands with two names, and for islands of low confidence: candidates for a type that
+# was not in the training cells.
+
+# %%
+space = EMBEDDING_KEY if EMBEDDING_KEY in adata.obsm else "class_probabilities"
+sc.pp.neighbors(adata, use_rep=space)
+sc.tl.umap(adata)
+sc.pl.umap(adata, color=["predicted_cell_type", "confidence"], wspace=0.6, frameon=False)
+
+# %% [markdown]
+# ## Do the genes agree
+#
+# The genes that set each predicted type apart from the others in this file. Known markers of the
+# type should be among them.
+
+# %%
+shown = plots.without_rare_types(adata, "predicted_cell_type", fewest=5)
+shown.X = shown.X.astype("float32")
+sc.pp.normalize_total(shown, target_sum=1e4)
+sc.pp.log1p(shown)
+sc.tl.rank_genes_groups(shown, "predicted_cell_type", method="t-test")
+sc.pl.rank_genes_groups_dotplot(shown, n_genes=3, standard_scale="var", dendrogram=False)
+
+# %% [markdown]
+# ## The least sure cells
+#
+# These are the ones to look at by eye first.
+
+# %%
+pd.concat([found.cells, plots.runner_up(found)], axis=1).sort_values("confidence").head(10)
