@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 export PYTHONUNBUFFERED = 1
-export MPLBACKEND = Agg
 
 # ---------------------------------------------------------------- set up
 $(READY): requirements.txt tests/requirements.txt

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -26,7 +25,8 @@ def type_counts(cells: pd.DataFrame) -> Figure:
     table = pd.crosstab(cells["predicted_cell_type"], cells["uncertain"])
     table = table.reindex(columns=[False, True], fill_value=0)
     table = table.loc[table.sum(axis=1).sort_values().index]
-    figure, axis = plt.subplots(figsize=(7, 0.32 * len(table) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7, 0.32 * len(table) + 1.2), layout="constrained")
+    axis = figure.subplots()
     axis.barh(table.index.astype(str), table[False], color=SURE, label="sure")
     axis.barh(
         table.index.astype(str), table[True], left=table[False], color=UNSURE, label="uncertain"
@@ -44,7 +44,8 @@ def type_counts(cells: pd.DataFrame) -> Figure:
 
 def confidence_histogram(cells: pd.DataFrame, threshold: float) -> Figure:
     """Draw the distribution of the confidence, with the threshold of ``uncertain`` dashed."""
-    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axis = figure.subplots()
     axis.hist(cells["confidence"], bins=np.linspace(0, 1, 51), color=SURE)
     axis.axvline(threshold, color="crimson", linestyle="--", linewidth=1)
     axis.set(xlabel="confidence", ylabel="cells", yscale="symlog", xlim=(0, 1))

@@ -1,6 +1,5 @@
 """Figures of notebook 01: what the cells look like before they become tokens."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -42,7 +41,8 @@ def quality_violins(
     name = "cells" if batches is None else str(batches.name)
     group = pd.Series("all", metrics.index) if batches is None else batches.astype(str)
     order = group.value_counts().index[:12].sort_values()
-    figure, axes = plt.subplots(1, len(known), figsize=(4 * len(known), 3.4), layout="constrained")
+    figure = Figure(figsize=(4 * len(known), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(known))
     for axis, measure in zip(np.atleast_1d(axes), known, strict=True):
         frame = pd.DataFrame({name: group, measure: metrics[measure]})
         sns.violinplot(
@@ -61,8 +61,9 @@ def quality_violins(
 
 
 def quality_scatter(metrics: pd.DataFrame, config: QualityControlConfig) -> Figure:
-    """Detected genes against library size, both on log scales, coloured by what else is known."""
-    figure, axis = plt.subplots(figsize=(5, 3.8), layout="constrained")
+    """Draw detected genes against library size on log scales, coloured by what else is known."""
+    figure = Figure(figsize=(5, 3.8), layout="constrained")
+    axis = figure.subplots()
     shown = metrics[metrics["total_counts"] > 0]
     color = next(
         (m for m in ("pct_counts_mt", "doublet_score") if m in shown and shown[m].notna().any()),
@@ -92,7 +93,8 @@ def class_counts(cells: pd.DataFrame) -> Figure:
     """
     table = pd.crosstab(cells["label"], cells["split"]).reindex(columns=list(SPLIT_COLORS))
     table = table.fillna(0).loc[cells["label"].value_counts().index[::-1]]
-    figure, axis = plt.subplots(figsize=(7, 0.32 * len(table) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7, 0.32 * len(table) + 1.2), layout="constrained")
+    axis = figure.subplots()
     table.plot.barh(ax=axis, color=SPLIT_COLORS, width=0.8)
     axis.set(xscale="symlog", xlabel="cells", ylabel="", xlim=(0, None))
     axis.legend(title="", frameon=False, loc="lower right")
@@ -110,7 +112,8 @@ def token_lengths(lengths: dict[str, np.ndarray], n_tokens: int) -> Figure:
     n_tokens
         Length of a row, where longer cells are cut.
     """
-    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axis = figure.subplots()
     bins = np.linspace(0, n_tokens, 41)
     for split, values in lengths.items():
         color = SPLIT_COLORS[split]

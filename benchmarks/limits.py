@@ -1,0 +1,58 @@
+"""What this machine can do at best: inflate a file, gather rows, multiply matrices."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
+import numpy as np
+from isal import isal_zlib
+
+from benchmarks.measure import seconds
+
+
+def inflate(path: str, threads: int = 1) -> dict:
+    """Cells per second of nothing but inflating the gzip chunks of a CSR ``.h5ad``.
+
+    Raw chunks are read and inflated with ISA-L, the fastest inflater here; nothing is kept.
+    """
+
+    def one_pass() -> None:
+        with h5py.File(path) as file, ThreadPoolExecutor(threads) as pool:
+            for dataset in (file["X/data"], file["X/indices"]):
+                chunk, width = dataset.chunks[0], dataset.dtype.itemsize
+                raw = (
+                    dataset.id.read_direct_chunk((start,))[1]
+                    for start in range(0, dataset.shape[0], chunk)
+                )
+                if threads == 1:
+                    for block in raw:
+                        isal_zlib.decompress(block, bufsize=chunk * width)
+                else:
+                    list(pool.map(lambda b: isal_zlib.decompress(b, bufsize=chunk * width), raw))
+
+    with h5py.File(path) as file:
+        n_cells = file["X/indptr"].shape[0] - 1
+    return {"cells_per_second": n_cells / seconds(one_pass)}
+
+
+def gather(path: str, batch_size: int = 64) -> dict:
+    """Rows per second of a plain numpy fancy index, sorted within the batch."""
+    rows = np.load(Path(path), mmap_mode="r")
+    order = np.random.default_rng(0).permutation(len(rows))
+    batches = [np.sort(b) for b in np.array_split(order, max(1, len(order) // batch_size))]
+    return {"cells_per_second": len(rows) / seconds(lambda: [rows[b] for b in batches])}
+
+
+def matrix_rate(device: str = "cpu", dtype: str = "float32", n: int = 2048) -> dict:
+    """FLOP per second of an ``n x n x n`` matrix product in torch."""
+    import torch
+
+    torch.manual_seed(0)
+    a, b = torch.randn(2, n, n, device=device).to(getattr(torch, dtype))
+
+    def product() -> None:
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return {"flop_per_second": 2 * n**3 / seconds(product, rounds=7, warm_up=2)}

@@ -1,0 +1,211 @@
+"""The training step on a CPU: ours, the naive peer, and how much of the machine it uses.
+
+Cells have the lengths of an atlas (log-normal, median 1,100 genes, 300 to 2,048): most of the work
+of a padded model is on padding. Useful FLOP are counted from the real tokens, with every layer in
+full: 3 x (forward products), nothing for embeddings, norms and softmax.
+"""
+
+import math
+import time
+
+import numpy as np
+
+from benchmarks.measure import PeakMemory, alone, show
+
+CONTEXT = 2048
+N_GENES, N_CLASSES = 20_000, 16
+SHAPES = {
+    "4 x 256, 6 heads of 16": {
+        "n_layers": 4, "d_model": 256, "n_heads": 6, "d_head": 16, "d_feed_forward": 256,
+    },
+    "6 x 256, 4 heads of 64": {
+        "n_layers": 6, "d_model": 256, "n_heads": 4, "d_head": 64, "d_feed_forward": 512,
+    },
+}  # fmt: skip
+
+
+def lengths(n_cells: int, seed: int = 0) -> np.ndarray:
+    """Tokens of each cell, ``<cls>`` included."""
+    drawn = np.random.default_rng(seed).lognormal(math.log(1100), 0.5, n_cells)
+    return np.clip(drawn, 300, CONTEXT).astype(np.int64)
+
+
+def forward_flop(shape: dict, n_tokens: np.ndarray) -> float:
+    """FLOP of the matrix products of one forward pass over cells of these lengths."""
+    width = shape["n_heads"] * shape["d_head"]
+    t = np.asarray(n_tokens, dtype=np.float64)
+    linear = 2 * shape["d_model"] * (4 * width + 2 * shape["d_feed_forward"])
+    return float((shape["n_layers"] * (linear * t + 4 * width * t**2)).sum())
+
+
+def make_batches(n_cells: int, batch_size: int, *, bucketed: bool) -> list[np.ndarray]:
+    """Token ids of each batch, ``(b, t)``: bucketed by length, or all padded to the context."""
+    from dataset.npy_dataset import padded_length
+
+    rng = np.random.default_rng(1)
+    sizes = lengths(n_cells)
+    sizes = np.sort(sizes) if bucketed else sizes
+    batches = []
+    for start in range(0, n_cells, batch_size):
+        here = sizes[start : start + batch_size]
+        width = padded_length(int(here.max()), CONTEXT) if bucketed else CONTEXT
+        ids = np.zeros((len(here), width), np.int64)
+        for row, n in enumerate(here):
+            ids[row, 1:n] = 4 + rng.choice(N_GENES, n - 1, replace=False)
+        ids[:, 0] = 1
+        batches.append(ids)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def ours(shape: dict, batch_size: int, n_cells: int) -> dict:
+    """Train on every batch once with the project's own model, loss and optimiser."""
+    import torch
+
+    from models.objectives import classify
+    from models.rank_transformer import RankTransformerConfig
+    from training.optim import make_optimizer
+
+    torch.manual_seed(0)
+    config = RankTransformerConfig(
+        **shape, gene_init="random", cls_init="learned", dropout=0.0, d_hidden=16
+    )
+    model = config.build(
+        n_vocabulary=N_GENES + 4, n_classes=N_CLASSES, n_tokens=CONTEXT, n_segments=1
+    )
+    optimizer = make_optimizer(model, lr=1e-4, weight_decay=0.01)
+
+    def step(ids: np.ndarray) -> None:
+        token_ids = torch.from_numpy(ids)
+        b = len(ids)
+        batch = {
+            "token_ids": token_ids,
+            "counts": (token_ids > 3).float(),
+            "library_size": torch.full((b, 1), 1e4),
+            "labels": torch.arange(b) % N_CLASSES,
+        }
+        classify(model(batch), batch).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return _timed(step, make_batches(n_cells, batch_size, bucketed=True), shape, n_cells)
+
+
+def naive(shape: dict, batch_size: int, n_cells: int) -> dict:
+    """The same cells through the padded einsum model."""
+    import torch
+    import torch.nn.functional as F
+
+    from benchmarks.reference_like import NaiveTransformer
+
+    torch.manual_seed(0)
+    model = NaiveTransformer(n_vocabulary=N_GENES + 4, n_classes=N_CLASSES, **shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(ids: np.ndarray) -> None:
+        labels = torch.arange(len(ids)) % N_CLASSES
+        optimizer.zero_grad()
+        F.cross_entropy(model(torch.from_numpy(ids)), labels).backward()
+        optimizer.step()
+
+    return _timed(step, make_batches(n_cells, batch_size, bucketed=False), shape, n_cells)
+
+
+def bert(shape: dict, batch_size: int, n_cells: int) -> dict:
+    """Hugging Face's BertForSequenceClassification of the same size, padded to the batch."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=N_GENES + 4,
+            hidden_size=shape["d_model"],
+            num_hidden_layers=shape["n_layers"],
+            num_attention_heads=4,  # BERT's heads are hidden_size / heads wide
+            intermediate_size=shape["d_feed_forward"],
+            max_position_embeddings=CONTEXT,
+            num_labels=N_CLASSES,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(ids: np.ndarray) -> None:
+        token_ids = torch.from_numpy(ids)
+        labels = torch.arange(len(ids)) % N_CLASSES
+        optimizer.zero_grad()
+        model(input_ids=token_ids, attention_mask=token_ids != 0, labels=labels).loss.backward()
+        optimizer.step()
+
+    return _timed(step, make_batches(n_cells, batch_size, bucketed=True), shape, n_cells)
+
+
+def _timed(step, batches: list[np.ndarray], shape: dict, n_cells: int) -> dict:
+    with PeakMemory() as memory:
+        step(batches[0])
+        began = time.perf_counter()
+        for ids in batches:
+            step(ids)
+        elapsed = time.perf_counter() - began
+    return {
+        "cells_per_second": n_cells / elapsed,
+        "tokens_per_second": float(lengths(n_cells).sum()) / elapsed,
+        "flop_per_second": 3 * forward_flop(shape, lengths(n_cells)) / elapsed,
+        "peak_mb": memory.peak - memory.start,
+    }
+
+
+def run(rounds: int = 3) -> list[dict]:
+    """Alternate ours and the peers, ``rounds`` times; medians."""
+    rows = []
+    for name, shape in SHAPES.items():
+        results: dict[str, list[dict]] = {"ours": [], "naive, padded": [], "BERT, bucketed": []}
+        limits = []
+        for _ in range(rounds):
+            limits.append(alone("benchmarks.limits:matrix_rate")["flop_per_second"])
+            for label, function, batch_size, n_cells in (
+                ("ours", "ours", 4, 24),
+                ("naive, padded", "naive", 4, 4),
+                ("BERT, bucketed", "bert", 4, 12),
+            ):
+                if label.startswith("BERT") and not _has_transformers():
+                    continue
+                results[label].append(
+                    alone(
+                        f"benchmarks.train_step:{function}",
+                        shape=shape,
+                        batch_size=batch_size,
+                        n_cells=n_cells,
+                    )
+                )
+        own = _median(results["ours"], "cells_per_second")
+        for label, found in results.items():
+            if not found:
+                continue
+            speed = _median(found, "cells_per_second")
+            rows.append(
+                {
+                    "model": name,
+                    "step": label,
+                    "cells/s": speed,
+                    "tokens/s": _median(found, "tokens_per_second"),
+                    "ours is": f"{own / speed:.1f}x",
+                    "peak MB": _median(found, "peak_mb"),
+                    "useful GFLOP/s": _median(found, "flop_per_second") / 1e9,
+                    "sgemm GFLOP/s": float(np.median(limits)) / 1e9,
+                    "of sgemm": _median(found, "flop_per_second") / float(np.median(limits)),
+                }
+            )
+    show("Training step, CPU, one thread, fp32, batches of 4", rows)
+    return rows
+
+
+def _median(found: list[dict], key: str) -> float:
+    return float(np.median([result[key] for result in found]))
+
+
+def _has_transformers() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("transformers") is not None
