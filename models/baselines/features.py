@@ -38,9 +38,32 @@ def mean_and_std(expression: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.maximum(squares / n_cells - mean**2, 0.0))
 
 
+def standardize(expression: csr_matrix) -> np.ndarray:
+    """Return the weight that gives each gene a standard deviation of 1, ``(n_genes,)``."""
+    std = mean_and_std(expression)[1]
+    return np.divide(1.0, std, out=np.zeros_like(std), where=std > 1e-6)
+
+
+def highly_variable(expression: csr_matrix, n_top_genes: int) -> np.ndarray:
+    """Return the columns of the genes with the largest variance for their mean, ascending.
+
+    Parameters
+    ----------
+    expression
+        Log expression of the training cells, ``(n_cells, n_genes)``.
+    n_top_genes
+        How many, where there are as many; genes hardly ever detected come last.
+    """
+    mean, std = mean_and_std(expression)
+    dispersion = np.divide(std**2, mean, out=np.zeros_like(std), where=mean > 0)
+    # One count in one cell is all dispersion and says nothing of a cell type.
+    dispersion[mean < 0.02] *= 1e-3
+    return np.sort(np.argsort(-dispersion, kind="stable")[:n_top_genes])
+
+
 @dataclass(frozen=True)
 class PrincipalAxes:
-    """Principal axes of standardised log expression, without ever writing it down densely.
+    """Principal axes of weighted log expression, without ever writing it down densely.
 
     A linear classifier with an L2 penalty has its weights in the span of its training cells, so
     fitting it on these coordinates gives the same classifier as fitting it on all genes, in
@@ -50,7 +73,7 @@ class PrincipalAxes:
     Attributes
     ----------
     axes
-        ``(n_genes, n_axes)``; the division by each gene's standard deviation is folded in.
+        ``(n_genes, n_axes)``, with the weights of the genes folded in.
     offset
         ``(n_axes,)``: where the mean cell lies, so that coordinates are centred.
     """
@@ -60,7 +83,13 @@ class PrincipalAxes:
 
     @classmethod
     def fit(
-        cls, expression: csr_matrix, *, n_axes: int, max_cells: int, rng: np.random.Generator
+        cls,
+        expression: csr_matrix,
+        weights: np.ndarray,
+        *,
+        n_axes: int,
+        max_cells: int,
+        rng: np.random.Generator,
     ) -> "PrincipalAxes":
         """Find the axes of the training cells.
 
@@ -68,19 +97,20 @@ class PrincipalAxes:
         ----------
         expression
             Log expression of the training cells, ``(n_cells, n_genes)``.
+        weights
+            What each gene is multiplied by, ``(n_genes,)``: see ``standardize``.
         n_axes
             How many to keep.
         max_cells
             With more training cells than this, the axes are those spanned by a random draw of
             this many; the classifier on top still sees every cell.
         """
-        mean, std = mean_and_std(expression)
-        inverse_std = np.divide(1.0, std, out=np.zeros_like(std), where=std > 1e-6)
+        mean = mean_and_std(expression)[0]
         if expression.shape[0] > max_cells:
             rows = np.sort(rng.choice(expression.shape[0], max_cells, replace=False))
             expression = expression[rows]
-        scaled = csr_matrix(expression @ diags(inverse_std), dtype=np.float32)
-        scaled_mean = mean * inverse_std  # (g,)
+        scaled = csr_matrix(expression @ diags(weights), dtype=np.float32)
+        scaled_mean = mean * weights  # (g,)
         # Cell-by-cell products of the centred matrix, from those of the sparse one.
         to_mean = scaled @ scaled_mean  # (n,)
         gram = (scaled @ scaled.T).toarray().astype(np.float64)
@@ -90,7 +120,7 @@ class PrincipalAxes:
         vectors = vectors[:, kept] / np.sqrt(eigenvalues[kept])  # (n, k)
         axes = scaled.T @ vectors.astype(np.float32)  # (g, k)
         axes -= np.outer(scaled_mean, vectors.sum(axis=0)).astype(np.float32)
-        axes *= inverse_std[:, None].astype(np.float32)
+        axes *= weights[:, None].astype(np.float32)
         return cls(axes=axes, offset=(mean @ axes).astype(np.float32))
 
     def coordinates(self, expression: csr_matrix) -> np.ndarray:

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from configs.base import Config
 from evaluation.classification import log_loss, macro_f1
-from models.baselines.features import PrincipalAxes, ValCells, log_normalize
+from models.baselines.features import PrincipalAxes, ValCells, highly_variable, log_normalize
 
 
 class KNNConfig(Config):
@@ -20,6 +20,7 @@ class KNNConfig(Config):
     k_grid: list[int] = Field(
         default=[3, 5, 10, 15, 30], min_length=1, description="numbers of neighbours to try"
     )
+    n_top_genes: int = Field(default=2000, ge=1, description="highly variable genes in train")
     n_components: int = Field(default=50, ge=1, description="principal components")
     max_cells: int = Field(
         default=2000, ge=2, description="the components are those of at most this many cells"
@@ -52,8 +53,11 @@ class KNNConfig(Config):
             Only draws cells where there are more than ``max_cells``.
         """
         train = log_normalize(expression, library_size)
+        weights = np.zeros(train.shape[1])
+        weights[highly_variable(train, self.n_top_genes)] = 1.0
         axes = PrincipalAxes.fit(
             train,
+            weights,
             n_axes=self.n_components,
             max_cells=self.max_cells,
             rng=np.random.default_rng(seed),

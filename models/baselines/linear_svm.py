@@ -10,7 +10,7 @@ from sklearn.svm import LinearSVC
 from configs.base import Config
 from evaluation.calibration import fit_temperature
 from evaluation.classification import log_loss, macro_f1
-from models.baselines.features import PrincipalAxes, ValCells, log_normalize
+from models.baselines.features import PrincipalAxes, ValCells, log_normalize, standardize
 from models.baselines.linear import LinearClassifier
 
 
@@ -65,6 +65,7 @@ class LinearSVMConfig(Config):
         train = log_normalize(expression, library_size)
         axes = PrincipalAxes.fit(
             train,
+            standardize(train),
             n_axes=self.max_cells,
             max_cells=self.max_cells,
             rng=np.random.default_rng(seed),
@@ -76,7 +77,7 @@ class LinearSVMConfig(Config):
         val_counts, val_library_size, val_labels = val
         candidates = []
         for c in self.c_grid:
-            model = LinearSVC(C=c, max_iter=self.max_iter, random_state=seed)
+            model = LinearSVC(C=c, dual=True, tol=1e-3, max_iter=self.max_iter, random_state=seed)
             model.fit(coordinates, labels)
             scores = LinearClassifier.from_axes(
                 axes, model.coef_ / norm, model.intercept_, model.classes_, n_classes

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from configs.base import Config
 from evaluation.classification import log_loss, macro_f1
-from models.baselines.features import PrincipalAxes, ValCells, log_normalize
+from models.baselines.features import PrincipalAxes, ValCells, log_normalize, standardize
 from models.baselines.linear import LinearClassifier
 
 
@@ -59,6 +59,7 @@ class LogisticRegressionConfig(Config):
         train = log_normalize(expression, library_size)
         axes = PrincipalAxes.fit(
             train,
+            standardize(train),
             n_axes=self.max_cells,
             max_cells=self.max_cells,
             rng=np.random.default_rng(seed),
@@ -66,8 +67,10 @@ class LogisticRegressionConfig(Config):
         coordinates = axes.coordinates(train).astype(np.float64)
         val_counts, val_library_size, val_labels = val
         candidates = []
-        for c in self.c_grid:
-            model = LogisticRegression(C=c, max_iter=self.max_iter).fit(coordinates, labels)
+        # From the strongest penalty on, each fit starts where the one before ended.
+        model = LogisticRegression(max_iter=self.max_iter, tol=1e-3, warm_start=True)
+        for c in sorted(self.c_grid):
+            model.set_params(C=c).fit(coordinates, labels)
             fitted = LinearClassifier.from_axes(
                 axes, model.coef_, model.intercept_, model.classes_, n_classes
             )
