@@ -31,6 +31,7 @@ from training.distributed import Ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
+GRACE = 3.0  # seconds the client gets beyond its own timeout
 FINISH_TIMEOUT = 30.0  # seconds the end of a run may wait for an upload
 
 
@@ -161,7 +162,7 @@ class Tracker:
             )
 
         for attempt in dict.fromkeys((mode, "offline")):
-            self.run, error = _bounded(lambda m=attempt: start(m), tracking.init_timeout + 3)
+            self.run, error = _bounded(lambda m=attempt: start(m), tracking.init_timeout + GRACE)
             if error is None:
                 where = self.run.url if attempt == "online" else Path(self.run.dir).parent
                 logger.info("W&B: %s", where)
