@@ -134,6 +134,7 @@ class RankTransformer(nn.Module):
             nn.Embedding(n_positions, d) if config.rank_position == "learned" else None
         )
         if config.rank_position == "sinusoidal":
+            self.sinusoids: Tensor
             self.register_buffer("sinusoids", sinusoids(n_positions, d), persistent=False)
         self.segment_embedding = nn.Embedding(n_segments, d) if n_segments > 1 else None
         self.value_embedding = (

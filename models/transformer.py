@@ -107,7 +107,7 @@ def initialize_weights(model: nn.Module, embedding_std: float = 0.02) -> None:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     for encoder in (m for m in model.modules() if isinstance(m, Encoder)):
-        scale = 1 / math.sqrt(2 * len(encoder.blocks))
-        for block in encoder.blocks:
-            for layer in (block.attention.to_out, block.feed_forward[-1]):
-                nn.init.normal_(layer.weight, std=scale * layer.in_features**-0.5)
+        for name, weight in encoder.named_parameters():
+            if name.endswith(("attention.to_out.weight", "feed_forward.3.weight")):
+                std = 1 / math.sqrt(2 * len(encoder.blocks) * weight.shape[1])
+                nn.init.normal_(weight, std=std)

@@ -15,7 +15,8 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
         (decayed if is_matrix else plain).append(parameter)

@@ -16,7 +16,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 from urllib.parse import urlparse
@@ -90,7 +91,7 @@ class Tracker:
         scores = precision_recall_fscore_support(
             labels, predicted, labels=range(len(names)), zero_division=0
         )
-        rows = [
+        rows: list[Iterable] = [
             [name, int(n), float(p), float(r), float(f)]
             for name, p, r, f, n in zip(names, *scores, strict=True)
         ]
@@ -162,7 +163,7 @@ class Tracker:
             )
 
         for attempt in dict.fromkeys((mode, "offline")):
-            self.run, error = _bounded(lambda m=attempt: start(m), tracking.init_timeout + GRACE)
+            self.run, error = _bounded(partial(start, attempt), tracking.init_timeout + GRACE)
             if error is None:
                 where = self.run.url if attempt == "online" else Path(self.run.dir).parent
                 logger.info("W&B: %s", where)
@@ -180,6 +181,7 @@ class Curve:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
+        self.loss: Tensor | float
         self._reset()
 
     def add(self, losses: Tensor, *, n_tokens: int, waited: float) -> None:
@@ -203,10 +205,11 @@ class Curve:
         }
 
     def _reset(self) -> None:
-        self.loss: Tensor | float = 0.0
-        self.n_cells = self.n_tokens = 0
-        self.waited = 0.0
-        self.start = time.perf_counter()
+        self.loss = 0.0
+        self.n_cells: int = 0
+        self.n_tokens: int = 0
+        self.waited: float = 0.0
+        self.start: float = time.perf_counter()
 
 
 def umap_image(
@@ -233,7 +236,8 @@ def umap_image(
     axes = figure.add_subplot(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     for label in np.unique(labels[rows]):
         cells = labels[rows] == label
-        axes.scatter(*xy[cells].T, s=5, color=f"C{label % 10}", label=class_names[label])
+        x, y = xy[cells].T
+        axes.scatter(x, y, s=5, color=f"C{label % 10}", label=class_names[label])
     figure.legend(loc="outside right upper", markerscale=3, fontsize="small")
     image = io.BytesIO()
     figure.savefig(image, dpi=100)
