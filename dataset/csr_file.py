@@ -2,6 +2,7 @@
 
 import io
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -47,7 +48,7 @@ def index_dtype(n_genes: int) -> np.dtype:
 
 
 class NpyWriter:
-    """A .npy file that grows: rows are appended and ``close`` completes the header.
+    """A .npy file that grows: rows are appended; leaving the context completes the header.
 
     Plain writes, not a memory map: a full disk is then an ``OSError``, not a killed process.
     """
@@ -55,19 +56,31 @@ class NpyWriter:
     def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...] = ()) -> None:
         self.dtype, self.row_shape, self.n_rows = np.dtype(dtype), row_shape, 0
         self.file = path.open("wb", buffering=0)
-        self.header_bytes = self._write(self._header())
+        self.header_bytes = len(self._header())
+
+    def __enter__(self) -> Self:
+        try:
+            self._write(self._header())
+        except OSError:
+            self.file.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self.file:
+            if kind is None:
+                self._complete()
 
     def append(self, rows: NDArray) -> None:
         """Write rows at the end."""
         self._write(np.ascontiguousarray(rows, dtype=self.dtype).ravel().view(np.uint8).data)
         self.n_rows += len(rows)
 
-    def close(self) -> None:
-        """Say in the header how many rows there are, and close the file."""
+    def _complete(self) -> None:
+        """Say in the header how many rows there are."""
         self.file.seek(0)
         if self._write(self._header()) != self.header_bytes:
             raise RuntimeError(f"{self.file.name}: the .npy header changed its length")
-        self.file.close()
 
     def _header(self) -> bytes:
         # numpy leaves room in the header for the first axis to grow.
@@ -99,22 +112,26 @@ class CsrWriter:
     """
 
     def __init__(self, folder: Path, n_genes: int) -> None:
-        folder.mkdir(parents=True)
-        self.folder, self.n_values = folder, 0
-        self.indptr = NpyWriter(folder / "indptr.npy", np.dtype(np.int64))
-        self.gene_index = NpyWriter(folder / "gene_index.npy", index_dtype(n_genes))
-        self.counts = NpyWriter(folder / "counts.npy", np.dtype(np.uint16))
-        self.indptr.append(np.zeros(1, dtype=np.int64))
+        self.folder, self.n_genes, self.n_values = folder, n_genes, 0
 
     def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True)
+        with ExitStack() as files:
+
+            def add(name: str, dtype: np.dtype) -> NpyWriter:
+                return files.enter_context(NpyWriter(self.folder / f"{name}.npy", dtype))
+
+            self.indptr = add("indptr", np.dtype(np.int64))
+            self.gene_index = add("gene_index", index_dtype(self.n_genes))
+            self.counts = NpyWriter(self.folder / "counts.npy", np.dtype(np.uint16))
+            files.push(lambda *error: self.counts.__exit__(*error))  # the one there is by then
+            self.counts.__enter__()
+            self.indptr.append(np.zeros(1, dtype=np.int64))
+            self.files = files.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for writer in (self.indptr, self.gene_index, self.counts):
-            if kind is None:
-                writer.close()
-            else:
-                writer.file.close()
+    def __exit__(self, *error: object) -> None:
+        self.files.__exit__(*error)  # type: ignore[arg-type]
 
     def append(self, rows: Rows) -> None:
         """Write the next rows."""
@@ -127,11 +144,12 @@ class CsrWriter:
 
     def _widen(self, dtype: np.dtype) -> None:
         """Copy the counts written so far to a wider type."""
-        self.counts.close()
+        self.counts.__exit__(None)
         path, narrow = self.folder / "counts.npy", self.folder / "narrow.npy"
         path.rename(narrow)
         values = np.load(narrow, mmap_mode="r" if self.n_values else None)
         self.counts = NpyWriter(path, dtype)
+        self.counts.__enter__()
         for start in range(0, len(values), BLOCK_VALUES):
             self.counts.append(values[start : start + BLOCK_VALUES])
         narrow.unlink()

@@ -2,7 +2,7 @@
 
 The steps, each a function below or a module of its own::
 
-    open_cells        look at the files                                       dataset/read.py
+    open_cells        look at the files
     SpilledCells      one pass over the files: measure cells, put counts aside
     choose_cells      quality control, labels, split: who stays, who is dropped and why
     learn_genes       medians and vocabulary, from train cells
@@ -46,6 +46,7 @@ from dataset.csr_file import CsrFile, CsrWriter, NpyWriter, Rows, fsync_folder, 
 from dataset.encoded_folder import SCHEMA_VERSION, SPLITS, EncodedFolder
 from dataset.gene_medians import Block, gene_medians
 from dataset.history import fit_history, order_time_points, shuffled_within, time_names
+from dataset.previous_layer import LayerCells
 from dataset.quality_control import measure_cells, score_doublets, select_cells, select_labels
 from dataset.read import Cells, open_cells
 from dataset.sources import resolve
@@ -107,14 +108,22 @@ def _encode_into(
     work = folder / "work"  # gone when the folder is whole
     work.mkdir()
     tokenizer = config.tokenizer
-    cells = SpilledCells(_open(config, config.counts), work / "now", progress)
-    if [file.fingerprint for file in cells.source.files] != [mark for mark, _ in files]:
+    source = open_cells(
+        config.input,
+        counts=config.counts,
+        gene_id_key=config.gene_id_key,
+        gene_symbol_key=config.gene_symbol_key,
+        genes=config.genes,
+    )
+    cells = SpilledCells(source, work / "now", config.n_threads, progress)
+    if [file.fingerprint for file in source.files] != [mark for mark, _ in files]:
         raise EncodeError(f"{config.input}: a file changed while it was read; start again")
     metrics = measure_cells(
         cells,  # type: ignore[arg-type]
         mitochondrial_prefix=config.quality_control.mitochondrial_prefix,
+        max_cells=BLOCK_CELLS,
     )
-    chosen = choose_cells(cells.source, metrics, config)
+    chosen = choose_cells(source, metrics, config)
     library_size = metrics["total_counts"].to_numpy(dtype=np.float64)
     vocabulary, medians, columns = learn_genes(
         cells, library_size, chosen.rows_of("train"), config.n_threads, progress
@@ -129,11 +138,11 @@ def _encode_into(
     np.save(folder / "expression" / "library_size.npy", library_size)
     shutil.rmtree(work / "now")
 
-    messages = cells.source.messages + chosen.messages
+    messages = source.messages + chosen.messages
     previous: PreviousProfiles | None = None
     if tokenizer.previous is not None:
         previous = _previous_profiles(
-            folder, config, cells.source, chosen, expression, library_size, kept, messages,
+            folder, config, source, chosen, expression, library_size, kept, messages,
             progress,
         )  # fmt: skip
     for split in SPLITS:
@@ -143,25 +152,15 @@ def _encode_into(
         )  # fmt: skip
     shutil.rmtree(work)
 
-    cells.source.check_unchanged()
+    source.check_unchanged()
     _write_cells(folder, chosen, metrics, config)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     hashes = [sha256 for _, sha256 in files]
-    meta = _meta(config, cells.source, chosen, hashes, vocabulary, expression, messages)
+    meta = _meta(config, source, chosen, hashes, vocabulary, expression, messages)
     _write_json(folder / "meta.json", meta)
     EncodedFolder(folder)  # what was written can be read
     for message in chosen.messages:
         logger.info(message)
-
-
-def _open(config: PreprocessConfig, counts: str) -> Cells:
-    return open_cells(
-        config.input,
-        counts=counts,
-        gene_id_key=config.gene_id_key,
-        gene_symbol_key=config.gene_symbol_key,
-        genes=config.genes,
-    )
 
 
 class SpilledCells:
@@ -171,15 +170,18 @@ class SpilledCells:
     aside is one pass over the file. Later passes are over ``counts``.
     """
 
-    def __init__(self, cells: Cells, folder: Path, progress: bool = False) -> None:
-        self.source, self.folder, self.progress = cells, folder, progress
+    def __init__(
+        self, cells: Cells, folder: Path, n_threads: int = 1, progress: bool = False
+    ) -> None:
+        self.source, self.folder = cells, folder
+        self.n_threads, self.progress = n_threads, progress
         self.obs, self.gene_ids, self.gene_symbols = cells.obs, cells.gene_ids, cells.gene_symbols
 
-    def blocks(self, max_cells: int = BLOCK_CELLS) -> Iterator[tuple[int, csr_matrix]]:
+    def blocks(self, max_cells: int) -> Iterator[tuple[int, csr_matrix]]:
         """Stream the counts as ``Cells.blocks`` does, and write them."""
         bar = tqdm(total=self.source.n_cells, desc="read", unit="cell", disable=not self.progress)
         with CsrWriter(self.folder, self.source.n_genes) as writer, bar:
-            for start, block in _ahead(self.source.blocks(max_cells)):
+            for start, block in self.source.blocks(max_cells, n_threads=self.n_threads):
                 writer.append(Rows(block.indptr, block.indices, block.data))
                 yield start, block
                 bar.update(block.shape[0])
@@ -402,12 +404,14 @@ def _previous_profiles(
         messages.append("history: shuffled between the cells of a split and time point (control)")
 
     if settings.layer is not None:
-        layer = SpilledCells(_open(config, settings.layer), folder / "work/layer", progress)
-        if layer.source.counts_location != f"layers/{settings.layer}":
-            raise EncodeError(f"previous.layer: {settings.layer!r} is not a layer of counts")
-        library = np.concatenate(
-            [np.asarray(b.sum(axis=1), dtype=np.float64).ravel() for _, b in layer.blocks()]
-        )[chosen.rows]
+        layer = SpilledCells(
+            LayerCells.of(source, settings.layer),
+            folder / "work/layer",
+            config.n_threads,
+            progress,
+        )
+        sums = [np.asarray(block.sum(axis=1)).ravel() for _, block in layer.blocks(BLOCK_CELLS)]
+        library = np.concatenate(sums).astype(np.float64)[chosen.rows]
         counts = keep_counts(layer.counts, folder / "work/previous", *kept)
         shutil.rmtree(layer.folder)
         return PreviousProfiles(
@@ -476,21 +480,18 @@ def rank_split(
         )
 
     width = (tokenizer.row_length,)
-    writers = (
-        NpyWriter(folder / "token_ids.npy", ids_dtype, width),
-        NpyWriter(folder / "counts.npy", counts_dtype, width),
-        NpyWriter(folder / "lengths.npy", np.dtype(np.int32)),
-    )
+    files = (("token_ids", ids_dtype, width), ("counts", counts_dtype, width),
+             ("lengths", np.dtype(np.int32), ()))  # fmt: skip
     bar = tqdm(total=len(rows), desc=f"rank {split}", unit="cell", disable=not progress)
-    with bar, ExitStack() as open_files:
-        for writer in writers:
-            open_files.callback(writer.file.close)
-        for ranked in _in_order(rank, _cut(len(rows), BLOCK_CELLS // 4), n_threads):
+    with bar, ExitStack() as stack:
+        writers = [
+            stack.enter_context(NpyWriter(folder / f"{name}.npy", dtype, shape))
+            for name, dtype, shape in files
+        ]
+        for ranked in _in_order(rank, _cut(len(rows)), n_threads):
             for writer, part in zip(writers, ranked, strict=True):
                 writer.append(part)
             bar.update(len(ranked.lengths))
-        for writer in writers:
-            writer.close()
     number_of = {name: i for i, name in enumerate(chosen.class_names)}
     labels = [number_of[label] for label in chosen.labels[rows]]
     np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
@@ -498,7 +499,8 @@ def rank_split(
     np.save(folder / "library_size.npy", libraries)
 
 
-def _cut(n_rows: int, size: int = BLOCK_CELLS) -> list[tuple[int, int]]:
+def _cut(n_rows: int) -> list[tuple[int, int]]:
+    size = BLOCK_CELLS
     return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
 
@@ -514,15 +516,6 @@ def _in_order(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Make the next item in another thread while this one is worked on."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
 
 
 # ----------------------------------------------------------------------- the folder

@@ -1,0 +1,60 @@
+"""The profile of a cell at the time point before, from a layer of its own file."""
+
+from dataclasses import replace
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from dataset.cell_file import open_store
+from dataset.matrix_rows import Rows
+from dataset.read import CellFile, CellFileError, Cells
+
+PSEUDO_TOTAL = 100_000
+
+
+class LayerCells(Cells):
+    """The cells of ``Cells`` with the counts of a layer, which need not be whole numbers.
+
+    Such layers are often averages over ancestors, or normalised. Only the order of a cell's genes
+    and their shares matter to a rank encoding, so a cell with fractions is scaled to 100,000
+    counts and rounded, and what was above zero stays above zero. A cell of whole numbers is taken
+    as it is. Logged values are not undone: put the counts, or their mean, in the layer.
+    """
+
+    @classmethod
+    def of(cls, cells: Cells, layer: str) -> "LayerCells":
+        """Look for the layer in every file.
+
+        Raises
+        ------
+        CellFileError
+            If a file has no such layer.
+        """
+        for file in cells.files:
+            with open_store(file.path) as root:
+                layers = sorted(root["layers"]) if "layers" in root else []
+            if layer not in layers:
+                raise CellFileError(
+                    f"{file.path}: previous.layer: no layer {layer!r}; layers: "
+                    f"{', '.join(layers) or 'none'}"
+                )
+        files = [replace(file, counts_location=f"layers/{layer}") for file in cells.files]
+        return cls(files, cells.obs, cells.gene_ids, cells.gene_symbols, [])
+
+    def _block(self, file: CellFile, rows: Rows, first_cell: int, n_file_genes: int) -> csr_matrix:
+        rows = Rows(rows.indptr, rows.indices, _whole_numbers(rows.indptr, rows.data))
+        return super()._block(file, rows, first_cell, n_file_genes)
+
+
+def _whole_numbers(indptr: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Scale and round the cells that have fractions; leave what is no count to be refused."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return values
+    whole = values.astype(np.float64)
+    for start, stop in zip(indptr[:-1], indptr[1:], strict=True):
+        cell = whole[start:stop]
+        if not np.isfinite(cell).all() or (cell < 0).any() or (cell == np.rint(cell)).all():
+            continue
+        scaled = np.rint(cell * (PSEUDO_TOTAL / cell.sum()))
+        whole[start:stop] = np.where(cell > 0, np.maximum(scaled, 1), 0)
+    return whole

@@ -1,0 +1,574 @@
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csc_matrix, csr_matrix
+
+import dataset.encode
+from configs.schema import PreprocessConfig
+from dataset.csr_file import NpyWriter
+from dataset.encode import EncodeError, encode
+from dataset.encoded_folder import EncodedFolder, EncodedFolderError
+from dataset.history import History
+from dataset.read import CellFileError
+from dataset.sources import synthetic_cells
+from dataset.vocabulary import CLS, N_SPECIALS, SEP
+
+N_TOKENS = 30
+
+
+@pytest.fixture
+def cells():
+    """Return 160 cells x 80 genes of 4 types, 4 donors and 2 times."""
+    return synthetic_cells(
+        np.random.default_rng(5), n_cells=160, n_genes=80, n_times=2, counts_per_cell=150
+    )
+
+
+@pytest.fixture
+def config_of(tmp_path):
+    """Write cells and return the config that encodes them."""
+
+    def make(adata, name="set", file="cells.h5ad", **settings):
+        path = tmp_path / file
+        if adata is not None:
+            adata.write_h5ad(path)
+        defaults = {
+            "name": name,
+            "input": str(path),
+            "label_key": "cell_type",
+            "quality_control": {"min_genes": 5},
+            "split": {"key": "donor", "val": ["donor_2"], "test": ["donor_3"]},
+            "tokenizer": {"kind": "rank", "n_tokens": N_TOKENS},
+            "data_dir": str(tmp_path / "data"),
+        }
+        return PreprocessConfig.model_validate(defaults | settings)
+
+    return make
+
+
+def run(config, **settings):
+    return EncodedFolder(encode(config, progress=False, **settings))
+
+
+def contents(folder):
+    """Return the hash of every file of a folder; what names commit and folder is left out."""
+    path = folder.path if isinstance(folder, EncodedFolder) else folder
+    return {
+        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name not in ("config.yaml", "meta.json")
+    }
+
+
+def leftovers(config):
+    folder = Path(config.data_dir)
+    return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+def numpy_reference(adata, train):
+    """Encode dense arrays by the definitions: vocabulary, medians and tokens of all cells."""
+    counts = adata.X.toarray().astype(np.int64)
+    library_size = counts.sum(axis=1)
+    genes = np.flatnonzero((counts[train] > 0).any(axis=0))
+    medians = []
+    for gene in genes:
+        have = train & (counts[:, gene] > 0)
+        values = counts[have, gene].astype(np.float64) * 1e4 / library_size[have]
+        medians.append(np.median(values.astype(np.float32)))
+    medians = np.array(medians, dtype=np.float32)
+    token_ids = np.zeros((len(counts), 1 + N_TOKENS), dtype=np.uint16)
+    token_ids[:, 0] = CLS
+    behind = np.zeros_like(token_ids)
+    for row, cell in enumerate(counts[:, genes]):
+        found = np.flatnonzero(cell)
+        value = cell[found].astype(np.float32) / medians[found]
+        found = found[np.argsort(-value, kind="stable")][:N_TOKENS]
+        token_ids[row, 1 : 1 + len(found)] = found + N_SPECIALS
+        behind[row, 1 : 1 + len(found)] = cell[found]
+    return genes, medians, token_ids, behind, library_size
+
+
+def donors_of(adata, *names):
+    return adata.obs["donor"].isin([f"donor_{name}" for name in names]).to_numpy()
+
+
+# ------------------------------------------------------------------ what is encoded
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
+def test_equal_to_a_plain_numpy_reference(cells, config_of, kind):
+    stored = cells.copy()
+    stored.X = {"csr": csr_matrix, "csc": csc_matrix, "dense": lambda x: x.toarray()}[kind](
+        cells.X
+    )
+    folder = run(config_of(stored))
+    train = donors_of(cells, 0, 1)
+    genes, medians, token_ids, behind, library_size = numpy_reference(cells, train)
+    assert folder.vocabulary.gene_ids == tuple(cells.var_names[genes])
+    np.testing.assert_array_equal(folder.gene_medians, medians)
+    for name, mask in (
+        ("train", train),
+        ("val", donors_of(cells, 2)),
+        ("test", donors_of(cells, 3)),
+    ):
+        split = folder.split(name)
+        np.testing.assert_array_equal(split.token_ids, token_ids[mask])
+        np.testing.assert_array_equal(split.counts, behind[mask])
+        np.testing.assert_array_equal(split.lengths, (token_ids[mask] > 0).sum(axis=1))
+        np.testing.assert_array_equal(split.library_size[:, 0], library_size[mask])
+        assert split.cell_names.tolist() == cells.obs_names[mask].tolist()
+        counts, all_genes = folder.expression(name)
+        np.testing.assert_array_equal(counts.toarray(), cells.X[mask][:, genes].toarray())
+        np.testing.assert_array_equal(all_genes, library_size[mask])
+        types = cells.obs["cell_type"][mask]
+        assert [folder.class_names[i] for i in split.labels] == types.tolist()
+
+
+def test_blocks_and_threads_change_no_byte(cells, config_of, monkeypatch):
+    settings = {"time_key": "time", "tokenizer": {"n_tokens": 20, "previous": {}}}
+    expected = contents(run(config_of(cells, "a", n_threads=1, **settings)))
+    for block, n_threads in ((7, 1), (64, 3)):
+        monkeypatch.setattr(dataset.encode, "BLOCK_CELLS", block)
+        config = config_of(None, f"b{block}", n_threads=n_threads, **settings)
+        assert contents(run(config)) == expected
+
+
+def test_several_files_are_as_one(cells, config_of, tmp_path):
+    expected = contents(run(config_of(cells, "one")))
+    paths = [tmp_path / "1.h5ad", tmp_path / "2.h5ad"]
+    cells[:70].write_h5ad(paths[0])
+    cells[70:].write_h5ad(paths[1])
+    assert contents(run(config_of(None, "two", input=[str(p) for p in paths]))) == expected
+
+
+def test_val_and_test_cells_change_nothing_that_is_learned(cells, config_of):
+    before = contents(run(config_of(cells, "before")))
+    changed = cells.copy()
+    held_out = donors_of(cells, 2, 3)
+    rng = np.random.default_rng(0)
+    counts = changed.X.toarray()
+    counts[held_out] = (
+        rng.permuted(counts[held_out], axis=1) * 3 + rng.poisson(2, counts.shape)[held_out]
+    )
+    changed.X = csr_matrix(counts)
+    changed.obs["cell_type"] = changed.obs["cell_type"].astype(str)
+    changed.obs.loc[held_out, "cell_type"] = rng.permutation(changed.obs["cell_type"][held_out])
+    after = contents(run(config_of(changed, "after", file="changed.h5ad")))
+    learned = ["vocabulary.json", "gene_medians.npy", "class_names.json"]
+    learned += [name for name in before if name.startswith("train/")]
+    assert len(learned) == 9
+    for name in learned:
+        assert after[name] == before[name], name
+    assert after["val/token_ids.npy"] != before["val/token_ids.npy"]
+
+
+def test_a_gene_of_val_only_is_not_in_the_vocabulary_but_in_the_library_size(cells, config_of):
+    counts = cells.X.toarray()
+    counts[~donors_of(cells, 2), 3] = 0
+    counts[donors_of(cells, 2), 3] = 50
+    cells.X = csr_matrix(counts)
+    folder = run(config_of(cells))
+    assert cells.var_names[3] not in folder.vocabulary.gene_ids
+    val = donors_of(cells, 2)
+    np.testing.assert_array_equal(folder.split("val").library_size[:, 0], counts[val].sum(axis=1))
+
+
+def test_a_count_beyond_16_bits(cells, config_of):
+    counts = cells.X.toarray()
+    counts[100, 5] = 70_000
+    cells.X = csr_matrix(counts)
+    folder = run(config_of(cells))
+    split = next(s for s in map(folder.split, ("train", "val", "test")) if 100 in s.rows)
+    row = split.rows.tolist().index(100)
+    assert split.counts.dtype == np.int32
+    assert split.counts[row].max() == 70_000
+
+
+def test_a_cell_without_any_gene_of_the_vocabulary_is_cls_alone(cells, config_of):
+    counts = cells.X.toarray()
+    counts[:, 3] = 0
+    of_val = np.flatnonzero(donors_of(cells, 2))[0]
+    counts[of_val] = 0
+    counts[of_val, 3] = 9
+    cells.X = csr_matrix(counts)
+    folder = run(config_of(cells, quality_control={"min_genes": 0}))
+    val = folder.split("val")
+    assert val.lengths[0] == 1
+    assert val.token_ids[0].tolist() == [CLS] + [0] * N_TOKENS
+    assert val.library_size[0, 0] == 9
+
+
+# --------------------------------------------------------------------- who is dropped
+
+
+def test_who_is_dropped_is_counted_listed_and_said(cells, config_of):
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(object)
+    column = cells.obs.columns.get_loc("cell_type")
+    test = np.flatnonzero(donors_of(cells, 3))
+    cells.obs.iloc[test[:5], column] = "only in test"
+    cells.obs.iloc[0, column] = np.nan
+    cells.obs.iloc[1, column] = "lonely"
+    cells.obs.iloc[2, column] = "unclear"
+    counts = cells.X.toarray()
+    counts[4] = 0
+    counts[5] = 0
+    counts[5, :3] = 1
+    cells.X = csr_matrix(counts)
+    folder = run(config_of(cells, ignore_labels=["unclear"]))
+    expected = {
+        "fewer than 5 genes": 1,
+        "label 'unclear'": 1,
+        "no counts": 1,
+        "no label": 1,
+        "type 'lonely': 1 cells, fewer than 3": 1,
+        "type 'only in test': not in train": 5,
+    }
+    assert folder.meta["dropped"] == expected
+    listed = pd.read_csv(folder.path / "dropped.csv")
+    assert listed["reason"].value_counts().to_dict() == expected
+    assert len(folder.cells) + len(listed) == 160
+    assert "only in test" not in folder.class_names
+    assert any("10 of 160 cells dropped" in message for message in folder.meta["messages"])
+    assert not set(listed["cell_name"]) & set(folder.cells["cell_name"])
+
+
+def test_nobody_left_is_said(cells, config_of):
+    with pytest.raises(EncodeError, match=r"no cell is left.*160: fewer than 500 genes"):
+        run(config_of(cells, quality_control={"min_genes": 500}))
+
+
+def test_a_missing_column_is_said(cells, config_of):
+    for key in ("label_key", "batch_key", "time_key"):
+        with pytest.raises(CellFileError, match="no obs column 'nothing'"):
+            run(config_of(cells, **{key: "nothing"}))
+
+
+def test_a_type_named_na_and_names_with_commas_survive(cells, config_of):
+    names = {"type_0": "NA", "type_1": 'T cell, "naive"', "type_2": "β", "type_3": "nan"}
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).map(names)
+    cells.obs_names = [f"cell, {i}" for i in range(160)]
+    folder = run(config_of(cells))
+    assert folder.class_names == sorted(names.values())
+    assert set(folder.cells["label"]) == set(names.values())
+    assert folder.split("train").cell_names[0] == "cell, 0"
+
+
+# --------------------------------------------------------------------- two time points
+
+
+def test_the_previous_profile_of_a_layer(cells, config_of):
+    previous = cells.X.toarray()[::-1]
+    previous[3] = 0
+    cells.layers["X_previous"] = csr_matrix(previous)
+    tokenizer = {"n_tokens": 20, "previous": {"layer": "X_previous"}}
+    folder = run(config_of(cells, tokenizer=tokenizer))
+    assert (folder.n_tokens, folder.n_segments) == (42, 2)
+    medians = pd.Series(folder.gene_medians, index=folder.vocabulary.gene_ids)
+    columns = [cells.var_names.get_loc(gene) for gene in folder.vocabulary.gene_ids]
+    for name in ("train", "val", "test"):
+        split = folder.split(name)
+        for row, cell in enumerate(split.rows):
+            tokens = split.token_ids[row, : split.lengths[row]].astype(int)
+            half = tokens.tolist().index(SEP)
+            before = previous[cell, columns]
+            found = np.flatnonzero(before)
+            value = before[found].astype(np.float32) / medians.to_numpy()[found]
+            expected = found[np.argsort(-value, kind="stable")][:20] + N_SPECIALS
+            np.testing.assert_array_equal(tokens[half + 1 :], expected)
+            assert split.library_size[row, 1] == previous[cell].sum()
+    assert not (folder.path / "history").exists()
+
+
+def test_a_layer_of_fractions_is_ranked_and_counted_per_100_000(cells, config_of):
+    fractions = cells.X.copy().astype(np.float32)
+    fractions.data /= 7
+    cells.layers["X_previous"] = fractions
+    tokenizer = {"n_tokens": 20, "previous": {"layer": "X_previous"}}
+    split = run(config_of(cells, tokenizer=tokenizer)).split("train")
+    for row in range(len(split)):
+        tokens = split.token_ids[row, : split.lengths[row]].astype(int).tolist()
+        half = tokens.index(SEP)
+        assert set(tokens[half + 1 :]) == set(tokens[1:half])
+        assert split.library_size[row, 1] == pytest.approx(100_000, rel=0.01)
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+def test_a_layer_that_cannot_be_ranked_is_refused(cells, config_of, value):
+    layer = cells.X.copy().astype(np.float32)
+    layer.data[1000] = value
+    cells.layers["X_previous"] = layer
+    config = config_of(cells, tokenizer={"previous": {"layer": "X_previous"}})
+    with pytest.raises(CellFileError, match="X_previous"):
+        run(config)
+    assert leftovers(config) == []
+
+
+def test_a_layer_that_is_not_there_is_said(cells, config_of):
+    with pytest.raises(CellFileError, match="no layer 'nothing'; layers: none"):
+        run(config_of(cells, tokenizer={"previous": {"layer": "nothing"}}))
+
+
+@pytest.fixture
+def timed(cells, config_of):
+    tokenizer = {"n_tokens": 20, "previous": {"n_ancestors": 3, "n_components": 4}}
+    return run(config_of(cells, "timed", time_key="time", tokenizer=tokenizer))
+
+
+def test_the_previous_profile_by_transport(cells, timed):
+    history = History.load(timed.path / "history")
+    assert history.time_points == ["0", "1"]
+    for name in ("train", "val", "test"):
+        split = timed.split(name)
+        first = split.cells["time"].to_numpy() == "0"
+        counts, library_size = timed.expression(name)
+        previous, library = history.profiles(counts, library_size, split.cells["time"])
+        np.testing.assert_array_equal(split.library_size[:, 1], library)
+        assert not split.library_size[first, 1].any()
+        for row in range(len(split)):
+            tokens = split.token_ids[row, : split.lengths[row]].astype(int)
+            half = tokens.tolist().index(SEP)
+            genes = tokens[half + 1 :] - N_SPECIALS
+            assert len(genes) == min(previous[row].nnz, 20)
+            behind = split.counts[row, half + 1 : split.lengths[row]]
+            np.testing.assert_array_equal(behind, previous[row].toarray()[0, genes])
+
+
+def test_the_history_looks_at_no_label(cells, config_of, timed):
+    cells.obs["cell_type"] = np.random.default_rng(0).permutation(cells.obs["cell_type"])
+    tokenizer = {"n_tokens": 20, "previous": {"n_ancestors": 3, "n_components": 4}}
+    other = run(config_of(cells, "other", file="b.h5ad", time_key="time", tokenizer=tokenizer))
+    one, other = contents(timed), contents(other)
+    assert [n for n in one if n.startswith("history/") and one[n] != other[n]] == []
+
+
+def test_the_control_has_the_histories_of_others(config_of, timed):
+    tokenizer = {
+        "n_tokens": 20,
+        "previous": {"n_ancestors": 3, "n_components": 4, "shuffle": True},
+    }
+    control = run(config_of(None, "control", time_key="time", tokenizer=tokenizer))
+    assert control.meta["split_sha256"] == timed.meta["split_sha256"]
+    for name in ("train", "val", "test"):
+        true, shuffled = timed.split(name), control.split(name)
+        np.testing.assert_array_equal(true.library_size[:, 0], shuffled.library_size[:, 0])
+        later = true.cells["time"].to_numpy() == "1"
+        moved = true.library_size[later, 1] != shuffled.library_size[later, 1]
+        assert moved.mean() > 0.5
+        assert sorted(true.library_size[later, 1]) == sorted(shuffled.library_size[later, 1])
+        half = [list(row).index(SEP) for row in true.token_ids]
+        for row, at in enumerate(half):
+            np.testing.assert_array_equal(true.token_ids[row, :at], shuffled.token_ids[row, :at])
+
+
+def test_a_history_needs_a_layer_or_a_time(cells, config_of):
+    with pytest.raises(EncodeError, match="time_key"):
+        run(config_of(cells, tokenizer={"previous": {}}))
+    cells.obs["time"] = 0
+    with pytest.raises(EncodeError, match="one time point only"):
+        run(config_of(cells, time_key="time", tokenizer={"previous": {}}))
+
+
+# -------------------------------------------------------------------------- the folder
+
+
+def test_meta_says_what_was_done(cells, config_of, tmp_path):
+    folder = run(config_of(cells, organism="human"))
+    meta = folder.meta
+    assert meta["source"]["files"] == [
+        {
+            "path": "cells.h5ad",
+            "sha256": hashlib.sha256((tmp_path / "cells.h5ad").read_bytes()).hexdigest(),
+            "n_cells": 160,
+        }
+    ]
+    assert meta["n_cells"] == {"train": 80, "val": 40, "test": 40}
+    assert meta["n_tokens"] == 1 + N_TOKENS
+    assert meta["batch_key"] == "donor"
+    assert meta["tokenizer"]["kind"] == "rank"
+    text = json.dumps(meta)
+    assert str(tmp_path) not in text
+    assert PreprocessConfig.load(folder.path / "config.yaml").name == "set"
+    assert leftovers(config_of(None)) == ["set"]
+
+
+def test_the_cells_hash_depends_on_split_and_labels_but_not_on_the_tokenizer(cells, config_of):
+    one = run(config_of(cells, "one")).meta
+    tokens = run(config_of(None, "tokens", tokenizer={"n_tokens": 9})).meta
+    split = run(config_of(None, "split", split={"key": None})).meta
+    assert tokens["data_sha256"] == split["data_sha256"] == one["data_sha256"]
+    assert tokens["split_sha256"] == one["split_sha256"] != split["split_sha256"]
+
+
+def test_finished_work_is_not_done_again(cells, config_of, monkeypatch):
+    first = run(config_of(cells))
+    monkeypatch.setattr(dataset.encode, "open_cells", None)
+    times = {path: path.stat().st_mtime_ns for path in first.path.rglob("*")}
+    assert run(config_of(None, n_threads=1)).path == first.path
+    assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == times
+
+
+def test_another_config_or_other_cells_under_the_same_name_are_refused(cells, config_of):
+    run(config_of(cells))
+    other = config_of(None, tokenizer={"n_tokens": 9})
+    with pytest.raises(EncodeError, match=r"another config \(tokenizer.*choose another name"):
+        run(other)
+    assert run(other, overwrite=True).n_tokens == 10
+    with pytest.raises(EncodeError, match="other files"):
+        run(config_of(cells[:150], tokenizer={"n_tokens": 9}))
+    assert leftovers(other) == ["set"]
+
+
+def test_a_damaged_folder_is_said_and_can_be_overwritten(cells, config_of):
+    config = config_of(cells)
+    path = run(config).path
+    (path / "train" / "labels.npy").unlink()
+    with pytest.raises(EncodedFolderError, match="missing"):
+        run(config)
+    run(config, overwrite=True)
+
+
+def test_a_folder_of_something_else_is_never_overwritten(cells, config_of):
+    config = config_of(cells)
+    thesis = Path(config.data_dir) / "set" / "thesis.tex"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years of work")
+    with pytest.raises(EncodeError, match="something else"):
+        run(config, overwrite=True)
+    assert thesis.read_text() == "years of work"
+    assert leftovers(config) == ["set"]
+
+
+def test_a_full_disk_is_said_and_nothing_stays(cells, config_of, monkeypatch):
+    config = config_of(cells)
+    write, room = NpyWriter._write, [0]
+
+    def until_full(self, data):
+        room[0] -= len(data)
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, data)
+
+    monkeypatch.setattr(NpyWriter, "_write", until_full)
+    for room[0] in (100, 3_000, 30_000, 50_000):
+        with pytest.raises(EncodeError, match="the disk is full"):
+            run(config)
+        assert leftovers(config) == []
+    monkeypatch.undo()
+    run(config)
+
+
+@pytest.mark.parametrize("step", ["measure_cells", "learn_genes", "rank_split", "fsync_folder"])
+def test_an_error_or_ctrl_c_leaves_nothing(cells, config_of, monkeypatch, step):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dataset.encode, step, stop)
+    config = config_of(cells)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    assert leftovers(config) == []
+
+
+def test_a_bad_value_in_a_later_block_names_file_and_cell(config_of):
+    cells = synthetic_cells(np.random.default_rng(5), n_cells=2500, n_genes=20)
+    cells.X.data[cells.X.indptr[1700]] = 1.5
+    config = config_of(cells)
+    with pytest.raises(CellFileError, match=r"cells\.h5ad.*cell_1700"):
+        run(config)
+    assert leftovers(config) == []
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(cells, config_of, monkeypatch):
+    config = config_of(cells)
+    learn_genes = dataset.encode.learn_genes
+
+    def meanwhile(*arguments):
+        with Path(config.input).open("r+b") as file:
+            file.write(b"\x89")
+        os.utime(config.input, ns=(1, 1))
+        return learn_genes(*arguments)
+
+    monkeypatch.setattr(dataset.encode, "learn_genes", meanwhile)
+    with pytest.raises(CellFileError, match="changed"):
+        run(config)
+    assert leftovers(config) == []
+
+
+def test_two_processes_do_not_write_one_folder(cells, config_of, monkeypatch):
+    config = config_of(cells)
+    learn_genes = dataset.encode.learn_genes
+
+    def meanwhile(*arguments):
+        with pytest.raises(EncodeError, match="another process"):
+            encode(config, progress=False)
+        return learn_genes(*arguments)
+
+    monkeypatch.setattr(dataset.encode, "learn_genes", meanwhile)
+    run(config)
+
+
+PROGRAM = """
+import sys
+from configs.schema import PreprocessConfig
+from dataset.encode import encode
+print("begin", flush=True)
+encode(PreprocessConfig.load(sys.argv[1]), progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_rerun_gives_the_same_bytes(cells, config_of, tmp_path):
+    expected = contents(run(config_of(cells, "undisturbed")))
+    config = config_of(None)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    rng = random.Random(0)
+    folder = Path(config.data_dir) / "set"
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "config.yaml")],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+        )
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        others = [n for n in leftovers(config) if n not in ("undisturbed", "set")]
+        assert all(name.startswith(".set.partial-") for name in others)
+        if folder.exists():
+            assert contents(folder) == expected
+    assert contents(run(config)) == expected
+    assert sorted(leftovers(config)) == ["set", "undisturbed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("baron_human_pancreas", {"split": {"key": "donor", "test": ["human3"]}}),
+        ("pbmc3k_labelled", {"split": {}, "gene_id_key": "ensembl_id"}),
+        ("zeisel_cortex_4000", {"split": {}, "label_key": "cell_type_fine"}),
+        (
+            "worm_embryo_timecourse",
+            {"split": {"key": "batch"}, "time_key": "time_bin", "tokenizer": {"previous": {}}},
+        ),
+    ],
+)
+def test_real_cells(real_cells, config_of, name, settings):
+    path = real_cells(name)
+    folder = run(config_of(None, input=str(path), **settings))
+    assert sum(folder.n_cells.values()) == ad.read_h5ad(path, backed="r").n_obs - len(
+        pd.read_csv(folder.path / "dropped.csv")
+    )
