@@ -103,7 +103,10 @@ class RunFolder:
         """Return the predictions of ``val`` or ``test``."""
         name = f"predictions_{split}.npz"
         try:
-            with np.load(self.path / name, allow_pickle=False) as arrays:
+            with (
+                (self.path / name).open("rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
                 found = {key: arrays[key] for key in arrays.files}
             found.setdefault("embeddings", None)
             predictions = Predictions(**found)

@@ -16,8 +16,8 @@
 # %% [markdown]
 # # 04 · Names for new cells
 #
-# Takes a finished run and an `.h5ad` file **without labels**, and writes the same file again with a
-# cell type, a confidence and an embedding for every cell.
+# Takes a finished run and an `.h5ad` file **without labels**, and writes the same file again with
+# a cell type, a confidence and an embedding for every cell.
 #
 # ```
 # papermill 04_annotate_new_cells.ipynb out.ipynb \
@@ -52,15 +52,14 @@ from evaluation.annotate import EMBEDDING_KEY, annotate
 found = annotate(
     run, query, output, counts=counts, time_key=time_key, min_match_rate=min_match_rate
 )
-print(
-    f"{found.match.rate:.1%} of the model's genes are in the query ({len(found.match.missing)} missing)"
-)
+missing = len(found.match.missing)
+print(f"{found.match.rate:.1%} of the model's genes are in the query ({missing:,} missing)")
 print(f"{len(found.cells):,} cells named; {found.cells['uncertain'].mean():.1%} of them uncertain")
 print(f"written: {found.output}")
 
 # %%
 adata = ad.read_h5ad(output)
-adata
+print(adata)
 
 # %% [markdown]
 # ## How many of each type
