@@ -1,7 +1,6 @@
 """Counts on disk: a CSR matrix in three .npy files, written and read a few rows at a time."""
 
 import io
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -236,18 +235,3 @@ def _copy_columns(indptr, gene_index, counts, columns, new_indptr, new_gene_inde
                 n += 1
         new_indptr[row + 1] = n
     return n
-
-
-def row_blocks(n_rows: int, size: int) -> list[tuple[int, int]]:
-    """Cut ``n_rows`` into (start, stop) pairs."""
-    return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
-
-
-def fsync_folder(folder: Path) -> None:
-    """Wait until everything below the folder is on the disk."""
-    for path in sorted(folder.rglob("*")) + [folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

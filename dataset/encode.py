@@ -4,7 +4,7 @@ The steps, each a function below or a module of its own::
 
     open_cells        look at the files
     SpilledCells      one pass over the files: measure cells, put counts aside
-    choose_cells      quality control, labels, split: who stays, who is dropped and why
+    choose_cells      quality control, labels, split: who stays           dataset/choose_cells.py
     learn_genes       medians and vocabulary, from train cells
     keep_counts       expression/: counts of the cells and genes that stay
     rank_split        train/, val/, test/: tokens and the counts behind them
@@ -14,20 +14,16 @@ a block nor the number of threads changes a byte of the output. The folder is wr
 renamed when it is whole.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -42,17 +38,18 @@ from tqdm.auto import tqdm
 from configs.base import ConfigError
 from configs.schema import PreprocessConfig
 from dataset.cell_file import file_sha256, fingerprint
-from dataset.csr_file import CsrFile, CsrWriter, NpyWriter, Rows, fsync_folder, take_columns
+from dataset.choose_cells import ChosenCells, choose_cells
+from dataset.csr_file import CsrFile, CsrWriter, NpyWriter, Rows, take_columns
 from dataset.encoded_folder import SCHEMA_VERSION, SPLITS, EncodedFolder
 from dataset.gene_medians import Block, gene_medians
-from dataset.history import fit_history, order_time_points, shuffled_within, time_names
+from dataset.history import fit_history, shuffled_within
 from dataset.previous_layer import LayerCells
-from dataset.quality_control import measure_cells, score_doublets, select_cells, select_labels
+from dataset.quality_control import measure_cells
 from dataset.read import Cells, open_cells
 from dataset.sources import resolve
-from dataset.split import split_cells
 from dataset.tokenizers.rank import RankConfig, RankedCells, rank_rows, token_dtype
 from dataset.vocabulary import Vocabulary
+from dataset.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +85,10 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
     CellFileError
         If a file cannot be used.
     EncodeError
-        If the folder is another dataset's, no cells are left, or the disk is full. After any
-        error nothing is left on the disk.
+        If the folder was made from another config or other files, or nothing can be learned.
+    FolderError
+        If the folder is being written, is not ours, or the disk is full. After any error nothing
+        is left on the disk.
     """
     folder = Path(config.data_dir) / config.name
     files = [(fingerprint(path), file_sha256(path)) for path in resolve(config.input)]
@@ -97,7 +96,7 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
         _check_finished(folder, config, [sha256 for _, sha256 in files])
         logger.info("%s: already encoded", folder)
         return folder
-    with _written_aside(folder) as aside:
+    with written_aside(folder, "meta.json") as aside:
         _encode_into(aside, config, files, progress)
     return folder
 
@@ -186,117 +185,6 @@ class SpilledCells:
                 yield start, block
                 bar.update(block.shape[0])
         self.counts = CsrFile(self.folder)
-
-
-@dataclass(frozen=True)
-class ChosenCells:
-    """The cells that stay, in file order, and those that do not."""
-
-    rows: NDArray[np.int64]  # (n,), number of the cell in the file
-    names: NDArray[np.object_]  # (n,)
-    split: NDArray[np.str_]  # (n,)
-    labels: NDArray[np.object_]  # (n,), the cell type
-    batch: NDArray[np.object_]  # (n,)
-    time: NDArray[np.str_] | None  # (n,)
-    time_points: list[str]
-    class_names: list[str]  # of train cells, sorted
-    dropped: pd.Series  # cell name -> reason
-    doublet_score: pd.Series | None
-    messages: list[str]
-
-    def rows_of(self, split: str) -> NDArray[np.int64]:
-        """Return the numbers, in the file, of a split's cells."""
-        return self.rows[self.split == split]
-
-
-def choose_cells(cells: Cells, metrics: pd.DataFrame, config: PreprocessConfig) -> ChosenCells:
-    """Apply quality control, drop what cannot be learned from, and split the rest.
-
-    Nothing here looks at a count: only at obs and at the measures of each cell.
-
-    Parameters
-    ----------
-    cells
-        The cells; their counts are read again only to score doublets.
-    metrics
-        Of ``measure_cells``.
-    config
-        Keys, thresholds, split.
-    """
-    messages: list[str] = []
-    batch_key = config.batch_key or config.split.key
-    batch = cells.column(batch_key) if batch_key else None
-    obs = pd.DataFrame({"label": cells.column(config.label_key)}, index=cells.obs.index)
-    scores = None
-    if config.quality_control.scrublet:
-        scores, notes = score_doublets(cells, metrics, batch, seed=config.split.seed)
-        metrics = metrics.assign(doublet_score=scores)
-        messages += notes
-    reasons = select_cells(metrics, config.quality_control)[1].to_numpy(dtype=object)
-
-    def drop(why: NDArray[np.object_]) -> None:
-        stays = reasons == ""
-        reasons[stays] = why[stays]
-
-    time = cells.column(config.time_key) if config.time_key else None
-    if time is not None:
-        drop(np.where(time.isna(), f"no {config.time_key}", "").astype(object))
-    for key in dict.fromkeys((config.batch_key, config.split.key)):
-        if key:
-            drop(np.where(cells.column(key).isna(), f"no {key}", "").astype(object))
-    stays = reasons == ""
-    _, why = select_labels(
-        obs["label"][stays], ignore=config.ignore_labels, min_cells=config.min_cells_per_class
-    )
-    reasons[stays] = why.to_numpy(dtype=object)
-    stays = reasons == ""
-    if not stays.any():
-        raise EncodeError(f"{config.name}: no cell is left. Dropped: {_tally(reasons)}")
-
-    kept = cells.obs[stays].copy()
-    kept[config.label_key] = obs["label"][stays].astype(str).str.strip()
-    split = np.full(len(obs), "", dtype="U5")
-    split[stays] = split_cells(kept, label_key=config.label_key, config=config.split)
-    labels = np.full(len(obs), "", dtype=object)
-    labels[stays] = kept[config.label_key].to_numpy(dtype=object)
-    class_names = sorted(set(labels[split == "train"]))
-    unseen = stays & ~np.isin(labels, class_names)
-    reasons[unseen] = [f"type {label!r}: not in train" for label in labels[unseen]]
-    stays = reasons == ""
-
-    for name in SPLITS:
-        if not (split[stays] == name).any():
-            raise EncodeError(
-                f"{config.name}: {name} has no cells; change the split in the config. "
-                f"Dropped: {_tally(reasons)}"
-            )
-    if len(class_names) < 2:
-        raise EncodeError(f"{config.name}: one cell type only ({class_names[0]!r}) in train")
-    n_dropped = int((~stays).sum())
-    if n_dropped:
-        messages.append(f"{n_dropped:,} of {len(obs):,} cells dropped: {_tally(reasons)}")
-    return ChosenCells(
-        rows=np.flatnonzero(stays),
-        names=obs.index.to_numpy(dtype=object)[stays],
-        split=split[stays],
-        labels=labels[stays],
-        batch=(
-            np.full(len(obs), "all", dtype=object)
-            if batch is None
-            else batch.astype(str).to_numpy(dtype=object)
-        )[stays],
-        time=None if time is None else time_names(time[stays]),
-        time_points=[] if time is None else order_time_points(time[stays]),
-        class_names=class_names,
-        dropped=pd.Series(reasons, index=obs.index, name="reason")[~stays],
-        doublet_score=scores,
-        messages=messages,
-    )
-
-
-def _tally(reasons: Iterable[str]) -> str:
-    counts = pd.Series([reason for reason in reasons if reason]).value_counts()
-    return "; ".join(f"{n:,}: {reason}" for reason, n in sorted(counts.items())) or "none"
 
 
 def learn_genes(
@@ -536,57 +424,6 @@ def _check_finished(folder: Path, config: PreprocessConfig, hashes: list[str]) -
     if differ:
         found = "; ".join(f"{k}: {made_with[k]!r}, now {wanted[k]!r}" for k in differ)
         raise EncodeError(f"{folder}: was made with another config ({found}): {other}")
-
-
-@contextmanager
-def _written_aside(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write to; it gets its name when all went well and is removed otherwise.
-
-    What an interrupted run left is removed first. A lock tells it from the folder of a run that
-    is still at work; the system lets go of the lock when a process ends, however it ends.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}.partial-"
-    for left in folder.parent.glob(f"{prefix}*"):
-        with _locked(left, f"{folder}: another process is encoding it now; wait for it"):
-            shutil.rmtree(left)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
-    try:
-        with _locked(aside, f"{aside}: is in use"):
-            yield aside
-            aside.chmod(0o755)
-            fsync_folder(aside)
-            if folder.exists():
-                if any(folder.iterdir()) and not (folder / "meta.json").exists():
-                    raise EncodeError(
-                        f"{folder}: holds something else than encoded cells: choose another name"
-                    )
-                retired = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
-                folder.rename(retired / "old")
-                aside.rename(folder)
-                shutil.rmtree(retired)
-            else:
-                aside.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EncodeError(
-                f"{folder}: the disk is full: free some space or set data_dir; nothing was kept"
-            ) from error
-        raise
-
-
-@contextmanager
-def _locked(folder: Path, otherwise: str) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise EncodeError(otherwise) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -1,0 +1,84 @@
+"""``written_aside``: a folder is there whole, or not at all."""
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class FolderError(ValueError):
+    """A folder cannot be written; the message says why, and nothing was kept."""
+
+
+@contextmanager
+def written_aside(folder: Path, marker: str) -> Iterator[Path]:
+    """Yield a folder to write to; it gets its name when all went well and is removed otherwise.
+
+    A folder of this name that is there already is replaced, if it holds the file ``marker``: one
+    that does not is not ours to remove.
+
+    What an interrupted run left is removed first. A lock tells it from the folder of a run that
+    is still at work; the system lets go of the lock when a process ends, however it ends.
+    """
+    if folder.exists() and not (folder / marker).exists():
+        raise FolderError(
+            f"{folder}: has no {marker}, so it may hold something else and is not replaced: "
+            "choose another name, or delete it"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{folder.name}.partial-"
+    for left in folder.parent.glob(f"{prefix}*"):
+        with _locked(left, f"{folder}: another process is writing it now; wait for it"):
+            shutil.rmtree(left)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+    try:
+        with _locked(aside, f"{aside}: is in use"):
+            yield aside
+            aside.chmod(0o755)
+            fsync_folder(aside)
+            if folder.exists():
+                retired = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+                folder.rename(retired / "old")
+                aside.rename(folder)
+                shutil.rmtree(retired)
+            else:
+                aside.rename(folder)
+            _fsync(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FolderError(
+                f"{folder}: the disk is full: free space or write elsewhere; nothing was kept"
+            ) from error
+        raise
+
+
+@contextmanager
+def _locked(folder: Path, otherwise: str) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FolderError(otherwise) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Wait until everything below the folder is on the disk."""
+    for path in [*sorted(folder.rglob("*")), folder]:
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
