@@ -1,0 +1,226 @@
+"""Figures of notebook 03: scores with their intervals, errors by class, calibration, cost."""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from evaluation import METRICS
+from evaluation.calibration import reliability
+from evaluation.classification import confusion
+from evaluation.compare import Comparison, Model
+
+NETWORK, BASELINE = "#c44e52", "#4c72b0"
+TITLES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss", "ece": "ECE"}
+
+
+def scores(comparison: Comparison, metrics: tuple[str, ...] = ("accuracy", "macro_f1")) -> Figure:
+    """Mean over seeds of each model, 95 % interval over test cells, one dot for each seed."""
+    table = comparison.scores.iloc[::-1].reset_index(drop=True)
+    figure = Figure(figsize=(4.2 * len(metrics) + 1.5, 0.42 * len(table) + 1.1))
+    axes = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    for axis, metric in zip(axes, metrics, strict=True):
+        for place, row in table.iterrows():
+            model = _model(comparison, row["model"])
+            color = _color(model)
+            axis.hlines(place, row[f"{metric}_low"], row[f"{metric}_high"], color, linewidth=2)
+            of_seeds = _of_seeds(comparison, model, metric)
+            axis.scatter(of_seeds, [place] * len(of_seeds), s=14, color="white", edgecolor=color)
+            axis.scatter(row[metric], place, s=42, color=color, zorder=3)
+            axis.annotate(
+                f"{row[metric]:.3f}", (row[metric], place), (0, 6), ha="center", fontsize=8,
+                textcoords="offset points",
+            )  # fmt: skip
+        axis.set_xlabel(f"{TITLES.get(metric, metric)} on test")
+        axis.set_yticks(range(len(table)), table["model"])
+        axis.set_ylim(-0.6, len(table) - 0.3)
+        axis.grid(axis="x", color="#e5e5e5")
+        axis.set_axisbelow(True)
+    return _finished(figure)
+
+
+def differences(comparison: Comparison) -> Figure:
+    """Difference of each model to the best baseline, 95 % paired intervals; 0 is that baseline."""
+    table = comparison.differences
+    metrics = list(table["metric"].unique()) or ["macro_f1"]
+    names = list(table["model"].unique())[::-1]
+    figure = Figure(figsize=(3.2 * len(metrics) + 1.5, 0.42 * len(names) + 1.2))
+    axes = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    for axis, metric in zip(axes, metrics, strict=True):
+        rows = table[table["metric"] == metric].set_index("model")
+        for place, name in enumerate(names):
+            row, color = rows.loc[name], _color(_model(comparison, name))
+            if comparison.n_donors > 1:
+                axis.hlines(place, row["low_donors"], row["high_donors"], color, alpha=0.3, lw=6)
+            axis.hlines(place, row["low"], row["high"], color, linewidth=2)
+            axis.scatter(row["difference"], place, s=42, color=color, zorder=3)
+        axis.axvline(0, color="#333333", linewidth=1)
+        better = "lower is better" if metric == "log_loss" else "higher is better"
+        axis.set_xlabel(f"{TITLES[metric]}, difference\n({better})")
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(-0.6, len(names) - 0.4)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.grid(axis="x", color="#e5e5e5")
+        axis.set_axisbelow(True)
+    return _finished(figure)
+
+
+def class_f1(comparison: Comparison) -> Figure:
+    """F1 of each class (commonest first, with its test cells) by each model, means over seeds."""
+    tables = {model.name: comparison.per_class(model) for model in comparison.models}
+    n_cells = next(iter(tables.values()))["n_cells"].sort_values(ascending=False)
+    n_cells = n_cells[n_cells > 0]
+    f1 = pd.DataFrame({name: table["f1"] for name, table in tables.items()}).loc[n_cells.index]
+    f1.index = pd.Index([f"{name}  ({n:,})" for name, n in n_cells.items()])
+    few = len(f1) <= 30
+    figure = Figure(figsize=(0.75 * f1.shape[1] + 4.2, 0.3 * len(f1) + 1.8))
+    axis = figure.subplots()
+    sns.heatmap(
+        f1, ax=axis, cmap="viridis", vmin=0, vmax=1, annot=few, fmt=".2f",
+        annot_kws={"fontsize": 8}, cbar_kws={"label": "F1", "shrink": 0.6},
+        linewidths=0.5 if few else 0,
+    )  # fmt: skip
+    axis.set(xlabel="", ylabel="")
+    axis.set_xticks(np.arange(f1.shape[1]) + 0.5, f1.columns, rotation=35, ha="right")
+    axis.set_yticks(np.arange(len(f1)) + 0.5, f1.index, rotation=0, fontsize=9 if few else 7)
+    return _finished(figure, despine=False)
+
+
+def confusions(comparison: Comparison) -> Figure:
+    """Confusion of the best network and of the best baseline: share of each true class."""
+    models = [m for m in (comparison.best_network, comparison.best_baseline) if m is not None]
+    n = len(comparison.class_names)
+    side = 0.3 * n + 2.2 if n <= 30 else 0.17 * n + 2.2
+    figure = Figure(figsize=(side * len(models) + 2.6, side + 0.8))
+    axes = np.atleast_1d(figure.subplots(1, len(models), sharey=True))
+    for axis, model in zip(axes, models, strict=True):
+        counts = sum(
+            confusion(comparison.labels, p.argmax(axis=1), n).astype(float) for p in model.test
+        ) / len(model.test)
+        n_true = counts.sum(axis=1, keepdims=True)
+        shares = np.divide(counts, n_true, out=np.full_like(counts, np.nan), where=n_true > 0)
+        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        size = 9 if n <= 30 else 6
+        axis.set_xticks(range(n), comparison.class_names, rotation=90, fontsize=size)
+        axis.set_yticks(range(n), comparison.class_names, fontsize=size)
+        axis.set(title=model.name, xlabel="predicted")
+        if n <= 20:
+            _write_counts(axis, counts, shares)
+    axes[0].set_ylabel("true")
+    figure.colorbar(image, ax=list(axes), label="share of the true class", shrink=0.6)
+    return _finished(figure, despine=False)
+
+
+def calibration(comparison: Comparison) -> Figure:
+    """Accuracy against confidence, in 15 bins; on the diagonal, confidence can be believed."""
+    models = [m for m in comparison.models if m.runs[0].config.model.kind != "majority"]
+    figure = Figure(figsize=(5.6, 4.2))
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
+    table = comparison.scores.set_index("model")
+    for model, color in zip(models, sns.color_palette("colorblind", len(models)), strict=True):
+        labels = np.tile(comparison.labels, len(model.test))
+        bins = reliability(labels, np.concatenate(model.test))
+        bins = bins[bins["n_cells"] >= 5 * len(model.test)]
+        axis.plot(
+            bins["confidence"], bins["accuracy"], marker="o", markersize=4, color=color,
+            label=f"{model.name} (ECE {table.loc[model.name, 'ece']:.3f})",
+        )  # fmt: skip
+    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return _finished(figure)
+
+
+def curves(comparison: Comparison) -> Figure | None:
+    """Loss and val macro-F1 of every seed of every network, over its updates; None without any."""
+    networks = [model for model in comparison.models if not model.is_baseline]
+    if not networks:
+        return None
+    panels = {
+        "train/loss": "training loss",
+        "val/log_loss": "val log-loss",
+        "val/macro_f1": "val macro-F1",
+        "optim/lr": "learning rate",
+    }
+    figure = Figure(figsize=(9, 5.4))
+    axes = figure.subplots(2, 2, sharex=True)
+    colors = sns.color_palette("colorblind", len(networks))
+    for model, color in zip(networks, colors, strict=True):
+        for number, run in enumerate(model.runs):
+            lines = pd.DataFrame(run.curves)
+            for axis, key in zip(axes.flat, panels, strict=True):
+                if key in lines:
+                    points = lines.dropna(subset=[key])
+                    label = model.name if number == 0 else None
+                    axis.plot(points["step"], points[key], color=color, alpha=0.8, label=label)
+    for axis, title in zip(axes.flat, panels.values(), strict=True):
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.grid(color="#eeeeee")
+    for axis in axes[1]:
+        axis.set_xlabel("update")
+    if len(networks) > 1:
+        axes[0, 1].legend(frameon=False, fontsize=8)
+    return _finished(figure)
+
+
+def cost(comparison: Comparison) -> Figure:
+    """Macro-F1 on test against the seconds it took to fit (log scale)."""
+    table = comparison.scores
+    figure = Figure(figsize=(6.4, 3.8))
+    axis = figure.subplots()
+    for _, row in table.iterrows():
+        color = _color(_model(comparison, row["model"]))
+        seconds = max(row["seconds"], 0.01)
+        axis.vlines(seconds, row["macro_f1_low"], row["macro_f1_high"], color, alpha=0.5)
+        axis.scatter(seconds, row["macro_f1"], s=40, color=color, zorder=3)
+    _label_points(axis, table["seconds"].clip(lower=0.01), table["macro_f1"], table["model"])
+    axis.set(xscale="log", xlabel="seconds to fit", ylabel="macro-F1 on test")
+    axis.margins(x=0.15, y=0.12)
+    axis.grid(color="#eeeeee")
+    axis.set_axisbelow(True)
+    return _finished(figure)
+
+
+def _label_points(axis: Axes, x: pd.Series, y: pd.Series, labels: pd.Series) -> None:
+    """Write each name beside its point, on the side and height where no other name stands."""
+    heights: list[tuple[float, float]] = []
+    middle = np.sqrt(x.min() * x.max())
+    spread = max(y.max() - y.min(), 1e-3)
+    for i in y.sort_values(ascending=False).index:
+        left = x[i] > middle
+        height = y[i]
+        while any(h_left == left and abs(h - height) < 0.055 * spread for h_left, h in heights):
+            height -= 0.02 * spread
+        heights.append((left, height))
+        axis.annotate(
+            labels[i], (x[i], height), (-8 if left else 8, 0), textcoords="offset points",
+            ha="right" if left else "left", va="center", fontsize=8,
+        )  # fmt: skip
+
+
+def _write_counts(axis: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
+    for i, j in zip(*np.nonzero(counts >= 0.5), strict=True):
+        color = "white" if shares[i, j] > 0.6 else "#222222"
+        text = f"{counts[i, j]:.0f}"
+        axis.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
+
+
+def _model(comparison: Comparison, name: str) -> Model:
+    return next(model for model in comparison.models if model.name == name)
+
+
+def _color(model: Model) -> str:
+    return BASELINE if model.is_baseline else NETWORK
+
+
+def _of_seeds(comparison: Comparison, model: Model, metric: str) -> list[float]:
+    return [METRICS[metric](comparison.labels, probabilities) for probabilities in model.test]
+
+
+def _finished(figure: Figure, *, despine: bool = True) -> Figure:
+    figure.set_layout_engine("constrained")
+    if despine:
+        sns.despine(figure)
+    return figure

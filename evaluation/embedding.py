@@ -1,0 +1,62 @@
+"""What the ``<cls>`` embeddings of a network tell apart: cell types, and not donors."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from sklearn.metrics import silhouette_score
+
+from evaluation.run_folder import RunFolder
+
+MAX_CELLS = 5000  # silhouettes compare every cell with every other one
+
+
+def embedded_cells(run: RunFolder, split: str = "test", *, max_cells: int = 20_000) -> ad.AnnData:
+    """Return the cells of a split as their embeddings, with what is known of them in ``obs``.
+
+    Parameters
+    ----------
+    run
+        Of a network.
+    split
+        ``val`` or ``test``.
+    max_cells
+        More cells than this are sampled, for figures.
+
+    Raises
+    ------
+    ValueError
+        If the run is a baseline's, which has no embeddings.
+    """
+    cells = run.predictions(split)
+    if cells.embeddings is None:
+        raise ValueError(f"{run.path}: a baseline has no embeddings; choose a network's run")
+    names = np.array(run.class_names)
+    obs = pd.DataFrame(
+        {
+            "cell type": pd.Categorical.from_codes(cells.labels, categories=names),
+            "predicted": pd.Categorical.from_codes(
+                cells.probabilities.argmax(axis=1), categories=names
+            ),
+            "confidence": cells.probabilities.max(axis=1),
+            "donor": pd.Categorical(cells.batches),
+        },
+        index=cells.cell_names.astype(object),
+    )
+    rows = np.random.default_rng(0).permutation(len(obs))[:max_cells]
+    return ad.AnnData(cells.embeddings[rows], obs=obs.iloc[rows])
+
+
+def separation(adata: ad.AnnData) -> pd.Series:
+    """Return the silhouette widths of cell types and, where there are several, of donors.
+
+    Near 1 the groups lie apart, near 0 they mix. Good embeddings part types and mix donors; of
+    donors that differ in their cell types a width above 0 is no fault. At most 5,000 cells are
+    looked at.
+    """
+    rows = np.random.default_rng(0).permutation(adata.n_obs)[:MAX_CELLS]
+    widths = {}
+    for key in ("cell type", "donor"):
+        groups = adata.obs[key].cat.codes.to_numpy()[rows]
+        if 1 < len(np.unique(groups)) < len(groups):
+            widths[key] = float(silhouette_score(adata.X[rows], groups))
+    return pd.Series(widths, name="silhouette width", dtype=float)

@@ -1,0 +1,68 @@
+"""Calibration: errors of known size are found, and temperature mends what it should."""
+
+import numpy as np
+import pytest
+
+from evaluation.calibration import (
+    apply_temperature,
+    brier,
+    confidence_threshold,
+    ece,
+    fit_temperature,
+    reliability,
+)
+
+
+@pytest.fixture
+def honest(rng):
+    """Cells whose labels are drawn from their very probabilities."""
+    probabilities = rng.dirichlet(np.full(4, 0.7), size=5000)
+    labels = np.array([rng.choice(4, p=p) for p in probabilities])
+    return labels, probabilities
+
+
+def test_honest_probabilities_have_little_error(honest):
+    assert ece(*honest) < 0.02
+    assert fit_temperature(*honest) == pytest.approx(1, abs=0.1)
+
+
+def test_error_of_a_constant_confidence_is_its_distance_to_accuracy():
+    probabilities = np.tile([0.9, 0.1], (10, 1))
+    labels = np.array([0] * 6 + [1] * 4)
+    assert ece(labels, probabilities) == pytest.approx(0.3)
+    assert reliability(labels, probabilities)["accuracy"].tolist() == [0.6]
+
+
+def test_brier_is_the_squared_distance(rng):
+    probabilities = rng.dirichlet(np.ones(3), size=50)
+    labels = rng.integers(3, size=50)
+    expected = np.mean(np.sum((probabilities - np.eye(3)[labels]) ** 2, axis=1))
+    assert brier(labels, probabilities) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 3.0])
+def test_temperature_undoes_sharpening(honest, sharpness):
+    labels, probabilities = honest
+    sharpened = apply_temperature(probabilities, 1 / sharpness)
+    temperature = fit_temperature(labels, sharpened)
+    assert temperature == pytest.approx(sharpness, rel=0.1)
+    mended = apply_temperature(sharpened, temperature)
+    np.testing.assert_allclose(mended.sum(axis=1), 1)
+    assert (mended.argmax(axis=1) == probabilities.argmax(axis=1)).all()
+
+
+def test_temperature_stays_finite_when_all_are_right():
+    labels = np.arange(3)
+    assert 0 < fit_temperature(labels, np.eye(3)) < 100
+
+
+def test_threshold_flags_one_in_twenty_of_the_rightly_named(honest):
+    labels, probabilities = honest
+    threshold = confidence_threshold(labels, probabilities)
+    right = probabilities.argmax(axis=1) == labels
+    flagged = probabilities.max(axis=1)[right] < threshold
+    assert flagged.mean() == pytest.approx(0.05, abs=0.01)
+
+
+def test_threshold_of_a_model_that_is_never_right_flags_all():
+    assert confidence_threshold(np.array([1, 1]), np.array([[0.9, 0.1], [0.8, 0.2]])) == 1.0

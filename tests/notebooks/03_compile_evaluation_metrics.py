@@ -1,0 +1,154 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,tests/notebooks//py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 03 · Which model, and does this data need a transformer?
+#
+# Reads every finished run of a folder, compares those of the same cells and the same split, and
+# writes `RESULTS.md`.
+#
+# ```
+# papermill 03_compile_evaluation_metrics.ipynb out.ipynb -p runs runs -p output RESULTS.md
+# ```
+#
+# Runs that differ in their seed only are one model, and its scores are means over seeds. Runs on
+# other cells, or on another split of them, never share a table: each dataset has its own, and
+# where one name stands for two different sets of cells the notebook stops.
+
+# %% tags=["parameters"]
+runs = "runs"
+output = "RESULTS.md"
+n_resamples = 1000
+seed = 0
+
+# %%
+import scanpy as sc
+from IPython.display import Markdown, display
+
+from evaluation import comparison_plots as plots
+from evaluation import results
+from evaluation.compare import compare_runs
+from evaluation.embedding import embedded_cells, separation
+
+comparisons = compare_runs(runs, n_resamples=n_resamples, seed=seed)
+for comparison in comparisons:
+    print(f"{comparison.dataset}: {len(comparison.models)} models, {comparison.donor_note}")
+
+# %% [markdown]
+# ## All scores
+#
+# Means over seeds on the test cells, best on val first. In brackets: 95 % intervals, from 1,000
+# bootstrap resamples of the test cells. Macro-F1 weighs every cell type alike; it is the score to
+# look at where some types are rare. Log-loss and ECE are better when lower.
+
+# %%
+for comparison in comparisons:
+    display(Markdown(f"### {comparison.dataset}"), results.summary(comparison))
+
+# %% [markdown]
+# Look for intervals that do not overlap. Red is a network, blue a baseline; the small open dots
+# are single seeds, so their spread is the luck of the seed.
+
+# %%
+for comparison in comparisons:
+    display(plots.scores(comparison))
+
+# %% [markdown]
+# ## Against the best baseline
+#
+# The baseline is the best one on val, chosen without looking at test. Both models are scored on
+# the same resampled cells, so these intervals are narrower than those above and are the ones to
+# decide by. Look for a line that does not touch 0. A pale bar is the interval over donors: whether
+# the difference would hold for other people.
+
+# %%
+for comparison in comparisons:
+    display(results.difference_summary(comparison), plots.differences(comparison))
+
+# %% [markdown]
+# ## Type by type
+#
+# Look for rows that are dark in every column, types that no model can tell, and for rows where the
+# columns differ. In brackets: test cells of the type; below about 20 a score says little.
+
+# %%
+for comparison in comparisons:
+    display(plots.class_f1(comparison))
+
+# %% [markdown]
+# Look at what lies off the diagonal: mistakes between sisters (two kinds of T cell) are of another
+# sort than mistakes between strangers.
+
+# %%
+for comparison in comparisons:
+    display(plots.confusions(comparison))
+
+# %% [markdown]
+# ## Can confidence be believed?
+#
+# On the diagonal, cells named with 80 % confidence are right 80 % of the time. Below it a model is
+# too sure of itself.
+
+# %%
+for comparison in comparisons:
+    display(plots.calibration(comparison))
+
+# %% [markdown]
+# ## What it costs
+#
+# Look for the leftmost point among those as high as the highest.
+
+# %%
+for comparison in comparisons:
+    display(plots.cost(comparison))
+
+# %% [markdown]
+# ## How training went
+#
+# Val log-loss that rises while training loss falls is overfitting; val macro-F1 still rising at
+# the end asks for more epochs.
+
+# %%
+for comparison in comparisons:
+    display(plots.curves(comparison) or "no network among the runs")
+
+# %% [markdown]
+# ## What the network's `<cls>` embedding tells apart
+#
+# Look for islands of one cell type in which donors mix. An island of one donor is a batch effect;
+# one of low confidence is a type the network does not know well.
+
+# %%
+networks = [c.best_network.runs[0] for c in comparisons if c.best_network is not None]
+for run in networks:
+    cells = embedded_cells(run)
+    sc.pp.neighbors(cells, use_rep="X")
+    sc.tl.umap(cells)
+    print(run.name, separation(cells).round(3).to_dict())
+    sc.pl.umap(cells, color=["cell type", "donor", "confidence"], wspace=0.7, frameon=False)
+
+# %% [markdown]
+# ## Verdict
+#
+# From the paired interval of macro-F1 over test cells: a tie when it holds 0.
+
+# %%
+command = (
+    f"papermill 03_compile_evaluation_metrics.ipynb out.ipynb -p runs {runs} -p output {output}"
+)
+written = results.write_results(comparisons, output, command)
+print("written:", *written)
+for sentence in results.verdicts(comparisons):
+    display(Markdown(f"**{sentence}**"))
