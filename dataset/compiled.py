@@ -7,8 +7,6 @@ from numba import njit
 
 Function = TypeVar("Function", bound=Callable)
 
-OPTIONS = {"nogil": True, "error_model": "numpy"}
-
 
 def compiled(function: Function) -> Function:
     """Compile a loop at its first call and keep the machine code for the next process.
@@ -16,6 +14,6 @@ def compiled(function: Function) -> Function:
     Floating point stays exact (no fast-math): a value never depends on the machine.
     """
     try:
-        return njit(cache=True, **OPTIONS)(function)
+        return njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no folder to keep the machine code in can be written
-        return njit(**OPTIONS)(function)
+        return njit(nogil=True, error_model="numpy")(function)
