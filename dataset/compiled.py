@@ -1,7 +1,7 @@
 """``compiled``: numba for the loops over counts; threads may run such a function side by side."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from numba import njit
 
@@ -14,6 +14,7 @@ def compiled(function: Function) -> Function:
     Floating point stays exact (no fast-math): a value never depends on the machine.
     """
     try:
-        return njit(cache=True, nogil=True, error_model="numpy")(function)
+        made = njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no folder to keep the machine code in can be written
-        return njit(nogil=True, error_model="numpy")(function)
+        made = njit(nogil=True, error_model="numpy")(function)
+    return cast(Function, made)
