@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, softmax
 
 from evaluation.classification import Weights
 
@@ -50,30 +51,34 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the temperature that makes the probabilities of val cells fit their labels best.
 
     Above 1 the classifier was too sure of itself, below 1 not sure enough. The predicted class
-    does not change.
+    does not change. One made-up cell that is really of its second most probable class counts with
+    the others (the rule of succession): val cells that are all right are no proof that no cell is
+    ever wrong, and would ask for a temperature of 0.
 
     References
     ----------
     Guo et al. 2017, On calibration of modern neural networks, section 4.2.
     """
     logs = _log(probabilities)
-    rows = np.arange(len(labels))
+    n_cells = len(labels)
+    own = logs[np.arange(n_cells), labels]
+    second = np.sort(logs, axis=1)[:, -2] if logs.shape[1] > 1 else own
+    # Of the one made-up cell: the average over all cells, so that no cell has to be chosen.
+    true = (own.sum() + second.mean()) / (n_cells + 1)
 
     def loss(log_temperature: float) -> float:
-        scaled = logs / np.exp(log_temperature)
-        normalizer = np.log(np.exp(scaled - scaled.max(axis=1, keepdims=True)).sum(axis=1))
-        return float(np.mean(normalizer + scaled.max(axis=1) - scaled[rows, labels]))
+        temperature = np.exp(log_temperature)
+        normalizers = logsumexp(logs / temperature, axis=1)
+        normalizer = (normalizers.sum() + normalizers.mean()) / (n_cells + 1)
+        return float(normalizer - true / temperature)
 
-    # Bounded: val cells that are all right would ask for a temperature of 0.
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
     return float(np.exp(found.x))
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Return the probabilities at a temperature, ``(n, c)`` float64."""
-    scaled = _log(probabilities) / temperature
-    exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)
+    return softmax(_log(probabilities) / temperature, axis=1)
 
 
 def confidence_threshold(

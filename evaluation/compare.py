@@ -25,6 +25,8 @@ from evaluation.run_folder import RunFolder
 CHOSEN_BY = ("macro_f1", "log_loss")
 DIFFERENCES = ("accuracy", "macro_f1", "log_loss")
 LOWER_IS_BETTER = ("log_loss", "ece", "brier")
+# With fewer test cells a type's score says little, and macro-F1 weighs it like any other.
+RARE = 10
 # What two runs of one model may differ in.
 NOT_THE_MODEL = {"name", "seed", "tracking", "runs_dir", "device"}
 
@@ -216,7 +218,7 @@ class Comparison:
         return pd.concat(tables).groupby(level=0, sort=False).mean().astype({"n_cells": int})
 
     def verdict(self) -> str:
-        """Say in one sentence whether this data needs a transformer."""
+        """Say in a sentence or two whether this data needs a transformer."""
         network, baseline = self.best_network, self.best_baseline
         if network is None or baseline is None:
             missing = "transformer" if network is None else "baseline"
@@ -227,16 +229,21 @@ class Comparison:
         found = self.difference(network, baseline, "macro_f1")
         answer = {
             "better": "yes, this data needs a transformer",
-            "tie": "no, this data does not need a transformer (nor is it worse off with one)",
+            "tie": "no, this data does not need a transformer",
             "worse": "no, this data does not need a transformer",
         }[found["outcome"]]
         by_name = self.scores.set_index("model")["macro_f1"]
         n = len(network.runs)
+        n_cells = np.bincount(self.labels, minlength=len(self.class_names))
+        n_rare = int(((n_cells > 0) & (n_cells < RARE)).sum())
+        caution = f"; {n_rare} types have fewer than {RARE} test cells" if n_rare else ""
+        accuracy = self.difference(network, baseline, "accuracy")
         return (
             f"{self.dataset}: {answer}: on {len(self.labels):,} test cells {network.name} "
             f"({'one seed' if n == 1 else f'mean of {n} seeds'}) has a macro-F1 of "
             f"{by_name[network.name]:.3f} and the best baseline, {baseline.name}, "
-            f"{by_name[baseline.name]:.3f}: {_difference_text(found, self.n_donors)}."
+            f"{by_name[baseline.name]:.3f}: {_difference_text(found, self.n_donors)}{caution}. In "
+            f"accuracy: {_difference_text(accuracy, self.n_donors)}."
         )
 
     def history_verdict(self) -> str:
@@ -409,5 +416,7 @@ def _difference_text(found: dict, n_donors: int) -> str:
         text += (
             f" over cells, {found['low_donors']:+.3f} to {found['high_donors']:+.3f} over donors"
         )
-    outcome = {"tie": "a tie", "better": "better", "worse": "worse"}[found["outcome"]]
+    outcome = {"tie": "a tie (no difference beyond chance)", "better": "better", "worse": "worse"}[
+        found["outcome"]
+    ]
     return f"{text}), {outcome}"

@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from evaluation import METRICS
 from evaluation.calibration import reliability
@@ -13,14 +13,18 @@ from evaluation.classification import confusion
 from evaluation.compare import Comparison, Model
 
 NETWORK, BASELINE = "#c44e52", "#4c72b0"
+FEWEST = 15  # cells in a bin of the calibration figure: fewer say nothing
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss", "ece": "ECE"}
 
 
 def scores(comparison: Comparison, metrics: tuple[str, ...] = ("accuracy", "macro_f1")) -> Figure:
-    """Mean over seeds of each model, 95 % interval over test cells, one dot for each seed."""
-    table = comparison.scores.iloc[::-1].reset_index(drop=True)
-    figure = Figure(figsize=(4.2 * len(metrics) + 1.5, 0.42 * len(table) + 1.1))
-    axes = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    """Mean over seeds of each model, 95 % interval over test cells, one dot for each seed.
+
+    The majority baseline would squeeze all others into a corner; it is in the table only.
+    """
+    table = _without_majority(comparison.scores).iloc[::-1].reset_index(drop=True)
+    figure = _figure(4.2 * len(metrics) + 1.5, 0.42 * len(table) + 1.1)
+    axes = _row(figure, len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
         for place, row in table.iterrows():
             model = _model(comparison, row["model"])
@@ -42,12 +46,16 @@ def scores(comparison: Comparison, metrics: tuple[str, ...] = ("accuracy", "macr
 
 
 def differences(comparison: Comparison) -> Figure:
-    """Difference of each model to the best baseline, 95 % paired intervals; 0 is that baseline."""
-    table = comparison.differences
+    """Difference of each model to the best baseline, 95 % paired intervals; 0 is that baseline.
+
+    A pale bar is the interval over donors. The majority baseline is in the table only.
+    """
+    kinds = comparison.scores[["model", "kind"]]
+    table = _without_majority(comparison.differences.merge(kinds, on="model"))
     metrics = list(table["metric"].unique()) or ["macro_f1"]
     names = list(table["model"].unique())[::-1]
-    figure = Figure(figsize=(3.2 * len(metrics) + 1.5, 0.42 * len(names) + 1.2))
-    axes = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    figure = _figure(3.2 * len(metrics) + 1.5, 0.42 * len(names) + 1.2)
+    axes = _row(figure, len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index("model")
         for place, name in enumerate(names):
@@ -75,17 +83,16 @@ def class_f1(comparison: Comparison) -> Figure:
     f1 = pd.DataFrame({name: table["f1"] for name, table in tables.items()}).loc[n_cells.index]
     f1.index = pd.Index([f"{name}  ({n:,})" for name, n in n_cells.items()])
     few = len(f1) <= 30
-    figure = Figure(figsize=(0.75 * f1.shape[1] + 4.2, 0.3 * len(f1) + 1.8))
+    figure = _figure(0.75 * f1.shape[1] + 4.2, 0.3 * len(f1) + 1.8)
     axis = figure.subplots()
     sns.heatmap(
         f1, ax=axis, cmap="viridis", vmin=0, vmax=1, annot=few, fmt=".2f",
-        annot_kws={"fontsize": 8}, cbar_kws={"label": "F1", "shrink": 0.6},
-        linewidths=0.5 if few else 0,
+        annot_kws={"fontsize": 8}, cbar=not few, linewidths=0.5 if few else 0,
     )  # fmt: skip
     axis.set(xlabel="", ylabel="")
     axis.set_xticks(np.arange(f1.shape[1]) + 0.5, f1.columns, rotation=35, ha="right")
     axis.set_yticks(np.arange(len(f1)) + 0.5, f1.index, rotation=0, fontsize=9 if few else 7)
-    return _finished(figure, despine=False)
+    return figure
 
 
 def confusions(comparison: Comparison) -> Figure:
@@ -93,8 +100,8 @@ def confusions(comparison: Comparison) -> Figure:
     models = [m for m in (comparison.best_network, comparison.best_baseline) if m is not None]
     n = len(comparison.class_names)
     side = 0.3 * n + 2.2 if n <= 30 else 0.17 * n + 2.2
-    figure = Figure(figsize=(side * len(models) + 2.6, side + 0.8))
-    axes = np.atleast_1d(figure.subplots(1, len(models), sharey=True))
+    figure = _figure(side * len(models) + 2.6, side + 0.8)
+    axes = _row(figure, len(models))
     for axis, model in zip(axes, models, strict=True):
         counts = sum(
             confusion(comparison.labels, p.argmax(axis=1), n).astype(float) for p in model.test
@@ -109,26 +116,29 @@ def confusions(comparison: Comparison) -> Figure:
         if n <= 20:
             _write_counts(axis, counts, shares)
     axes[0].set_ylabel("true")
-    figure.colorbar(image, ax=list(axes), label="share of the true class", shrink=0.6)
-    return _finished(figure, despine=False)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.6)
+    return figure
 
 
 def calibration(comparison: Comparison) -> Figure:
     """Accuracy against confidence, in 15 bins; on the diagonal, confidence can be believed."""
     models = [m for m in comparison.models if m.runs[0].config.model.kind != "majority"]
-    figure = Figure(figsize=(5.6, 4.2))
+    figure = _figure(7.4, 4.2)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
     table = comparison.scores.set_index("model")
+    least = 0.9
     for model, color in zip(models, sns.color_palette("colorblind", len(models)), strict=True):
         labels = np.tile(comparison.labels, len(model.test))
         bins = reliability(labels, np.concatenate(model.test))
-        bins = bins[bins["n_cells"] >= 5 * len(model.test)]
+        bins = bins[bins["n_cells"] >= FEWEST * len(model.test)]
+        least = min(least, *bins["confidence"], *bins["accuracy"])
         axis.plot(
             bins["confidence"], bins["accuracy"], marker="o", markersize=4, color=color,
             label=f"{model.name} (ECE {table.loc[model.name, 'ece']:.3f})",
         )  # fmt: skip
-    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    limits = (max(least - 0.05, 0), 1.02)
+    axis.set(xlabel="confidence", ylabel="accuracy", xlim=limits, ylim=limits)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return _finished(figure)
 
@@ -144,7 +154,7 @@ def curves(comparison: Comparison) -> Figure | None:
         "val/macro_f1": "val macro-F1",
         "optim/lr": "learning rate",
     }
-    figure = Figure(figsize=(9, 5.4))
+    figure = _figure(9, 5.4)
     axes = figure.subplots(2, 2, sharex=True)
     colors = sns.color_palette("colorblind", len(networks))
     for model, color in zip(networks, colors, strict=True):
@@ -166,38 +176,31 @@ def curves(comparison: Comparison) -> Figure | None:
 
 
 def cost(comparison: Comparison) -> Figure:
-    """Macro-F1 on test against the seconds it took to fit (log scale)."""
-    table = comparison.scores
-    figure = Figure(figsize=(6.4, 3.8))
-    axis = figure.subplots()
-    for _, row in table.iterrows():
-        color = _color(_model(comparison, row["model"]))
-        seconds = max(row["seconds"], 0.01)
-        axis.vlines(seconds, row["macro_f1_low"], row["macro_f1_high"], color, alpha=0.5)
-        axis.scatter(seconds, row["macro_f1"], s=40, color=color, zorder=3)
-    _label_points(axis, table["seconds"].clip(lower=0.01), table["macro_f1"], table["model"])
-    axis.set(xscale="log", xlabel="seconds to fit", ylabel="macro-F1 on test")
-    axis.margins(x=0.15, y=0.12)
-    axis.grid(color="#eeeeee")
-    axis.set_axisbelow(True)
+    """Seconds to fit, peak memory and parameters of each model (log scale), best on val on top."""
+    panels = {
+        "seconds": "seconds to fit",
+        "peak_memory_mb": "peak memory (MB)",
+        "n_parameters": "parameters of the network",
+    }
+    table = comparison.scores.iloc[::-1].reset_index(drop=True)
+    colors = [_color(_model(comparison, name)) for name in table["model"]]
+    panels = {key: title for key, title in panels.items() if table[key].notna().any()}
+    figure = _figure(2.9 * len(panels) + 1.5, 0.36 * len(table) + 1.1)
+    for axis, (key, title) in zip(_row(figure, len(panels)), panels.items(), strict=True):
+        known = table[key].dropna()
+        least = known.clip(lower=0.01).min() / 3  # where the bars of a log scale begin
+        axis.barh(known.index, known - least, left=least, color=[colors[i] for i in known.index])
+        for place, value in known.items():
+            text = f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+            axis.annotate(
+                text, (max(value, least), place), (3, 0), textcoords="offset points", va="center",
+                fontsize=8,
+            )  # fmt: skip
+        axis.set(xscale="log", xlabel=title, xlim=(least, known.max() * 6))
+        axis.xaxis.set_major_locator(NullLocator())  # the numbers stand at the bars
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_yticks(range(len(table)), table["model"])
     return _finished(figure)
-
-
-def _label_points(axis: Axes, x: pd.Series, y: pd.Series, labels: pd.Series) -> None:
-    """Write each name beside its point, on the side and height where no other name stands."""
-    heights: list[tuple[float, float]] = []
-    middle = np.sqrt(x.min() * x.max())
-    spread = max(y.max() - y.min(), 1e-3)
-    for i in y.sort_values(ascending=False).index:
-        left = x[i] > middle
-        height = y[i]
-        while any(h_left == left and abs(h - height) < 0.055 * spread for h_left, h in heights):
-            height -= 0.02 * spread
-        heights.append((left, height))
-        axis.annotate(
-            labels[i], (x[i], height), (-8 if left else 8, 0), textcoords="offset points",
-            ha="right" if left else "left", va="center", fontsize=8,
-        )  # fmt: skip
 
 
 def _write_counts(axis: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
@@ -219,8 +222,19 @@ def _of_seeds(comparison: Comparison, model: Model, metric: str) -> list[float]:
     return [METRICS[metric](comparison.labels, probabilities) for probabilities in model.test]
 
 
-def _finished(figure: Figure, *, despine: bool = True) -> Figure:
-    figure.set_layout_engine("constrained")
-    if despine:
-        sns.despine(figure)
+def _without_majority(table: pd.DataFrame) -> pd.DataFrame:
+    others = table[table["kind"] != "majority"]
+    return others if len(others) else table
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _row(figure: Figure, n_panels: int) -> list[Axes]:
+    return list(figure.subplots(1, n_panels, sharey=True, squeeze=False)[0])
+
+
+def _finished(figure: Figure) -> Figure:
+    sns.despine(figure)
     return figure

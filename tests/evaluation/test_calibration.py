@@ -51,9 +51,13 @@ def test_temperature_undoes_sharpening(honest, sharpness):
     assert (mended.argmax(axis=1) == probabilities.argmax(axis=1)).all()
 
 
-def test_temperature_stays_finite_when_all_are_right():
-    labels = np.arange(3)
-    assert 0 < fit_temperature(labels, np.eye(3)) < 100
+@pytest.mark.parametrize("n_cells", [10, 1000])
+def test_val_cells_all_right_do_not_make_certain(n_cells, rng):
+    probabilities = rng.dirichlet([20, 1, 1], size=n_cells)
+    labels = probabilities.argmax(axis=1)
+    mended = apply_temperature(probabilities, fit_temperature(labels, probabilities))
+    doubt = 1 - mended.max(axis=1).mean()
+    assert 0.2 / n_cells < doubt < 2 / n_cells
 
 
 def test_threshold_flags_one_in_twenty_of_the_rightly_named(honest):

@@ -108,7 +108,7 @@ for comparison in comparisons:
 # %% [markdown]
 # ## What it costs
 #
-# Look for the leftmost point among those as high as the highest.
+# Best on val on top. Look for a short bar among the upper ones.
 
 # %%
 for comparison in comparisons:
