@@ -98,17 +98,30 @@ class RankTransformerConfig(Config):
         self,
         model: "RankTransformer",
         read_expression: Callable[[], tuple[csr_matrix, np.ndarray]],
+        read_cells: Callable[[int], "Batch"],
         rng: np.random.Generator,
     ) -> None:
-        """Fit what starts from data; ``read_expression`` gives (counts, library_size) of train.
+        """Fit what starts from data, on train cells only.
 
-        It is called only when needed: the counts of an atlas take a while to read.
+        Parameters
+        ----------
+        model
+            What ``build`` returned.
+        read_expression
+            Gives the counts and library sizes of the train cells. Called only when needed: an
+            atlas takes a while to read.
+        read_cells
+            Gives a batch of at most so many train cells.
+        rng
+            Source of random numbers.
         """
         if self.gene_init == "svd":
             counts, library_size = read_expression()
             genes = gene_svd(counts, library_size, n_components=self.d_model, rng=rng)
             with torch.no_grad():
                 model.gene_embedding.weight[N_SPECIALS:] = GENE_STD * torch.from_numpy(genes)
+        if self.cls_init == "expression":
+            model.standardize_expression(read_cells(1000))
 
 
 GENE_STD = 0.2  # of the gene embeddings at the start
@@ -196,16 +209,36 @@ class RankTransformer(nn.Module):
             x = x + values * (token_ids >= N_SPECIALS)[..., None]
         if self.expression_norm is not None:
             # Each half is summed, over the whole row, into the token that opens it.
-            segments, expression = segments_of(batch["token_ids"]), token_expression(batch)
             for segment, opening in enumerate((CLS, SEP)[: self.n_segments]):
-                total = nn.functional.embedding_bag(  # the weighted sum, never (b, t, d)
-                    batch["token_ids"],
-                    self.gene_embedding.weight,
-                    per_sample_weights=expression * (segments == segment),
-                    mode="sum",
-                )  # (b, d)
-                x = x + self.expression_norm(total)[:, None] * (token_ids == opening)[..., None]
+                total = self.expression_norm(self.sum_expression(batch, segment))  # (b, d)
+                x = x + total[:, None] * (token_ids == opening)[..., None]
         return x, token_ids == PAD
+
+    def sum_expression(self, batch: "Batch", segment: int) -> Tensor:
+        """Sum the embeddings of a half's genes, weighted by log1p expression, ``(b, d)``."""
+        token_ids = batch["token_ids"]
+        return nn.functional.embedding_bag(  # never writes (b, t, d) down
+            token_ids,
+            self.gene_embedding.weight,
+            per_sample_weights=token_expression(batch) * (segments_of(token_ids) == segment),
+            mode="sum",
+        )
+
+    @torch.no_grad()
+    def standardize_expression(self, batch: "Batch") -> None:
+        """Let every dimension of the normed sums have mean 0 and deviation 1 over these cells.
+
+        All cells share their housekeeping genes, so that their sums mostly point the same way;
+        what tells cell types apart would be a small part of what ``<cls>`` is given.
+        """
+        if self.expression_norm is None:
+            return
+        sums = self.sum_expression(batch, segment=0)
+        normed = nn.functional.layer_norm(sums, sums.shape[1:])
+        std = normed.std(dim=0)
+        scale = torch.where(std > 1e-3, 1 / std.clamp(min=1e-3), 1.0)
+        self.expression_norm.weight.copy_(scale)
+        self.expression_norm.bias.copy_(-normed.mean(dim=0) * scale)
 
 
 def segments_of(token_ids: Tensor) -> Tensor:

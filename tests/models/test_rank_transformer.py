@@ -205,13 +205,15 @@ def test_only_the_highest_ranks_enter_the_blocks(batch, two_halves):
         assert len(after) == 10
 
 
-def test_svd_start_is_fitted_on_what_it_is_given_and_leaves_special_tokens(rng):
+def test_svd_start_is_fitted_on_what_it_is_given_and_leaves_special_tokens(rng, batch):
     counts = csr_matrix(rng.poisson(1.0, (40, N_GENES)))
     library_size = np.asarray(counts.sum(axis=1)).ravel()
     config = RankTransformerConfig(d_model=16, n_heads=2, gene_init="svd")
     model = build()
     before = model.gene_embedding.weight.detach().clone()
-    config.initialize(model, lambda: (counts, library_size), np.random.default_rng(0))
+    config.initialize(
+        model, lambda: (counts, library_size), lambda _: batch, np.random.default_rng(0)
+    )
     after = model.gene_embedding.weight.detach()
     assert torch.equal(after[:N_SPECIALS], before[:N_SPECIALS])
     assert not torch.equal(after[N_SPECIALS:], before[N_SPECIALS:])
@@ -221,11 +223,20 @@ def test_svd_start_is_fitted_on_what_it_is_given_and_leaves_special_tokens(rng):
 
 
 def test_a_random_start_does_not_read_the_expression():
-    def read():
+    def read(*_):
         raise AssertionError("read for nothing")
 
-    config = RankTransformerConfig(gene_init="random")
-    config.initialize(build(), read, np.random.default_rng(0))
+    config = RankTransformerConfig(gene_init="random", cls_init="learned")
+    config.initialize(build(), read, read, np.random.default_rng(0))
+
+
+def test_the_expression_given_to_cls_starts_standardized(batch):
+    model = build(rank_position="none", cls_init="expression")
+    model.standardize_expression(batch)
+    given = model.embed(batch)[0][:, 0] - model.gene_embedding.weight[CLS]
+    torch.testing.assert_close(given.mean(dim=0), torch.zeros(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(given.std(dim=0), torch.ones(16), atol=1e-4, rtol=0)
+    build(cls_init="learned").standardize_expression(batch)  # nothing to do
 
 
 def test_the_largest_token_and_the_longest_row_fit(batch):
