@@ -26,7 +26,7 @@ def scores(comparison: Comparison, metrics: tuple[str, ...] = ("accuracy", "macr
     figure = _figure(4.2 * len(metrics) + 1.5, 0.42 * len(table) + 1.1)
     axes = _row(figure, len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
-        for place, row in table.iterrows():
+        for place, (_, row) in enumerate(table.iterrows()):
             model = _model(comparison, row["model"])
             color = _color(model)
             axis.hlines(place, row[f"{metric}_low"], row[f"{metric}_high"], color, linewidth=2)
@@ -103,9 +103,8 @@ def confusions(comparison: Comparison) -> Figure:
     figure = _figure(side * len(models) + 2.6, side + 0.8)
     axes = _row(figure, len(models))
     for axis, model in zip(axes, models, strict=True):
-        counts = sum(
-            confusion(comparison.labels, p.argmax(axis=1), n).astype(float) for p in model.test
-        ) / len(model.test)
+        of_seeds = [confusion(comparison.labels, p.argmax(axis=1), n) for p in model.test]
+        counts = np.mean(of_seeds, axis=0)
         n_true = counts.sum(axis=1, keepdims=True)
         shares = np.divide(counts, n_true, out=np.full_like(counts, np.nan), where=n_true > 0)
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -126,7 +125,7 @@ def calibration(comparison: Comparison) -> Figure:
     figure = _figure(7.4, 4.2)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
-    table = comparison.scores.set_index("model")
+    ece = comparison.scores.set_index("model")["ece"].to_dict()
     least = 0.9
     for model, color in zip(models, sns.color_palette("colorblind", len(models)), strict=True):
         labels = np.tile(comparison.labels, len(model.test))
@@ -135,7 +134,7 @@ def calibration(comparison: Comparison) -> Figure:
         least = min(least, *bins["confidence"], *bins["accuracy"])
         axis.plot(
             bins["confidence"], bins["accuracy"], marker="o", markersize=4, color=color,
-            label=f"{model.name} (ECE {table.loc[model.name, 'ece']:.3f})",
+            label=f"{model.name} (ECE {ece[model.name]:.3f})",
         )  # fmt: skip
     limits = (max(least - 0.05, 0), 1.02)
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=limits, ylim=limits)

@@ -30,7 +30,7 @@ def embedded_cells(run: RunFolder, split: str = "test", *, max_cells: int = 20_0
     cells = run.predictions(split)
     if cells.embeddings is None:
         raise ValueError(f"{run.path}: a baseline has no embeddings; choose a network's run")
-    names = np.array(run.class_names)
+    names = pd.Index(run.class_names)
     obs = pd.DataFrame(
         {
             "cell type": pd.Categorical.from_codes(cells.labels, categories=names),

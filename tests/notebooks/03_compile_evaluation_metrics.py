@@ -36,12 +36,14 @@ seed = 0
 # %%
 import scanpy as sc
 from IPython.display import Markdown, display
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from evaluation import comparison_plots as plots
 from evaluation import results
 from evaluation.compare import compare_runs
 from evaluation.embedding import embedded_cells, separation
 
+set_matplotlib_formats("png")  # shows a figure also where no backend is chosen
 comparisons = compare_runs(runs, n_resamples=n_resamples, seed=seed)
 for comparison in comparisons:
     print(f"{comparison.dataset}: {len(comparison.models)} models, {comparison.donor_note}")
