@@ -1,10 +1,9 @@
-"""What this machine can do at best: inflate a file, gather rows, multiply matrices."""
+"""What this machine can do at best: inflate a file, multiply matrices."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 
 import h5py
-import numpy as np
 from isal import isal_zlib
 
 from benchmarks.measure import seconds
@@ -24,23 +23,16 @@ def inflate(path: str, threads: int = 1) -> dict:
                     dataset.id.read_direct_chunk((start,))[1]
                     for start in range(0, dataset.shape[0], chunk)
                 )
+                inflate_one = partial(isal_zlib.decompress, bufsize=chunk * width)
                 if threads == 1:
                     for block in raw:
-                        isal_zlib.decompress(block, bufsize=chunk * width)
+                        inflate_one(block)
                 else:
-                    list(pool.map(lambda b: isal_zlib.decompress(b, bufsize=chunk * width), raw))
+                    list(pool.map(inflate_one, raw))
 
     with h5py.File(path) as file:
         n_cells = file["X/indptr"].shape[0] - 1
     return {"cells_per_second": n_cells / seconds(one_pass)}
-
-
-def gather(path: str, batch_size: int = 64) -> dict:
-    """Rows per second of a plain numpy fancy index, sorted within the batch."""
-    rows = np.load(Path(path), mmap_mode="r")
-    order = np.random.default_rng(0).permutation(len(rows))
-    batches = [np.sort(b) for b in np.array_split(order, max(1, len(order) // batch_size))]
-    return {"cells_per_second": len(rows) / seconds(lambda: [rows[b] for b in batches])}
 
 
 def matrix_rate(device: str = "cpu", dtype: str = "float32", n: int = 2048) -> dict:

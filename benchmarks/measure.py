@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).parent.parent
+DATA = ROOT / "data" / "benchmarks"
 
 
 class PeakMemory:
@@ -20,7 +21,7 @@ class PeakMemory:
     """
 
     def __enter__(self) -> "PeakMemory":
-        self.start = self.peak = _own_memory()
+        self.start = self.peak = own_memory()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -29,16 +30,17 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.005):
-            self.peak = max(self.peak, _own_memory())
+            self.peak = max(self.peak, own_memory())
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self._began
         self._stop.set()
         self._thread.join()
-        self.peak = max(self.peak, _own_memory())
+        self.peak = max(self.peak, own_memory())
 
 
-def _own_memory() -> float:
+def own_memory() -> float:
+    """Memory of this process that no file stands behind, in MB; see ``PeakMemory``."""
     try:
         with open("/proc/self/status") as status:
             for line in status:

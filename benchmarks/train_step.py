@@ -1,4 +1,4 @@
-"""The training step on a CPU: ours, the naive peer, and how much of the machine it uses.
+"""The training step: ours, the peers, and how much of the machine it uses.
 
 Cells have the lengths of an atlas (log-normal, median 1,100 genes, 300 to 2,048): most of the work
 of a padded model is on padding. Useful FLOP are counted from the real tokens, with every layer in
@@ -57,37 +57,72 @@ def make_batches(n_cells: int, batch_size: int, *, bucketed: bool) -> list[np.nd
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def ours(shape: dict, batch_size: int, n_cells: int) -> dict:
-    """Train on every batch once with the project's own model, loss and optimiser."""
-    import torch
-
-    from models.objectives import classify
+def make_model(
+    shape: dict,
+    *,
+    n_vocabulary: int = N_GENES + 4,
+    n_classes: int = N_CLASSES,
+    n_tokens: int = CONTEXT,
+):
+    """The project's own network at this shape, random and without dropout."""
     from models.rank_transformer import RankTransformerConfig
-    from training.optim import make_optimizer
 
-    torch.manual_seed(0)
     config = RankTransformerConfig(
         **shape, gene_init="random", cls_init="learned", dropout=0.0, d_hidden=16
     )
-    model = config.build(
-        n_vocabulary=N_GENES + 4, n_classes=N_CLASSES, n_tokens=CONTEXT, n_segments=1
+    return config.build(
+        n_vocabulary=n_vocabulary, n_classes=n_classes, n_tokens=n_tokens, n_segments=1
     )
+
+
+def make_batch(ids: np.ndarray, device: str = "cpu") -> dict:
+    """What the network reads, for these token ids."""
+    import torch
+
+    token_ids = torch.from_numpy(ids).to(device)
+    b = len(ids)
+    return {
+        "token_ids": token_ids,
+        "counts": (token_ids > 3).float(),
+        "library_size": torch.full((b, 1), 1e4, device=device),
+        "labels": torch.arange(b, device=device) % N_CLASSES,
+    }
+
+
+def ours(
+    shape: dict, batch_size: int, n_cells: int, device: str = "cpu", bf16: bool = False
+) -> dict:
+    """Train on every batch once with the project's own model, loss and optimiser.
+
+    ``device="cuda", bf16=True`` has not been measured yet.
+    """
+    import torch
+
+    from models.objectives import classify
+    from training.optim import make_optimizer
+
+    torch.manual_seed(0)
+    model = make_model(shape).to(device)
     optimizer = make_optimizer(model, lr=1e-4, weight_decay=0.01)
 
     def step(ids: np.ndarray) -> None:
-        token_ids = torch.from_numpy(ids)
-        b = len(ids)
-        batch = {
-            "token_ids": token_ids,
-            "counts": (token_ids > 3).float(),
-            "library_size": torch.full((b, 1), 1e4),
-            "labels": torch.arange(b) % N_CLASSES,
-        }
-        classify(model(batch), batch).mean().backward()
+        batch = make_batch(ids, device)
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            output = model(batch)
+        classify(output, batch).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-    return _timed(step, make_batches(n_cells, batch_size, bucketed=True), shape, n_cells)
+    found = _timed(step, make_batches(n_cells, batch_size, bucketed=True), shape, n_cells)
+    return found | _cuda_memory(device)
+
+
+def _cuda_memory(device: str) -> dict:
+    import torch
+
+    return {"peak_mb": torch.cuda.max_memory_allocated() / 2**20} if device == "cuda" else {}
 
 
 def naive(shape: dict, batch_size: int, n_cells: int) -> dict:
@@ -110,18 +145,16 @@ def naive(shape: dict, batch_size: int, n_cells: int) -> dict:
     return _timed(step, make_batches(n_cells, batch_size, bucketed=False), shape, n_cells)
 
 
-def bert(shape: dict, batch_size: int, n_cells: int) -> dict:
-    """Hugging Face's BertForSequenceClassification of the same size, padded to the batch."""
-    import torch
+def make_bert(shape: dict):
+    """Hugging Face's BertForSequenceClassification of the same width, depth and feed-forward."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(
+    return BertForSequenceClassification(
         BertConfig(
             vocab_size=N_GENES + 4,
             hidden_size=shape["d_model"],
             num_hidden_layers=shape["n_layers"],
-            num_attention_heads=4,  # BERT's heads are hidden_size / heads wide
+            num_attention_heads=4,  # a head of BERT is hidden_size / heads wide
             intermediate_size=shape["d_feed_forward"],
             max_position_embeddings=CONTEXT,
             num_labels=N_CLASSES,
@@ -129,16 +162,29 @@ def bert(shape: dict, batch_size: int, n_cells: int) -> dict:
             attention_probs_dropout_prob=0.0,
         )
     )
+
+
+def bert(shape: dict, batch_size: int, n_cells: int) -> dict:
+    """BERT, cells in any order, each batch padded to its longest, as its tokeniser pads."""
+    import torch
+
+    torch.manual_seed(0)
+    model = make_bert(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(ids: np.ndarray) -> None:
-        token_ids = torch.from_numpy(ids)
+        token_ids = torch.from_numpy(trim(ids))
         labels = torch.arange(len(ids)) % N_CLASSES
         optimizer.zero_grad()
         model(input_ids=token_ids, attention_mask=token_ids != 0, labels=labels).loss.backward()
         optimizer.step()
 
-    return _timed(step, make_batches(n_cells, batch_size, bucketed=True), shape, n_cells)
+    return _timed(step, make_batches(n_cells, batch_size, bucketed=False), shape, n_cells)
+
+
+def trim(ids: np.ndarray) -> np.ndarray:
+    """Leave out the columns that are padding in every cell."""
+    return ids[:, : int((ids != 0).sum(axis=1).max())]
 
 
 def _timed(step, batches: list[np.ndarray], shape: dict, n_cells: int) -> dict:
@@ -156,48 +202,66 @@ def _timed(step, batches: list[np.ndarray], shape: dict, n_cells: int) -> dict:
     }
 
 
-def run(rounds: int = 3) -> list[dict]:
+PEERS = {
+    "ours": ("ours", 24),
+    "naive, padded to 2,048": ("naive", 4),
+    "BERT, padded to the batch": ("bert", 12),
+}
+
+
+def run(*, quick: bool = False, rounds: int = 2) -> list[dict]:
     """Alternate ours and the peers, ``rounds`` times; medians."""
+    rounds = 1 if quick else rounds
     rows = []
     for name, shape in SHAPES.items():
-        results: dict[str, list[dict]] = {"ours": [], "naive, padded": [], "BERT, bucketed": []}
+        results: dict[str, list[dict]] = {label: [] for label in PEERS}
         limits = []
         for _ in range(rounds):
             limits.append(alone("benchmarks.limits:matrix_rate")["flop_per_second"])
-            for label, function, batch_size, n_cells in (
-                ("ours", "ours", 4, 24),
-                ("naive, padded", "naive", 4, 4),
-                ("BERT, bucketed", "bert", 4, 12),
-            ):
-                if label.startswith("BERT") and not _has_transformers():
-                    continue
-                results[label].append(
-                    alone(
-                        f"benchmarks.train_step:{function}",
-                        shape=shape,
-                        batch_size=batch_size,
-                        n_cells=n_cells,
-                    )
-                )
-        own = _median(results["ours"], "cells_per_second")
-        for label, found in results.items():
-            if not found:
-                continue
-            speed = _median(found, "cells_per_second")
-            rows.append(
-                {
-                    "model": name,
-                    "step": label,
-                    "cells/s": speed,
-                    "tokens/s": _median(found, "tokens_per_second"),
-                    "ours is": f"{own / speed:.1f}x",
-                    "peak MB": _median(found, "peak_mb"),
-                    "useful GFLOP/s": _median(found, "flop_per_second") / 1e9,
-                    "sgemm GFLOP/s": float(np.median(limits)) / 1e9,
-                    "of sgemm": _median(found, "flop_per_second") / float(np.median(limits)),
-                }
-            )
+            for label, (function, n_cells) in PEERS.items():
+                arguments = {"shape": shape, "batch_size": 4, "n_cells": 4 if quick else n_cells}
+                if function != "bert" or has_transformers():
+                    results[label].append(alone(f"benchmarks.train_step:{function}", **arguments))
+        rows += compare(name, results, limits)
     show("Training step, CPU, one thread, fp32, batches of 4", rows)
+    return rows + cuda_rows(__name__, "Training step", n_cells=512)
+
+
+def compare(model: str, results: dict[str, list[dict]], limits: list[float]) -> list[dict]:
+    """Table rows of one shape: medians, beside ours and the rate of a plain matrix product."""
+    own, limit = _median(results["ours"], "cells_per_second"), float(np.median(limits))
+    return [
+        {
+            "model": model,
+            "implementation": label,
+            "cells/s": _median(found, "cells_per_second"),
+            "tokens/s": _median(found, "tokens_per_second"),
+            "ours is": f"{own / _median(found, 'cells_per_second'):.1f}x",
+            "peak MB": _median(found, "peak_mb"),
+            "useful GFLOP/s": _median(found, "flop_per_second") / 1e9,
+            "matmul GFLOP/s": limit / 1e9,
+            "of matmul": _median(found, "flop_per_second") / limit,
+        }
+        for label, found in results.items()
+        if found
+    ]
+
+
+def cuda_rows(module: str, title: str, n_cells: int) -> list[dict]:
+    """The same on a CUDA card, bf16, ours only. NOT MEASURED YET: written where there was none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("\nNo CUDA card here: bf16 on CUDA is not measured.")
+        return []
+    limit = alone("benchmarks.limits:matrix_rate", device="cuda", dtype="bfloat16", n=8192)
+    rows = []
+    for name, shape in SHAPES.items():
+        found = alone(
+            f"{module}:ours", shape=shape, batch_size=64, n_cells=n_cells, device="cuda", bf16=True
+        )
+        rows += compare(f"{name}, CUDA bf16", {"ours": [found]}, [limit["flop_per_second"]])
+    show(f"{title}, CUDA, bf16, batches of 64", rows)
     return rows
 
 
@@ -205,7 +269,8 @@ def _median(found: list[dict], key: str) -> float:
     return float(np.median([result[key] for result in found]))
 
 
-def _has_transformers() -> bool:
+def has_transformers() -> bool:
+    """Whether the peer is installed (benchmarks/requirements.txt)."""
     from importlib.util import find_spec
 
     return find_spec("transformers") is not None

@@ -1,0 +1,108 @@
+"""One small file all the way: .h5ad -> tokens -> one epoch of a small model -> predictions."""
+
+import shutil
+import time
+
+from benchmarks.measure import DATA, alone, show
+from benchmarks.simulated_cells import write_cells
+from benchmarks.tokenise import LABEL_KEY
+
+MODEL = {"n_layers": 1, "d_model": 32, "n_heads": 2, "n_tokens": 64}
+
+
+def encode_train_predict(
+    path: str, label_key: str, n_threads: int = 1, n_tokens: int = 2048, batch_size: int = 64
+) -> dict:
+    """Do it once, with the project's own functions; cells, and seconds and peak MB by part."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from benchmarks.measure import PeakMemory, own_memory
+    from benchmarks.tokenise import load_compiled
+    from configs.schema import PreprocessConfig
+    from dataset.encode import encode
+    from dataset.encoded_folder import EncodedFolder
+    from dataset.npy_dataset import LengthBucketSampler, NpyDataset, collate, to_device
+    from models.objectives import classify
+    from models.rank_transformer import RankTransformerConfig
+    from training.optim import make_optimizer
+
+    torch.manual_seed(0)
+    torch.set_num_threads(n_threads)
+    config = PreprocessConfig(
+        name="end_to_end",
+        input=path,
+        label_key=label_key,
+        quality_control={"min_genes": 1},
+        tokenizer={"kind": "rank", "n_tokens": n_tokens},
+        data_dir=str(DATA),
+        n_threads=n_threads,
+    )
+    imported = own_memory()
+    load_compiled(config)
+    with PeakMemory() as encoding:
+        folder = encode(config, overwrite=True, progress=False)
+
+    with PeakMemory() as training:
+        data = EncodedFolder(folder)
+        train = data.split("train")
+        model = RankTransformerConfig(**MODEL, gene_init="random", cls_init="learned").build(
+            n_vocabulary=data.vocabulary.n_tokens,
+            n_classes=len(data.class_names),
+            n_tokens=data.n_tokens,
+            n_segments=data.n_segments,
+        )
+        optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.01)
+        sampler = LengthBucketSampler(train.lengths, batch_size=batch_size)
+        for batch in DataLoader(NpyDataset(train), batch_sampler=sampler, collate_fn=collate):
+            batch = to_device(batch, "cpu")
+            classify(model(batch), batch).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    right = n_predicted = 0
+    model.eval()
+    with PeakMemory() as predicting, torch.inference_mode():
+        for name in ("val", "test"):
+            cells = data.split(name)
+            sampler = LengthBucketSampler(cells.lengths, batch_size=batch_size, shuffle=False)
+            for batch in DataLoader(NpyDataset(cells), batch_sampler=sampler, collate_fn=collate):
+                batch = to_device(batch, "cpu")
+                right += int((model(batch).logits.argmax(1) == batch["labels"]).sum())
+                n_predicted += len(batch["labels"])
+    n_train = len(train)
+    shutil.rmtree(folder)
+    return {
+        "n_cells": n_train + n_predicted,
+        "encode_seconds": encoding.seconds,
+        "train_seconds": training.seconds,
+        "predict_seconds": predicting.seconds,
+        "encode_mb": encoding.peak - imported,
+        "model_mb": max(training.peak, predicting.peak) - imported,
+        "accuracy": right / n_predicted,
+    }
+
+
+def run(*, quick: bool = False) -> list[dict]:
+    """Run once, on both threads; seconds and share of each part."""
+    n_cells = 1_000 if quick else 20_000
+    path = str(write_cells(DATA / f"cells_{n_cells}.h5ad", n_cells))
+    began = time.perf_counter()
+    found = alone(
+        "benchmarks.end_to_end:encode_train_predict", threads=2, path=path, label_key=LABEL_KEY,
+        n_threads=2,
+    )  # fmt: skip
+    wall = time.perf_counter() - began
+    parts = {
+        "encode": found["encode_seconds"],
+        "train, one epoch": found["train_seconds"],
+        "predict val and test": found["predict_seconds"],
+    }
+    parts["start Python, import, compile"] = wall - sum(parts.values())
+    rows = [
+        {"part": name, "seconds": s, "of the whole": s / wall, "cells/s": found["n_cells"] / s}
+        for name, s in parts.items()
+    ]
+    rows[2]["accuracy"] = found["accuracy"]
+    show(f"End to end: {found['n_cells']:,} cells, 2 threads, 1 layer x 32, top 64 genes", rows)
+    return rows

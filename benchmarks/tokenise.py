@@ -1,0 +1,102 @@
+""".h5ad to tokens on disk: ours with one and two threads, beside the dense peer and the inflater.
+
+The whole of ``encode()`` is timed: hashing the file, reading it, quality control, split, exact
+medians, counts for the baselines, tokens, checking what was written.
+"""
+
+import shutil
+from pathlib import Path
+from statistics import median
+
+from benchmarks.measure import DATA, PeakMemory, alone, own_memory, show
+from benchmarks.simulated_cells import SOURCE, write_cells
+
+LABEL_KEY = "cell_type1"
+
+
+def ours(path: str, label_key: str, n_threads: int = 1, n_tokens: int = 2048) -> dict:
+    """Encode a file, after a few made-up cells for which everything is compiled."""
+    from configs.schema import PreprocessConfig
+    from dataset.encode import encode
+
+    config = PreprocessConfig(
+        name=f"tokenise_{n_threads}",
+        input=path,
+        label_key=label_key,
+        tokenizer={"kind": "rank", "n_tokens": n_tokens},
+        quality_control={"min_genes": 1},
+        data_dir=str(DATA),
+        n_threads=n_threads,
+    )
+    imported = own_memory()
+    load_compiled(config)
+    with PeakMemory() as memory:
+        folder = encode(config, overwrite=True, progress=False)
+    n_cells = _n_cells(folder)
+    shutil.rmtree(folder)
+    return {
+        "cells_per_second": n_cells / memory.seconds,
+        "seconds": memory.seconds,
+        "peak_mb": memory.peak - imported,
+    }
+
+
+def load_compiled(config) -> None:
+    """Load the compiled loops (numba keeps them on the disk) on a few made-up cells."""
+    from dataset.encode import encode
+
+    few = config.model_copy(
+        update={"name": f"{config.name}_few", "input": "synthetic", "label_key": "cell_type"}
+    )
+    shutil.rmtree(encode(few, overwrite=True, progress=False))
+
+
+def _n_cells(folder: Path) -> int:
+    from dataset.encoded_folder import EncodedFolder
+
+    return sum(EncodedFolder(folder).n_cells.values())
+
+
+def run(*, quick: bool = False, rounds: int = 3) -> list[dict]:
+    """Alternate ours, the limit and the peer; medians of ``rounds``, the peer once."""
+    n_cells, n_peer = (1_000, 500) if quick else (20_000, 4_000)
+    rounds = 1 if quick else rounds
+    path = str(write_cells(DATA / f"cells_{n_cells}.h5ad", n_cells))
+    found: dict[str, list[dict]] = {"1": [], "2": [], "limit": []}
+    for _ in range(rounds):
+        found["limit"].append(alone("benchmarks.limits:inflate", path=path))
+        for n_threads in (1, 2):
+            found[str(n_threads)].append(
+                alone(
+                    "benchmarks.tokenise:ours",
+                    path=path,
+                    label_key=LABEL_KEY,
+                    n_threads=n_threads,
+                )
+            )
+    few = str(write_cells(DATA / f"cells_{n_peer}.h5ad", n_peer))
+    output = DATA / "dense.npy"
+    peer = alone("benchmarks.reference_like:dense_tokenizer", path=few, output=str(output))
+    output.unlink()
+    limit = median(r["cells_per_second"] for r in found["limit"])
+    rows = []
+    for label, n, results in (
+        ("ours, 1 thread", n_cells, found["1"]),
+        ("ours, 2 threads", n_cells, found["2"]),
+        ("dense peer", n_peer, [peer]),
+    ):
+        speed = median(r["cells_per_second"] for r in results)
+        rows.append(
+            {
+                "tokeniser": label,
+                "cells": n,
+                "cells/s": speed,
+                "of the peer": f"{speed / peer['cells_per_second']:.1f}x",
+                "inflate alone, cells/s": limit,
+                "of inflate": speed / limit,
+                "peak MB": median(r["peak_mb"] for r in results),
+            }
+        )
+    two = rows[1]["cells/s"] / rows[0]["cells/s"]
+    show(f"Tokenise: gzip .h5ad -> tokens on disk ({SOURCE}, 2 threads are {two:.2f}x)", rows)
+    return rows
