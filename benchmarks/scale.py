@@ -24,10 +24,10 @@ SPARE_BYTES = 20e9
 
 def measure(n_cells: int, *, source: str = SOURCE, label_key: str = LABEL_KEY) -> dict:
     """Measure one size; its files are deleted, the simulated cells only if they are large."""
-    room = shutil.disk_usage(ROOT).free
-    if room < n_cells * BYTES_A_CELL + SPARE_BYTES:
+    needed = n_cells * BYTES_A_CELL + SPARE_BYTES
+    if (free := shutil.disk_usage(ROOT).free) < needed:
         raise OSError(
-            f"{n_cells:,} cells need {n_cells * BYTES_A_CELL / 1e9:.0f} GB and some room"
+            f"{n_cells:,} cells: {needed / 1e9:.0f} GB of disk wanted, {free / 1e9:.0f} GB free"
         )
     began = time.perf_counter()
     path = DATA / f"scale_{n_cells}.h5ad"
