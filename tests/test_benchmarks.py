@@ -1,0 +1,146 @@
+"""Every measurement runs on tiny inputs and says what it should; no test looks at a time."""
+
+import json
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import (
+    end_to_end,
+    infer,
+    limits,
+    load,
+    measure,
+    reference_like,
+    scale,
+    tokenise,
+    train_step,
+)
+from benchmarks.simulated_cells import write_cells
+from dataset.sources import synthetic_cells
+
+SHAPE = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_head": 4, "d_feed_forward": 16}
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch, tmp_path):
+    for module in (tokenise, load, end_to_end, scale):
+        monkeypatch.setattr(module, "DATA", tmp_path)
+    monkeypatch.setattr(train_step, "CONTEXT", 320)
+    monkeypatch.setattr(train_step, "N_GENES", 400)
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "source.h5ad"
+    synthetic_cells(np.random.default_rng(0)).write_h5ad(path)
+    return str(path)
+
+
+@pytest.fixture
+def cells(tmp_path, source):
+    return str(write_cells(tmp_path / "cells.h5ad", 120, source=source))
+
+
+def test_simulated_cells_are_thinned_real_ones_however_compressed(tmp_path, source, cells):
+    slow = ad.read_h5ad(cells)
+    fast = ad.read_h5ad(
+        write_cells(tmp_path / "fast.h5ad", 120, source=source, compression="fast gzip")
+    )
+    assert slow.shape == (120, 200)
+    assert (slow.X != fast.X).nnz == 0
+    assert "cell_type" in slow.obs
+    assert (slow.X.data > 0).all()
+    assert (slow.X.data == np.round(slow.X.data)).all()
+    most = ad.read_h5ad(source).X.sum(axis=1).max()
+    assert slow.X.sum(axis=1).max() <= most
+
+
+def test_tokenisers_and_their_limit(tmp_path, cells):
+    own = tokenise.ours(cells, "cell_type", n_tokens=32)
+    output = tmp_path / "dense.npy"
+    dense = reference_like.dense_tokenizer(cells, str(output), n_tokens=32)
+    for found in (own, dense):
+        assert found["cells_per_second"] > 0
+        assert found["peak_mb"] >= 0
+    assert len(np.load(output)) == 120
+    for threads in (1, 2):
+        assert limits.inflate(cells, threads)["cells_per_second"] > 0
+
+
+def test_loaders(tmp_path, cells):
+    folder = str(load.encoded(cells, "cell_type", n_tokens=32))
+    for found in (
+        load.ours(folder, rounds=1),
+        load.plain_numpy(folder, rounds=1),
+        load.widened(folder),
+        load.ann_loader(cells, 50),
+    ):
+        assert found["cells_per_second"] > 0
+    assert 0 <= load.step_share(folder, n_batches=1, batch_size=4)["share"] < 1
+
+
+@pytest.mark.parametrize("part", [train_step, infer])
+def test_networks(part):
+    functions = [part.ours] + ([part.bert] if train_step.has_transformers() else [])
+    for function in functions + ([train_step.naive] if part is train_step else []):
+        found = function(SHAPE, batch_size=2, n_cells=2)
+        assert set(found) == {
+            "cells_per_second",
+            "tokens_per_second",
+            "flop_per_second",
+            "peak_mb",
+        }
+    rate = limits.matrix_rate(n=32)["flop_per_second"]
+    (row,) = train_step.compare("tiny", {"ours": [found], "absent": []}, [rate])
+    assert row["ours is"] == "1.0x"
+    assert {"cells/s", "tokens/s", "peak MB", "of matmul"} <= set(row)
+
+
+def test_end_to_end(cells):
+    found = end_to_end.encode_train_predict(cells, "cell_type", n_tokens=32, batch_size=16)
+    assert found["n_cells"] == 120
+    assert {"encode_seconds", "train_seconds", "predict_seconds", "encode_mb", "model_mb"} <= set(
+        found
+    )
+
+
+def test_scale_compares_with_the_first_size_and_leaves_nothing(
+    monkeypatch, tmp_path, source, capsys
+):
+    fake = dict.fromkeys(
+        ("encode_seconds", "train_seconds", "predict_seconds", "encode_mb", "model_mb"), 2.0
+    )
+    monkeypatch.setattr(scale, "alone", lambda *_, **__: fake | {"n_cells": 60, "accuracy": 1.0})
+    monkeypatch.setattr(scale, "SPARE_BYTES", 0)
+    write = scale.write_cells
+    monkeypatch.setattr(scale, "write_cells", lambda path, n, **_: write(path, n, source=source))
+    first, second = scale.run([60, 80])
+    assert first["cost of a cell"] == second["cost of a cell"] == 1
+    assert "| cells" in capsys.readouterr().out
+    assert not list(tmp_path.glob("scale_*"))
+    monkeypatch.setattr(scale, "SPARE_BYTES", 1e18)
+    with pytest.raises(OSError, match="GB free"):
+        scale.measure(60)
+
+
+def test_a_measurement_has_a_process_of_its_own():
+    assert measure.alone("benchmarks.limits:matrix_rate", n=16)["flop_per_second"] > 0
+    with pytest.raises(RuntimeError, match="matrix_rate"):
+        measure.alone("benchmarks.limits:matrix_rate", n="many")
+
+
+def test_command_prints_and_writes_json(monkeypatch, tmp_path, capsys):
+    def run(*, quick):
+        measure.show("Quick", [{"a": 1, "b": 0.5}, {"a": 2_000}])
+        return [{"quick": quick}]
+
+    monkeypatch.setattr(tokenise, "run", run)
+    path = tmp_path / "found.json"
+    assert command.main(["tokenise", "--quick", "--json", str(path)]) == 0
+    assert "| 2,000 |" in capsys.readouterr().out
+    assert json.loads(path.read_text())["tokenise"] == [{"quick": True}]
+    with pytest.raises(SystemExit):
+        command.main(["coffee"])
