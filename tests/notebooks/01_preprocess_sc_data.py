@@ -35,6 +35,7 @@ overwrite = False
 import numpy as np
 import pandas as pd
 import scanpy as sc
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from configs.schema import PreprocessConfig
 from dataset.encode import encode
@@ -43,6 +44,7 @@ from dataset.quality_control import measure_cells
 from dataset.read import open_cells
 from evaluation import preprocessing_plots as plots
 
+set_matplotlib_formats("png")  # shows a figure also where no backend is chosen
 settings = PreprocessConfig.load(config)
 print(settings.to_yaml())
 

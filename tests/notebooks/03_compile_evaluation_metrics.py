@@ -139,7 +139,8 @@ for run in networks:
     sc.pp.neighbors(cells, use_rep="X")
     sc.tl.umap(cells)
     print(run.name, separation(cells).round(3).to_dict())
-    sc.pl.umap(cells, color=["cell type", "donor", "confidence"], wspace=0.7, frameon=False)
+    keys = ["cell type", "predicted", "donor", "confidence"]
+    sc.pl.umap(cells, color=keys, ncols=2, wspace=0.6, frameon=False)
 
 # %% [markdown]
 # ## Verdict

@@ -38,9 +38,12 @@ min_match_rate = 0.5
 import anndata as ad
 import pandas as pd
 import scanpy as sc
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from evaluation import annotation_plots as plots
 from evaluation.annotate import EMBEDDING_KEY, annotate
+
+set_matplotlib_formats("png")  # shows a figure also where no backend is chosen
 
 # %% [markdown]
 # ## Annotate
