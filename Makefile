@@ -63,3 +63,18 @@ test: $(READY)
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: setup demo test clean
+
+# ---------------------------------------------------------------- speed and scale
+PEERS := $(VENV)/peers
+
+$(PEERS): benchmarks/requirements.txt | $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -r $<
+	touch $@
+
+bench: $(PEERS)
+	$(BIN)/python -m benchmarks --json data/benchmarks/bench.json
+
+bench-scale: | $(READY)
+	$(BIN)/python -m benchmarks.scale --json data/benchmarks/scale.json
+
+.PHONY: bench bench-scale

@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         found[part] = import_module(f"benchmarks.{part}").run(quick=words.quick)
         print(f"\n({part}: {time.perf_counter() - began:.0f} s)")
         if words.json:
+            words.json.parent.mkdir(parents=True, exist_ok=True)
             words.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return 0
 

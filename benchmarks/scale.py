@@ -35,7 +35,6 @@ def measure(n_cells: int, *, source: str = SOURCE, label_key: str = LABEL_KEY) -
     simulated = time.perf_counter() - began
     found = alone(
         "benchmarks.end_to_end:encode_train_predict",
-        threads=2,
         path=str(path),
         label_key=label_key,
         n_threads=2,
@@ -65,7 +64,7 @@ def run(sizes: list[int]) -> list[dict]:
         row["cost of a cell"] = row["microseconds a cell"] / first["microseconds a cell"]
         row["encode memory"] = row["encode, peak MB"] / first["encode, peak MB"]
         rows.append(row)
-        show("Scale: simulated cells, 2 threads, memory beyond the imports", rows)
+        show("Scale: simulated cells, encoded by 2 threads; memory beyond the imports", rows)
     return rows
 
 
@@ -77,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = parser.parse_args(arguments)
     rows = run(words.sizes)
     if words.json:
+        words.json.parent.mkdir(parents=True, exist_ok=True)
         words.json.write_text(json.dumps({"scale": rows}, indent=1), encoding="utf-8")
     return 0
 
