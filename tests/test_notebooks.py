@@ -1,4 +1,4 @@
-"""The notebooks: paired with their text, free of outputs and logic, and they run from end to end."""
+"""The notebooks: paired with their text, free of outputs and logic, and they run through."""
 
 import ast
 import subprocess
