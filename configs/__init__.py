@@ -1,0 +1,1 @@
+"""What a user writes down: one YAML encodes a dataset, another trains on it."""

@@ -1,7 +1,8 @@
-"""The one config base: frozen, refuses unknown keys, read from YAML with ``key=value`` overrides."""
+"""The one config base: frozen, refuses unknown keys, read from YAML and ``key=value`` words."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,7 +45,8 @@ class Config(BaseModel):
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
+            found = type(values).__name__
+            raise ConfigError(f"{path}: expected 'key: value' lines, found {found}")
         for override in overrides or []:
             _assign(values, override)
         try:
@@ -84,7 +86,7 @@ def _number(value: object) -> object:
     return value
 
 
-def _describe(error: dict) -> str:
+def _describe(error: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
     found = "" if error["type"] == "missing" else f" (found {error['input']!r})"
     return f"{where}: {error['msg']}{found}"

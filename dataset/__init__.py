@@ -1,4 +1,4 @@
-"""Everything before the model: reading, filtering, splitting, tokenising. No torch, one file aside."""
+"""Everything before the model: read, filter, split, tokenise. No torch, one file aside."""
 
 from dataset.tokenizers.rank import RankConfig
 

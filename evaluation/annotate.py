@@ -30,6 +30,7 @@ from dataset.tokenizers.rank import RankConfig, rank_tokens
 from dataset.vocabulary import GeneMatch
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from evaluation.run_folder import RunFolder
+from models.rank_transformer import RankTransformer, RankTransformerConfig
 from training.checkpoint import flush_to_disk, load_tensors, load_weights
 from training.distributed import choose_device
 
@@ -106,14 +107,15 @@ class TrainedModel:
                 f"{path}: this run keeps no weights ({self.config.model.kind} cannot be saved "
                 "without pickling); annotate with another run"
             )
-        if hasattr(self.config.model, "from_arrays"):
-            self.baseline = self.config.model.from_arrays(load_file(weights))
-        else:
+        model = self.config.model
+        if isinstance(model, RankTransformerConfig):
             self.baseline = None
-            self.network = self._network(weights)
+            self.network = self._network(model, weights)
+        else:
+            self.baseline = model.from_arrays(load_file(weights))
 
-    def _network(self, weights: Path) -> torch.nn.Module:
-        network = self.config.model.build(
+    def _network(self, model: RankTransformerConfig, weights: Path) -> RankTransformer:
+        network = model.build(
             n_vocabulary=self.vocabulary.n_tokens,
             n_classes=len(self.class_names),
             n_tokens=self.tokenizer.row_length,
@@ -183,12 +185,14 @@ class TrainedModel:
         )
         n_cells = len(widths)
         logits = np.zeros((n_cells, len(self.class_names)), dtype=np.float32)
-        embedding = np.zeros((n_cells, self.config.model.d_model), dtype=np.float32)
+        embedding = np.zeros(
+            (n_cells, self.network.gene_embedding.embedding_dim), dtype=np.float32
+        )
         with torch.inference_mode():
-            for cells, width in _batches(widths, batch_size):
+            for cells, longest in _batches(widths, batch_size):
                 rows = {name: array[cells] for name, array in arrays.items()}
                 for name in ("token_ids", "counts"):
-                    rows[name] = rows[name][:, :width]
+                    rows[name] = rows[name][:, :longest]
                 output = self.network(to_device(collate(rows), self.device))
                 logits[cells] = output.logits.float().cpu().numpy()
                 embedding[cells] = output.cell_embedding.float().cpu().numpy()
@@ -253,7 +257,7 @@ def annotate(
     table = pd.DataFrame(
         {
             "predicted_cell_type": pd.Categorical.from_codes(
-                probabilities.argmax(axis=1), categories=model.class_names
+                probabilities.argmax(axis=1), categories=pd.Index(model.class_names)
             ),
             "confidence": confidence,
             "uncertain": confidence < model.threshold,
@@ -276,7 +280,7 @@ def annotate(
 
 def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> GeneMatch:
     """Find the model's genes in the query, or say which are missing."""
-    match = model.vocabulary.match(cells.gene_ids, cells.gene_symbols)
+    match = model.vocabulary.match(cells.gene_ids.tolist(), cells.gene_symbols.tolist())
     n_genes = model.vocabulary.n_genes
     logger.info("%d of the model's %d genes found", n_genes - len(match.missing), n_genes)
     if match.rate < min_match_rate:
@@ -362,10 +366,10 @@ def _write(annotation: Annotation, query: Path, run_name: str) -> None:
 def _add_columns(file: h5py.File, columns: pd.DataFrame) -> None:
     obs = file["obs"]
     order = [str(name) for name in obs.attrs["column-order"]]
-    for name in columns:
+    for name in map(str, columns):
         values = columns[name]
         _replace(obs, name, values.array if values.dtype == "category" else values.to_numpy())
-    order += [name for name in columns if name not in order]
+    order += [name for name in map(str, columns) if name not in order]
     obs.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
 
 

@@ -46,7 +46,7 @@ def confidence_histogram(cells: pd.DataFrame, threshold: float) -> Figure:
     """Draw the distribution of the confidence, with the threshold of ``uncertain`` dashed."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axis = figure.subplots()
-    axis.hist(cells["confidence"], bins=np.linspace(0, 1, 51), color=SURE)
+    axis.hist(cells["confidence"], bins=np.linspace(0, 1, 51).tolist(), color=SURE)
     axis.axvline(threshold, color="crimson", linestyle="--", linewidth=1)
     axis.set(xlabel="confidence", ylabel="cells", yscale="symlog", xlim=(0, 1))
     sns.despine(figure)

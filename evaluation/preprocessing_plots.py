@@ -95,7 +95,7 @@ def class_counts(cells: pd.DataFrame) -> Figure:
     table = table.fillna(0).loc[cells["label"].value_counts().index[::-1]]
     figure = Figure(figsize=(7, 0.32 * len(table) + 1.2), layout="constrained")
     axis = figure.subplots()
-    table.plot.barh(ax=axis, color=SPLIT_COLORS, width=0.8)
+    table.plot.barh(ax=axis, color=list(SPLIT_COLORS.values()), width=0.8)
     axis.set(xscale="symlog", xlabel="cells", ylabel="", xlim=(0, None))
     axis.legend(title="", frameon=False, loc="lower right")
     sns.despine(figure)
@@ -114,7 +114,7 @@ def token_lengths(lengths: dict[str, np.ndarray], n_tokens: int) -> Figure:
     """
     figure = Figure(figsize=(6, 3), layout="constrained")
     axis = figure.subplots()
-    bins = np.linspace(0, n_tokens, 41)
+    bins = np.linspace(0, n_tokens, 41).tolist()
     for split, values in lengths.items():
         color = SPLIT_COLORS[split]
         axis.hist(

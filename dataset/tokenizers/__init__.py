@@ -1,0 +1,1 @@
+"""Ways of turning a cell into tokens, one a file."""
