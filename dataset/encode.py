@@ -98,6 +98,7 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
         return folder
     with written_aside(folder, "meta.json") as aside:
         _encode_into(aside, config, files, progress)
+        EncodedFolder(aside)  # what was written can be read
     return folder
 
 
@@ -157,7 +158,6 @@ def _encode_into(
     hashes = [sha256 for _, sha256 in files]
     meta = _meta(config, source, chosen, hashes, vocabulary, expression, messages)
     _write_json(folder / "meta.json", meta)
-    EncodedFolder(folder)  # what was written can be read
     for message in chosen.messages:
         logger.info(message)
 
@@ -464,9 +464,9 @@ def _meta(
     messages: list[str],
 ) -> dict[str, Any]:
     n_of_reason = chosen.dropped.value_counts().sort_index()
-    lines = sorted(
-        f"{name}\t{split}\t{label}"
-        for name, split, label in zip(chosen.names, chosen.split, chosen.labels, strict=True)
+    lines = (  # a list of them would be the largest thing in memory
+        f"{chosen.names[i]}\t{chosen.split[i]}\t{chosen.labels[i]}"
+        for i in np.argsort(chosen.names, kind="stable")
     )
     return {
         "schema_version": SCHEMA_VERSION,

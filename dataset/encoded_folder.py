@@ -34,20 +34,25 @@ class EncodedSplit:
     labels: NDArray[np.int64]  # (n,)
     rows: NDArray[np.int64]  # (n,), into expression/ and cells
     library_size: NDArray[np.float32]  # (n, s)
-    cells: pd.DataFrame  # (n,), lines of cells.csv
+    cells_of_folder: pd.DataFrame  # cells.csv, of all splits: not copied, for a million cells
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """The split's lines of cells.csv, ``(n,)``."""
+        return self.cells_of_folder.iloc[self.rows].reset_index(drop=True)
+
     @property
     def cell_names(self) -> NDArray[np.str_]:
         """Names of the cells, ``(n,)``."""
-        return self.cells["cell_name"].to_numpy(dtype=str)
+        return self.cells_of_folder["cell_name"].to_numpy()[self.rows].astype(str)
 
     @property
     def batches(self) -> NDArray[np.str_]:
         """Donor or batch of the cells, ``(n,)``."""
-        return self.cells["batch"].to_numpy(dtype=str)
+        return self.cells_of_folder["batch"].to_numpy()[self.rows].astype(str)
 
 
 class EncodedFolder:
@@ -164,11 +169,11 @@ class EncodedFolder:
         ):
             inside = n == 0 or (values.min() >= low and values.max() <= high)
             self._check(inside, f"{name}/{file}", f"values outside {low} to {high}")
-        cells = self.cells.iloc[rows].reset_index(drop=True)
-        self._check(
-            bool((cells["split"] == name).all()), f"{name}/rows.npy", "not as in cells.csv"
+        split = self.cells["split"].to_numpy()[rows]
+        self._check(bool((split == name).all()), f"{name}/rows.npy", "not as in cells.csv")
+        return EncodedSplit(
+            name, token_ids, counts, lengths, labels, rows, library_size, self.cells
         )
-        return EncodedSplit(name, token_ids, counts, lengths, labels, rows, library_size, cells)
 
     def _array(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> NDArray:
         """Open an array without reading it, if it is what it should be."""
