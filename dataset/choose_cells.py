@@ -80,8 +80,10 @@ def choose_cells(cells: Cells, metrics: pd.DataFrame, config: PreprocessConfig) 
     if not stays.any():
         raise ValueError(f"{config.name}: no cell is left. Dropped: {_tally(reasons)}")
 
-    kept = cells.obs[stays].copy()
-    kept[config.label_key] = obs["label"][stays].astype(str).str.strip()
+    kept = pd.DataFrame(index=obs.index[stays])
+    if config.split.key:
+        kept[config.split.key] = _texts(cells.column(config.split.key)[stays])
+    kept[config.label_key] = _texts(obs["label"][stays], strip=True)
     split = np.full(len(obs), "", dtype="U5")
     split[stays] = split_cells(kept, label_key=config.label_key, config=config.split)
     labels = np.full(len(obs), "", dtype=object)
@@ -108,9 +110,9 @@ def choose_cells(cells: Cells, metrics: pd.DataFrame, config: PreprocessConfig) 
         split=split[stays],
         labels=labels[stays],
         batch=(
-            np.full(len(obs), "all", dtype=object)
+            np.repeat(np.array(["all"], dtype=object), len(obs))
             if batch is None
-            else batch.astype(str).to_numpy(dtype=object)
+            else _texts(batch)
         )[stays],
         time=None if time is None else time_names(time[stays]),
         time_points=[] if time is None else order_time_points(time[stays]),
@@ -119,6 +121,13 @@ def choose_cells(cells: Cells, metrics: pd.DataFrame, config: PreprocessConfig) 
         doublet_score=scores,
         messages=messages,
     )
+
+
+def _texts(values: pd.Series, *, strip: bool = False) -> NDArray[np.object_]:
+    """Return values as text; equal ones share one string, for the memory of a million cells."""
+    codes, distinct = pd.factorize(values)
+    texts = [str(value).strip() if strip else str(value) for value in distinct]
+    return np.array([*texts, "nan"], dtype=object)[codes]  # code -1: missing
 
 
 def _tally(reasons: Iterable[str]) -> str:
