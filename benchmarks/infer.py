@@ -72,9 +72,9 @@ def _timed(predict, batches: list[np.ndarray], shape: dict, n_cells: int) -> dic
     }
 
 
-def run(*, quick: bool = False, rounds: int = 2) -> list[dict]:
+def run(*, quick: bool = False, rounds: int = 1) -> list[dict]:
     """Alternate ours and BERT, ``rounds`` times; medians."""
-    rounds, batch_size, n_cells = (1, 4, 8) if quick else (rounds, 16, 48)
+    rounds, batch_size, n_cells = (1, 4, 8) if quick else (rounds, 16, 32)
     rows = []
     for name, shape in SHAPES.items():
         results: dict[str, list[dict]] = {"ours": [], "BERT, padded to the batch": []}

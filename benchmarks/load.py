@@ -118,7 +118,7 @@ def ann_loader(path: str, n_cells: int | None = None) -> dict:
         return {"cells_per_second": adata.n_obs / seconds(one_pass, rounds=1, warm_up=0)}
 
 
-def step_share(folder: str, n_batches: int = 4, batch_size: int = 16) -> dict:
+def step_share(folder: str, n_batches: int = 2, batch_size: int = 8) -> dict:
     """Share of a training step that waits for its batch: 6 x 256, 4 heads, whole rows."""
     import torch
     from torch.utils.data import DataLoader

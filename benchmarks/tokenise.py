@@ -58,8 +58,8 @@ def _n_cells(folder: Path) -> int:
 
 
 def run(*, quick: bool = False, rounds: int = 3) -> list[dict]:
-    """Alternate ours, the limit and the peer; medians of ``rounds``, the peer once."""
-    n_cells, n_peer = (1_000, 500) if quick else (20_000, 4_000)
+    """Alternate ours and the limit, medians of ``rounds``; the peer once, on fewer cells."""
+    n_cells, n_peer = (1_000, 500) if quick else (20_000, 2_000)
     rounds = 1 if quick else rounds
     path = str(write_cells(DATA / f"cells_{n_cells}.h5ad", n_cells))
     found: dict[str, list[dict]] = {"1": [], "2": [], "limit": []}
