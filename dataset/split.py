@@ -109,7 +109,7 @@ def _choose(
 
 def _split_by_type(labels: pd.Series, config: SplitConfig) -> pd.Series:
     rows = np.arange(len(labels))
-    types = labels.astype(str).to_numpy()
+    types, _ = pd.factorize(labels.astype(str), sort=True)  # small numbers: less to sort and hold
     try:
         rest, test = train_test_split(
             rows, test_size=config.test_fraction, stratify=types, random_state=config.seed
