@@ -35,7 +35,7 @@ def write_cells(
     Parameters
     ----------
     compression
-        ``gzip`` as h5py writes it; ``fast gzip``: the same format ten times as fast and a fifth
+        ``gzip`` as h5py writes it; ``fast gzip``: the same format three times as fast and a fifth
         larger, for a million cells; None.
     """
     path = Path(path)

@@ -22,7 +22,7 @@ def measure_cells(
     """Measure every cell, a block at a time.
 
     The measures are those of scanpy's ``calculate_qc_metrics``, to the last bit; it would also
-    measure every gene of every block, which takes longer than reading the file.
+    measure every gene of every block.
 
     Returns
     -------
