@@ -18,8 +18,8 @@ from scipy.sparse import csr_matrix
 
 from dataset.compiled import compiled
 from dataset.csr_file import Rows
+from dataset.log_expression import TARGET_SUM
 
-TARGET_SUM = 10_000.0
 DIGIT_BITS = 7  # 10 MB of histogram at 20,000 genes: larger ones fall out of the cache
 NONE_ABOVE = np.iinfo(np.int64).max
 

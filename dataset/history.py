@@ -27,7 +27,7 @@ from sklearn.decomposition import PCA
 
 from dataset.compiled import compiled
 from dataset.csr_file import CsrFile, CsrWriter, Rows
-from dataset.gene_medians import TARGET_SUM
+from dataset.log_expression import log_expression
 from dataset.tokenizers.rank import PreviousConfig
 
 MAX_ITERATIONS = 300
@@ -226,14 +226,6 @@ def fit_history(
         time_points, config.n_ancestors, loadings, center, first, epsilon, embedding, potential,
         library, counts,
     ), messages  # fmt: skip
-
-
-def log_expression(counts: csr_matrix, library_size: NDArray) -> csr_matrix:
-    """Return log1p of counts per 10,000, float64."""
-    scale = TARGET_SUM / np.maximum(np.asarray(library_size, dtype=np.float64), 1)
-    values = csr_matrix(counts, dtype=np.float64, copy=True)
-    values.data = np.log1p(values.data * np.repeat(scale, np.diff(values.indptr)))
-    return values
 
 
 def time_names(time: NDArray | pd.Series) -> NDArray[np.str_]:

@@ -28,8 +28,8 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from configs.base import Config
+from dataset.log_expression import TARGET_SUM
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
-from models.baselines.features import TARGET_SUM
 from models.gene_svd import gene_svd
 from models.mlp_classifier import MLPClassifier
 from models.objectives import Output

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix, diags
 
-TARGET_SUM = 1e4
+from dataset.log_expression import log_expression
 
 # The counts, library sizes and labels of the val cells, with which a baseline is tuned.
 ValCells = tuple[csr_matrix, np.ndarray, np.ndarray]
@@ -21,11 +21,7 @@ def log_normalize(counts: csr_matrix, library_size: np.ndarray) -> csr_matrix:
     library_size
         Counts of each cell over all genes of its file, ``(n_cells,)``.
     """
-    # A cell without counts has no expression to scale; it keeps its zeros.
-    library_size = np.maximum(np.asarray(library_size, dtype=np.float64), 1.0)
-    expression = csr_matrix(diags(TARGET_SUM / library_size) @ counts)
-    expression.data = np.log1p(expression.data).astype(np.float32)
-    return csr_matrix(expression, dtype=np.float32)
+    return log_expression(counts, library_size).astype(np.float32)
 
 
 def mean_and_std(expression: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
