@@ -24,6 +24,8 @@ from training.checkpoint import flush_to_disk, write_atomically, write_text
 # What a run is made of. How it is watched and where it runs may change between two commands.
 NOT_COMPARED = ("tracking", "runs_dir", "device", "data")
 SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer")
+# All that a run goes on with. Killed, it may have left halves of files under names of any kind.
+CARRIED_ON = ("checkpoint.safetensors", "config.yaml", "data", "metrics.jsonl")
 COPIED = ("meta.json", "vocabulary.json", "gene_medians.npy", "class_names.json", "history")
 
 
@@ -69,21 +71,25 @@ class RunFolder:
 
     @contextmanager
     def begun(self, data: EncodedFolder, *, writes: bool) -> Iterator[None]:
-        """Make the partial folder, or go on in it; remove it if it never got a checkpoint."""
+        """Go on in the folder that has a checkpoint, or start a new one; keep none without."""
         if not writes:
             yield
             return
-        self.partial.mkdir(parents=True, exist_ok=True)
         try:
+            if self.checkpoint.exists():
+                for path in self.partial.iterdir():
+                    if path.name not in CARRIED_ON:
+                        path.unlink()
+            else:
+                shutil.rmtree(self.partial, ignore_errors=True)
+                (self.partial / "data").mkdir(parents=True)
+                for name in COPIED:
+                    source, copy = data.path / name, self.partial / "data" / name
+                    if source.is_dir():
+                        shutil.copytree(source, copy)
+                    elif source.exists():
+                        shutil.copyfile(source, copy)
             write_text(self.partial / "config.yaml", self.config.to_yaml())
-            shutil.rmtree(self.partial / "data", ignore_errors=True)
-            (self.partial / "data").mkdir()
-            for name in COPIED:
-                source, copy = data.path / name, self.partial / "data" / name
-                if source.is_dir():
-                    shutil.copytree(source, copy)
-                elif source.exists():
-                    shutil.copyfile(source, copy)
             yield
         finally:
             if self.partial.exists() and not self.checkpoint.exists():
@@ -122,9 +128,9 @@ class RunFolder:
     def finish(self, metrics: dict) -> None:
         """Write ``metrics.json``, drop the checkpoint and give the folder its name."""
         write_text(self.partial / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        self.checkpoint.unlink(missing_ok=True)
         for path in self.partial.rglob("*"):
             flush_to_disk(path)
+        self.checkpoint.unlink(missing_ok=True)
         os.replace(self.partial, self.final)
         flush_to_disk(self.final.parent)
 

@@ -59,9 +59,13 @@ class Tracker:
             self._start(config)
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines an interrupted run wrote after its last checkpoint: they come again."""
+        """Drop what an interrupted run wrote after its last checkpoint, test scores too."""
         if self.writes and self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+            kept = [
+                line
+                for line in read_metrics(self.path)
+                if line["step"] <= step and not any(name.startswith("test/") for name in line)
+            ]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, metrics: dict[str, float], step: int) -> None:

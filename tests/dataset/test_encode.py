@@ -2,9 +2,6 @@ import errno
 import hashlib
 import json
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import anndata as ad
@@ -519,44 +516,6 @@ def test_two_processes_do_not_write_one_folder(cells, config_of, monkeypatch):
 
     monkeypatch.setattr(dataset.encode, "learn_genes", meanwhile)
     run(config)
-
-
-# One interpreter, imported once, kills its forks: a fresh one would take seconds to start.
-KILLER = """
-import os, random, signal, sys, time
-from configs.schema import PreprocessConfig
-from dataset.encode import encode
-
-config, seconds, rng = PreprocessConfig.load(sys.argv[1]), float(sys.argv[2]), random.Random(0)
-for _ in range(8):
-    if not (child := os.fork()):
-        encode(config, progress=False)
-        os._exit(0)
-    time.sleep(rng.uniform(0, seconds))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    print(*os.listdir(config.data_dir) if os.path.exists(config.data_dir) else [], flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_a_rerun_gives_the_same_bytes(cells, config_of, tmp_path):
-    run(config_of(cells, "warm"))
-    start = time.perf_counter()
-    undisturbed = run(config_of(cells, "undisturbed"))
-    seconds = time.perf_counter() - start
-    config = config_of(None, data_dir=str(tmp_path / "killed"))
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", KILLER, str(tmp_path / "config.yaml"), str(seconds)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    seen = [line.split() for line in done.stdout.splitlines()]
-    assert len(seen) == 8
-    for names in seen:
-        assert all(name == "set" or name.startswith(".set.partial-") for name in names)
-    assert any(name != "set" for names in seen for name in names)
-    assert contents(run(config)) == contents(undisturbed)
-    assert leftovers(config) == ["set"]
 
 
 @pytest.mark.parametrize(
