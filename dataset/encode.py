@@ -65,7 +65,7 @@ from dataset.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 SHARE_CELLS = 2048  # read in one go by one worker
-TABLE_CELLS = 65_536  # lines of cells.csv written in one go
+TABLE_CELLS = 16_384  # lines of cells.csv written in one go
 # What does not change a byte of the output; the input's bytes are compared by their hash.
 NOT_COMPARED = {"input", "data_dir", "n_threads", "cluster"}
 Item = TypeVar("Item")
