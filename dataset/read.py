@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import anndata as ad
@@ -25,6 +24,7 @@ from dataset.cell_file import (
     open_store,
     read_table,
 )
+from dataset.cell_url import CellPath
 from dataset.count_values import FAULTS, Found, check_counts, describe_values
 from dataset.gene_names import gene_names
 from dataset.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
@@ -43,7 +43,7 @@ PEEK_CELLS = 256
 class CellFile:
     """One file of cells: where its counts are and how its genes map to the merged ones."""
 
-    path: Path
+    path: CellPath
     n_cells: int
     counts_location: str  # "X", "raw" or "layers/NAME"
     found: str
@@ -254,7 +254,7 @@ class Cells:
 
 
 def open_cells(
-    input: str | Path | Sequence[str | Path],
+    input: str | CellPath | Sequence[str | CellPath],
     *,
     counts: str = "auto",
     gene_id_key: str | None = None,
@@ -266,7 +266,7 @@ def open_cells(
     Parameters
     ----------
     input
-        Path, glob, name of ``dataset.sources.SOURCES``, or a list of them.
+        Path, address, glob, name of ``dataset.sources.SOURCES``, or a list of them.
     counts
         ``X``, ``raw``, the name of a layer, or ``auto``: the first of X, raw and the layers
         usually named for counts that holds whole non-negative numbers.
@@ -308,7 +308,7 @@ def open_cells(
 class _Look:
     """What a first look at one file found."""
 
-    path: Path
+    path: CellPath
     fingerprint: tuple
     location: str
     found: str
@@ -318,7 +318,9 @@ class _Look:
     messages: list[str]
 
 
-def _look(path: Path, counts: str, gene_id_key: str | None, gene_symbol_key: str | None) -> _Look:
+def _look(
+    path: CellPath, counts: str, gene_id_key: str | None, gene_symbol_key: str | None
+) -> _Look:
     mark = fingerprint(path)
     with open_store(path) as root:
         obs = read_table(root, "obs", path)
@@ -353,14 +355,14 @@ def _places(root: Any) -> list[str]:
     )
 
 
-def _inspect(root: Any, path: Path, place: str) -> Found:
+def _inspect(root: Any, path: CellPath, place: str) -> Found:
     with named_errors(path, f"reading {place}"):
         matrix = open_matrix(_node(root, place))
         blocks = matrix.peek(PEEK_CELLS)
         return describe_values(blocks, rows_are_cells=not isinstance(matrix, CscRows))
 
 
-def _find_counts(root: Any, path: Path, counts: str) -> tuple[str, str, list[str]]:
+def _find_counts(root: Any, path: CellPath, counts: str) -> tuple[str, str, list[str]]:
     places = _places(root)
     if counts != "auto":
         place = counts if counts in ("X", "raw") else f"layers/{counts.removeprefix('layers/')}"
