@@ -58,7 +58,8 @@ class PreprocessConfig(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under data_dir")
     input: str | list[str] = Field(
-        description="path or glob of .h5ad files, a list of them, or a name in dataset/sources.py"
+        description="path, glob or address (s3://, https://) of .h5ad or .zarr files, a list of "
+        "them, or a name in dataset/sources.py"
     )
     label_key: str = Field(description="obs column with the cell type")
     counts: str = Field(

@@ -1,8 +1,8 @@
-"""One file of cells on disk: opened, fingerprinted, hashed, and its faults put in one sentence.
+"""One file of cells: opened, fingerprinted, hashed, and its faults put in one sentence.
 
-A ``.h5ad`` is HDF5 and a ``.zarr`` is a folder; both show the same tree of groups and arrays, so
-what reads one reads the other. ``open_store`` is the only place that knows which it is, and the
-place to add another kind of storage.
+A ``.h5ad`` is HDF5 and a ``.zarr`` is a folder, on a disk or at an address; all show the same tree
+of groups and arrays, so what reads one reads the other. ``open_store`` is the only place that
+knows which it is, and the place to add another kind of storage.
 """
 
 import errno
@@ -10,8 +10,8 @@ import hashlib
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ import h5py
 import hdf5plugin  # noqa: F401  registers the zstd, lz4 and blosc filters with HDF5
 import pandas as pd
 import zarr
+from zarr.storage import FsspecStore
+
+from dataset.cell_url import CellPath, CellUrl
 
 # What h5py, zarr and anndata raise on a file that is damaged or cut short.
 STORAGE_ERRORS = (
@@ -33,6 +36,7 @@ STORAGE_ERRORS = (
     OverflowError,
     zlib.error,
 )
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class CellFileError(ValueError):
@@ -40,55 +44,94 @@ class CellFileError(ValueError):
 
 
 @contextmanager
-def named_errors(path: Path, doing: str) -> Iterator[None]:
+def named_errors(path: CellPath, doing: str) -> Iterator[None]:
     """Turn what the storage libraries raise into one ``CellFileError`` that names the file."""
     try:
         yield
     except CellFileError:
         raise
-    except STORAGE_ERRORS as error:
+    except Exception as error:
+        detail = str(error).strip().splitlines()[0] if str(error).strip() else "no detail"
+        if isinstance(path, CellUrl):  # each of fsspec's file systems has errors of its own
+            raise CellFileError(f"{path}: {_fault_of_url(doing, error, detail)}") from error
+        if not isinstance(error, STORAGE_ERRORS):
+            raise
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CellFileError(
                 f"{path}: {doing} needs room in {tempfile.gettempdir()}, and the disk is full: "
                 "free some, or set TMPDIR to a folder on another disk"
             ) from error
-        detail = str(error).strip().splitlines()[0] if str(error).strip() else "no detail"
         raise CellFileError(
             f"{path}: {doing} failed ({type(error).__name__}: {detail}). The file is damaged or "
             "incomplete: copy or download it again, or write it anew with anndata"
         ) from error
 
 
+def _fault_of_url(doing: str, error: Exception, detail: str) -> str:
+    if isinstance(error, ImportError):
+        return (
+            f"such an address needs a package that is not here ({detail}): install it with pip, "
+            "or download the file and give its path"
+        )
+    if isinstance(error, FileNotFoundError):
+        cause = error.__cause__  # over HTTP, this is also what a refusal and silence come as
+        if isinstance(cause, OSError):
+            return f"no such file, or no answer ({cause})"
+        status = getattr(cause, "status", 404)
+        return "no such file" if status == 404 else f"the server refuses it (status {status})"
+    return (
+        f"{doing} failed ({type(error).__name__}: {detail}). The address or the right to read it "
+        "is wrong, the connection broke, or the file is damaged: check them and start again, or "
+        "download the file and give its path"
+    )
+
+
 @contextmanager
-def open_store(path: Path) -> Iterator[Any]:
+def open_store(path: CellPath) -> Iterator[Any]:
     """Open the file for reading and yield its root group, an HDF5 or a zarr one."""
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise CellFileError(f"{path}: no such file")
-    if path.is_dir():
-        if not any((path / name).exists() for name in (".zgroup", "zarr.json")):
-            raise CellFileError(f"{path}: a folder, and not a zarr store; expected .h5ad or .zarr")
-        with named_errors(path, "opening the zarr store"):
-            root = zarr.open_group(path, mode="r")
-        yield root
-        return
-    if path.stat().st_size == 0:
-        raise CellFileError(f"{path}: the file is empty (0 bytes): copy or download it again")
+    with ExitStack() as stack:
+        with named_errors(path, "opening it"):
+            if path.is_dir():
+                root = _open_zarr(path)
+            else:
+                file = stack.enter_context(path.open("rb")) if isinstance(path, CellUrl) else path
+                root = stack.enter_context(_open_hdf5(path, file))
+        with named_errors(path, "reading it"):
+            yield root
+
+
+def _open_zarr(path: CellPath) -> Any:
+    if isinstance(path, CellUrl):
+        return zarr.open_group(FsspecStore.from_url(path.url, read_only=True), mode="r")
+    if not any((path / name).exists() for name in (".zgroup", "zarr.json")):
+        raise CellFileError(f"{path}: a folder, and not a zarr store; expected .h5ad or .zarr")
+    return zarr.open_group(path, mode="r")
+
+
+def _open_hdf5(path: CellPath, file: Any) -> h5py.File:
     try:
-        file = h5py.File(path, "r", locking="best-effort")  # network disks may not lock
+        return h5py.File(file, "r", locking="best-effort")  # network disks may not lock
     except OSError as error:
-        if not h5py.is_hdf5(path):
+        with path.open("rb") as content:
+            head = content.read(len(HDF5_SIGNATURE))
+        if not head:
+            reason = "the file is empty (0 bytes): copy or download it again"
+        elif head != HDF5_SIGNATURE:
             reason = "not an HDF5 file, so not a .h5ad; expected what anndata's write_h5ad writes"
         elif "truncated" in str(error):
             reason = "the file is cut short (truncated): copy or download it again"
         else:
             reason = f"cannot be opened: {str(error).splitlines()[0]}"
         raise CellFileError(f"{path}: {reason}") from error
-    with file:
-        yield file
 
 
-def fingerprint(path: Path) -> tuple:
+def fingerprint(path: CellPath) -> tuple:
     """Return what changes when the file is rewritten: size, time of change and inode."""
+    if isinstance(path, CellUrl):
+        with named_errors(path, "looking at it"):
+            return path.fingerprint()
     try:
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file())
@@ -99,20 +142,28 @@ def fingerprint(path: Path) -> tuple:
     return (stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: CellPath) -> str:
     """Hash a file, read in pieces; of a zarr folder, the names and hashes of its files."""
     digest = hashlib.sha256()
-    if path.is_dir():
-        for part in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{part.relative_to(path).as_posix()}\t{file_sha256(part)}\n".encode())
-        return digest.hexdigest()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    with named_errors(path, "reading it"):
+        if path.is_dir():
+            for name, part in _parts(path):
+                digest.update(f"{name}\t{file_sha256(part)}\n".encode())
+            return digest.hexdigest()
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()
 
 
-def read_table(root: Any, key: str, path: Path) -> pd.DataFrame:
+def _parts(folder: CellPath) -> Iterable[tuple[str, CellPath]]:
+    if isinstance(folder, CellUrl):
+        return folder.parts()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path) for path in files]
+
+
+def read_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
     """Read ``obs``, ``var`` or ``raw/var``, its index as text."""
     if key not in root:
         raise CellFileError(
@@ -124,6 +175,11 @@ def read_table(root: Any, key: str, path: Path) -> pd.DataFrame:
         warnings.simplefilter("ignore")
         node = root[key]
         if hasattr(node, "dtype"):  # before anndata 0.7 a table was one compound array
+            if isinstance(path, CellUrl):
+                raise CellFileError(
+                    f"{path}: written before anndata 0.7, and such a file is read from a disk "
+                    "alone: download it and give its path"
+                )
             old = ad.read_h5ad(path, backed="r")
             table = old.raw.var if key == "raw/var" else getattr(old, key)
             old.file.close()

@@ -7,7 +7,6 @@ columns, which are categories, and the names, which go by once; both come from t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -17,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dataset.cell_file import CellFileError, named_errors, open_store, read_table
+from dataset.cell_url import CellPath
 
 CHUNK = 16_384  # names or strings held at once
 
@@ -25,12 +25,12 @@ CHUNK = 16_384  # names or strings held at once
 class CellTable:
     """obs of a file that is opened when something is asked and closed again."""
 
-    path: Path
+    path: CellPath
     n_cells: int
     columns: tuple[str, ...]
 
     @classmethod
-    def look(cls, root: Any, path: Path) -> "CellTable":
+    def look(cls, root: Any, path: CellPath) -> "CellTable":
         """Look at the obs of an open file.
 
         Raises
@@ -84,7 +84,7 @@ class CellTable:
             yield root
 
 
-def _by_column(root: Any, path: Path) -> bool:
+def _by_column(root: Any, path: CellPath) -> bool:
     """Whether columns can be read one by one, as anndata writes them since 0.7."""
     if "obs" not in root:
         raise CellFileError(

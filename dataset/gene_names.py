@@ -1,12 +1,12 @@
 """Gene names of a file: which column they are in, Ensembl versions off, duplicates pointed out."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from dataset.cell_file import CellFileError
+from dataset.cell_url import CellPath
 
 ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}G\d{11})(?:\.\d+)?$")
 # Where files keyed by Ensembl id keep the symbols; feature_name is CELLxGENE's.
@@ -14,7 +14,7 @@ SYMBOL_COLUMNS = ("feature_name", "gene_symbol", "gene_symbols", "gene_name", "s
 
 
 def gene_names(
-    var: pd.DataFrame, path: Path, gene_id_key: str | None, gene_symbol_key: str | None
+    var: pd.DataFrame, path: CellPath, gene_id_key: str | None, gene_symbol_key: str | None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Read ids and symbols of the genes of one file.
 

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import anndata as ad
@@ -20,6 +19,7 @@ from scipy.sparse import csr_matrix, vstack
 from dataset.cell_file import CellFileError, fingerprint, named_errors, open_store, read_table
 from dataset.cell_names import unique_names
 from dataset.cell_table import CellTable
+from dataset.cell_url import CellPath
 from dataset.count_values import FAULTS, Found, check_counts, describe_values
 from dataset.gene_names import gene_names
 from dataset.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
@@ -41,7 +41,7 @@ class CellFile:
     Small, and complete: a worker on another machine can read its share of the cells with it.
     """
 
-    path: Path
+    path: CellPath
     n_cells: int
     n_genes: int  # merged genes
     counts_location: str  # "X", "raw" or "layers/NAME"
@@ -59,7 +59,7 @@ class CellFile:
             )
 
     def blocks(
-        self, ranges: Iterable[tuple[int, int]], turned: dict[Path, CscRows] | None = None
+        self, ranges: Iterable[tuple[int, int]], turned: dict[CellPath, CscRows] | None = None
     ) -> Iterator[tuple[int, csr_matrix]]:
         """Stream the counts of some stretches of rows; see ``Cells.blocks``.
 
@@ -135,7 +135,7 @@ class Cells:
     gene_symbols: np.ndarray
     messages: list[str]
     _names: pd.Index | None = field(default=None, repr=False)  # where they had to be changed
-    _turned: dict[Path, CscRows] = field(default_factory=dict, repr=False)
+    _turned: dict[CellPath, CscRows] = field(default_factory=dict, repr=False)
 
     @property
     def n_cells(self) -> int:
@@ -272,7 +272,7 @@ class Cells:
 
 
 def open_cells(
-    input: str | Path | Sequence[str | Path],
+    input: str | CellPath | Sequence[str | CellPath],
     *,
     counts: str = "auto",
     gene_id_key: str | None = None,
@@ -284,7 +284,7 @@ def open_cells(
     Parameters
     ----------
     input
-        Path, glob, name of ``dataset.sources.SOURCES``, or a list of them.
+        Path, address, glob, name of ``dataset.sources.SOURCES``, or a list of them.
     counts
         ``X``, ``raw``, the name of a layer, or ``auto``: the first of X, raw and the layers
         usually named for counts that holds whole non-negative numbers.
@@ -330,7 +330,7 @@ def open_cells(
 class _Look:
     """What a first look at one file found."""
 
-    path: Path
+    path: CellPath
     fingerprint: tuple
     location: str
     found: str
@@ -341,7 +341,9 @@ class _Look:
     messages: list[str]
 
 
-def _look(path: Path, counts: str, gene_id_key: str | None, gene_symbol_key: str | None) -> _Look:
+def _look(
+    path: CellPath, counts: str, gene_id_key: str | None, gene_symbol_key: str | None
+) -> _Look:
     mark = fingerprint(path)
     with open_store(path) as root:
         table = CellTable.look(root, path)
@@ -378,14 +380,14 @@ def _places(root: Any) -> list[str]:
     )
 
 
-def _inspect(root: Any, path: Path, place: str) -> Found:
+def _inspect(root: Any, path: CellPath, place: str) -> Found:
     with named_errors(path, f"reading {place}"):
         matrix = open_matrix(_node(root, place))
         blocks = matrix.peek(PEEK_CELLS)
         return describe_values(blocks, rows_are_cells=not isinstance(matrix, CscRows))
 
 
-def _find_counts(root: Any, path: Path, counts: str) -> tuple[str, str, list[str]]:
+def _find_counts(root: Any, path: CellPath, counts: str) -> tuple[str, str, list[str]]:
     places = _places(root)
     if counts != "auto":
         place = counts if counts in ("X", "raw") else f"layers/{counts.removeprefix('layers/')}"

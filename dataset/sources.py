@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from dataset.cell_file import CellFileError, file_sha256
+from dataset.cell_file import CellFileError, file_sha256, named_errors
+from dataset.cell_url import CellPath, CellUrl
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +48,19 @@ class Source(NamedTuple):
 
 
 def resolve(
-    input: str | Path | Sequence[str | Path],
+    input: str | CellPath | Sequence[str | CellPath],
     *,
     downloads: Path = DOWNLOADS,
-) -> list[Path]:
-    """Turn paths, globs and names of ``SOURCES`` into files, fetching what is not there.
+) -> list[CellPath]:
+    """Turn paths, addresses, globs and names of ``SOURCES`` into files, fetching the last.
 
     Raises
     ------
     CellFileError
         If nothing is there, or a download fails.
     """
+    if isinstance(input, CellUrl):
+        return [input]
     if not isinstance(input, str | Path):
         if not input:
             raise CellFileError("input: an empty list; expected at least one file of cells")
@@ -69,17 +72,30 @@ def resolve(
     if text in SOURCES and not Path(text).exists():
         return [SOURCES[text].fetch(downloads)]
     if "://" in text:
-        raise CellFileError(f"{text}: addresses are not read; download the file and give its path")
+        return _at_address(CellUrl(text))
     path = Path(text).expanduser()
     if path.exists():
         return [path]
     if glob.has_magic(text):
         if found := sorted(Path(name) for name in glob.glob(str(path), recursive=True)):
-            return found
+            return list(found)
         raise CellFileError(f"{text}: no file matches (looked from {Path.cwd()})")
     raise CellFileError(
         f"{text}: no such file, and no dataset of that name; names: {', '.join(SOURCES)}"
     )
+
+
+def _at_address(url: CellUrl) -> list[CellPath]:
+    with named_errors(url, "opening it"):
+        found: list[CellPath] = url.matching()
+        if not found:
+            raise CellFileError(f"{url}: no file matches")
+        for path in found:
+            if isinstance(path, CellUrl):
+                path.is_dir()  # asks whether it is there
+            elif not path.exists():
+                raise CellFileError(f"{url}: no such file")
+        return found
 
 
 def synthetic_cells(

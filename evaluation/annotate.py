@@ -22,6 +22,7 @@ from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
 from configs.schema import TrainConfig
+from dataset.cell_url import CellPath
 from dataset.history import History, time_names
 from dataset.npy_dataset import collate, padded_length, to_device
 from dataset.read import Cells, open_cells
@@ -243,7 +244,7 @@ def annotate(
     output = Path(output)
     if output.suffix != ".h5ad":
         raise AnnotationError(f"{output}: the output must end in .h5ad")
-    if output.exists() and output.samefile(path):
+    if isinstance(path, Path) and output.exists() and output.samefile(path):
         raise AnnotationError(f"{output}: is the query itself; give another output")
     model = TrainedModel(run, device=device)
     cells = open_cells(path, counts=counts)
@@ -329,7 +330,7 @@ def _batches(widths: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, 
             yield cells[start : start + batch_size], int(width)
 
 
-def _one_file(query: str | Path) -> list[Path]:
+def _one_file(query: str | Path) -> list[CellPath]:
     paths = resolve(query)
     if len(paths) != 1 or paths[0].suffix != ".h5ad":
         names = ", ".join(path.name for path in paths)
@@ -337,13 +338,14 @@ def _one_file(query: str | Path) -> list[Path]:
     return paths
 
 
-def _write(annotation: Annotation, query: Path, run_name: str) -> None:
+def _write(annotation: Annotation, query: CellPath, run_name: str) -> None:
     """Copy the query and add to the copy, so that its matrices are never held in memory."""
     output = annotation.output
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{output.name}.partial")
     try:
-        shutil.copyfile(query, aside)
+        with query.open("rb") as source, aside.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
         with h5py.File(aside, "r+") as file:
             _add_columns(file, annotation.cells)
             _replace(file.require_group("obsm"), PROBABILITIES_KEY, annotation.probabilities)

@@ -1,6 +1,7 @@
 """New cells get names, and each cell its own, whoever stands beside it."""
 
 import anndata as ad
+import fsspec
 import numpy as np
 import pytest
 
@@ -53,6 +54,15 @@ def test_same_answer_as_in_training(network_run, encoded_folder, query, tmp_path
     np.testing.assert_array_equal(
         test.labels, np.asarray(EncodedFolder(encoded_folder).split("test").labels)
     )
+
+
+def test_a_query_at_an_address_gives_the_same_file(baseline_run, query, tmp_path):
+    fsspec.filesystem("memory").pipe("/cells/query.h5ad", query().read_bytes())
+    annotate(baseline_run, query(), tmp_path / "a.h5ad")
+    annotate(baseline_run, "memory://cells/query.h5ad", tmp_path / "b.h5ad")
+    one, other = (ad.read_h5ad(tmp_path / name) for name in ("a.h5ad", "b.h5ad"))
+    assert one.obs.equals(other.obs)
+    assert (one.X != other.X).nnz == 0
 
 
 def test_a_cell_does_not_depend_on_the_others(network_run, query, tmp_path):

@@ -1,0 +1,124 @@
+"""A file of cells at an address (s3://, gs://, https://, memory://, ...), read through fsspec.
+
+``CellUrl`` has what the readers of cells ask of a ``pathlib.Path``, so that they need not know
+which of the two they were given. The addresses that work are those whose package is installed:
+s3fs for s3://, gcsfs for gs://, aiohttp and requests for https://.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+# Values and genes are read in turn, each from front to back, far apart in the file. Whole blocks
+# are fetched and the latest kept, so that each of the two finds its block again after the other
+# had its turn, and every byte is fetched about once. Larger blocks cost memory, and the first
+# look at a file fetches about ten; smaller ones cost round trips.
+BLOCK_BYTES = 4 * 2**20
+KEPT_BLOCKS = 8
+# What a store says of an object that changes when its content does. What else it says, such as
+# the address a server redirected to, may change by itself.
+MARKS = frozenset(
+    "size etag content-md5 md5hash digest crc32c generation versionid mtime created updated "
+    "last-modified lastmodified last_modified".split()
+)
+
+
+@dataclass(frozen=True)
+class CellUrl:
+    """Address of an ``.h5ad`` file or a ``.zarr`` folder."""
+
+    url: str
+
+    def __str__(self) -> str:
+        """Return the address for people, without the signature that may follow its ``?``."""
+        return self.url.partition("?")[0]
+
+    @cached_property
+    def _place(self) -> tuple[AbstractFileSystem, str]:
+        return url_to_fs(self.url)
+
+    @property
+    def _path(self) -> PurePosixPath:
+        # simplecache::s3://bucket/a.h5ad and zip://a.h5ad::s3://bucket/b.zip both name a.h5ad
+        link = next(link for link in str(self).split("::") if "://" in link)
+        return PurePosixPath(link.partition("://")[2])
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self._path.name
+
+    @property
+    def stem(self) -> str:
+        """Last part of the path, without its suffix."""
+        return self._path.stem
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the path, such as ``.h5ad``."""
+        return self._path.suffix
+
+    @property
+    def parent(self) -> PurePosixPath:
+        """Folder of the path."""
+        return self._path.parent
+
+    @cached_property
+    def _is_dir(self) -> bool:
+        fs, path = self._place
+        return fs.info(path)["type"] == "directory"
+
+    def is_dir(self) -> bool:
+        """Tell whether this is a folder; FileNotFoundError if it is nothing."""
+        return self._is_dir
+
+    def open(self, mode: str = "rb") -> Any:
+        """Open the file; it is fetched in large blocks, and only what is read of it."""
+        fs, path = self._place
+        cache = {"maxblocks": KEPT_BLOCKS}
+        return fs.open(
+            path, mode, block_size=BLOCK_BYTES, cache_type="blockcache", cache_options=cache
+        )
+
+    def parts(self) -> list[tuple[str, "CellUrl"]]:
+        """List the files of a folder with their paths inside it."""
+        fs, root = self._place
+        inside = [(PurePosixPath(path).relative_to(root), path) for path in fs.find(root)]
+        return [(str(name), self._beside(path)) for name, path in sorted(inside)]
+
+    def fingerprint(self) -> tuple:
+        """Return what changes when the object does, as far as its store tells."""
+        fs, path = self._place
+        fs.invalidate_cache()  # or an old listing would hide the change
+        found = fs.find(path, detail=True) if self.is_dir() else {path: fs.info(path)}
+        return tuple(
+            (name, key, str(value))
+            for name, info in sorted(found.items())
+            for key, value in sorted(info.items())
+            if key.lower() in MARKS
+        )
+
+    def matching(self) -> "list[CellPath]":
+        """List what an address with ``*`` stands for; file:// addresses become paths."""
+        fs, path = self._place
+        if "*" not in str(self):
+            return [Path(path) if isinstance(fs, LocalFileSystem) else self]
+        paths = sorted(fs.glob(path))
+        if isinstance(fs, LocalFileSystem):
+            return [Path(path) for path in paths]
+        return [self._beside(path) for path in paths]
+
+    def _beside(self, path: str) -> "CellUrl":
+        links = self.url.split("::")
+        at = next(i for i, link in enumerate(links) if "://" in link)
+        scheme = links[at].partition("://")[0]
+        links[at] = path if "://" in path else f"{scheme}://{path}"
+        return CellUrl("::".join(links))
+
+
+CellPath = Path | CellUrl
