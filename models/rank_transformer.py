@@ -82,6 +82,16 @@ class RankTransformerConfig(Config):
             raise ValueError(f"sinusoidal positions need an even d_model, found {self.d_model}")
         return self
 
+    def encoder_shape(self) -> dict[str, int]:
+        """Return the sizes of the encoder, those left out filled in."""
+        return {
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "n_heads": self.n_heads,
+            "d_head": self.d_head or self.d_model // self.n_heads,
+            "d_feed_forward": self.d_feed_forward or 4 * self.d_model,
+        }
+
     def build(
         self, *, n_vocabulary: int, n_classes: int, n_tokens: int, n_segments: int
     ) -> "RankTransformer":
@@ -158,17 +168,12 @@ class RankTransformer(nn.Module):
         self.expression_norm = nn.LayerNorm(d) if config.cls_init == "expression" else None
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = Encoder(
-            n_layers=config.n_layers,
-            d_model=d,
-            n_heads=config.n_heads,
-            d_head=config.d_head or d // config.n_heads,
-            d_feed_forward=config.d_feed_forward or 4 * d,
+            **config.encoder_shape(),
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
         )
         self.head = MLPClassifier(d, config.d_hidden or d, n_classes, config.dropout)
-        self.rank_position = config.rank_position
-        self.n_tokens = config.n_tokens
+        self.config = config
         self.n_segments = n_segments
         initialize_weights(self)
         nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)
@@ -192,11 +197,11 @@ class RankTransformer(nn.Module):
         The tokens that enter the blocks, ``(b, t, d)``, and where they are padding, ``(b, t)``.
         """
         top = batch
-        if self.n_tokens is not None:
-            top = highest_ranks(batch, self.n_tokens, self.n_segments)
+        if self.config.n_tokens is not None:
+            top = highest_ranks(batch, self.config.n_tokens, self.n_segments)
         token_ids = top["token_ids"]
         x = self.gene_embedding(token_ids)  # (b, t, d)
-        if self.rank_position != "none":
+        if self.config.rank_position != "none":
             ranks = rank_positions(token_ids)  # (b, t)
             if self.position_embedding is not None:
                 x = x + self.position_embedding(ranks)
