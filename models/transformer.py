@@ -3,13 +3,14 @@
 Normalising before each branch (Xiong et al. 2020) trains from scratch without the collapse to one
 class that post-norm stacks show on small cell sets.
 
-Legend: ``b`` cells, ``t`` tokens, ``q`` tokens asked for, ``d`` width.
+Legend: ``b`` cells, ``n`` tokens of all cells, ``q`` tokens asked for, ``d`` width.
 """
 
 import math
 
 from torch import Tensor, nn
 
+from models.packing import Cells
 from models.self_attention import SelfAttention
 
 
@@ -37,10 +38,10 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, padding_mask: Tensor, n_queries: int | None = None) -> Tensor:
-        """Return the first ``n_queries`` tokens after the block, ``(b, q, d)``; all by default."""
-        attended = self.attention(self.norm_attention(x), padding_mask, n_queries)
-        x = x[:, :n_queries] + self.dropout(attended)
+    def forward(self, x: Tensor, cells: Cells, *, first_only: bool = False) -> Tensor:
+        """Return the tokens after the block, ``(q, d)``: all, or the first of each cell."""
+        attended = self.attention(self.norm_attention(x), cells, first_only=first_only)
+        x = (x[cells.first] if first_only else x) + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
 
 
@@ -64,26 +65,27 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, x: Tensor, padding_mask: Tensor, n_outputs: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, cells: Cells, *, first_only: bool = False) -> Tensor:
         """Encode each cell's tokens.
 
         Parameters
         ----------
         x
-            Embedded tokens, ``(b, t, d)``.
-        padding_mask
-            True where a token is padding, ``(b, t)``.
-        n_outputs
-            How many leading tokens are wanted. The blocks before the last must update every token,
-            but the last one then computes these rows alone: the same numbers for less work.
+            Embedded tokens of all cells, ``(n, d)``.
+        cells
+            Where each cell lies in ``x``.
+        first_only
+            Only the first token of each cell is wanted. The blocks before the last must update
+            every token, but the last one then computes these rows alone: the same numbers for
+            less work.
 
         Returns
         -------
-        ``(b, n_outputs or t, d)``.
+        ``(q, d)``, where ``q`` is ``b`` for the first tokens only and else ``n``.
         """
         for block in self.blocks[:-1]:
-            x = block(x, padding_mask)
-        return self.norm(self.blocks[-1](x, padding_mask, n_outputs))
+            x = block(x, cells)
+        return self.norm(self.blocks[-1](x, cells, first_only=first_only))
 
 
 def initialize_weights(model: nn.Module, embedding_std: float = 0.02) -> None:
