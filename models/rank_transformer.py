@@ -61,6 +61,11 @@ class RankTransformerConfig(Config):
     attention_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="leaves the fast attention kernels"
     )
+    checkpoint_activations: bool = Field(
+        default=False,
+        description="compute each block again for its gradients instead of keeping what happened "
+        "in it: the same numbers in less memory, for one more forward pass",
+    )
     rank_position: Literal["none", "learned", "sinusoidal"] = "learned"
     value_embedding: Literal["none", "mlp"] = Field(
         default="none", description="mlp: add a function of each token's log1p expression"
@@ -173,6 +178,7 @@ class RankTransformer(nn.Module):
             **config.encoder_shape(),
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
+            checkpoint_activations=config.checkpoint_activations,
         )
         self.head = MLPClassifier(d, config.d_hidden or d, n_classes, config.dropout)
         self.config = config

@@ -327,6 +327,11 @@ def test_impossible_configs_say_why(fields, message):
         RankTransformerConfig(**fields)
 
 
+def test_the_config_says_whether_blocks_are_computed_again():
+    assert build(checkpoint_activations=True).encoder.checkpoint_activations
+    assert not build().encoder.checkpoint_activations
+
+
 def test_head_width_may_be_chosen_freely():
     config = RankTransformerConfig(d_model=10, n_heads=4, d_head=3)
     model = config.build(n_vocabulary=9, n_classes=2, n_tokens=5, n_segments=1)

@@ -56,6 +56,30 @@ def test_equals_torchs_pre_norm_encoder_layer():
     torch.testing.assert_close(ours(x[~padding], cells_of([6, 4])), expected, atol=1e-5, rtol=1e-5)
 
 
+def step(first_only: bool, **fields) -> tuple[list[torch.Tensor], float]:
+    """Return output and gradients of an encoder with dropout, and what was kept for them."""
+    torch.manual_seed(0)
+    encoder = Encoder(3, 16, 2, 8, 32, dropout=0.3, attention_dropout=0.2, **fields)
+    initialize_weights(encoder)
+    x = torch.randn(17, 16, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        output = encoder(x, cells_of([9, 5, 2, 1]), first_only=first_only)
+    gradients = torch.autograd.grad(output.square().sum(), [x, *encoder.parameters()])
+    return [output, *gradients, torch.rand(3)], sum(kept)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_computing_blocks_again_changes_no_bit_and_keeps_less(first_only):
+    expected, all_kept = step(first_only)
+    found, kept = step(first_only, checkpoint_activations=True)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    assert kept < all_kept / 5
+
+
 def test_feed_forward_expands_and_comes_back(encoder):
     expand, contract = encoder.blocks[0].feed_forward[0], encoder.blocks[0].feed_forward[3]
     assert (expand.in_features, expand.out_features) == (16, 32)
