@@ -39,6 +39,7 @@ from evaluation import METRICS
 from models.objectives import balanced_class_weights, classify
 from training import checkpoint
 from training.augment import augment
+from training.counter_random import update_key
 from training.distributed import (
     Ranks,
     gather_rows,
@@ -302,7 +303,8 @@ def train_epoch(
     for batch, waited in timed(training_batches(data, config, training.epoch, ranks)):
         seed_everything(config.seed, training.step, ranks.rank)
         n_tokens = int(cells.lengths[batch["cell_index"]].sum())
-        batch = augment(to_device(batch, ranks.device), medians, **dict(config.augment))
+        key = update_key(config.seed, training.step)
+        batch = augment(to_device(batch, ranks.device), medians, key=key, **dict(config.augment))
         with mixed_precision(config.precision, ranks.device):
             output = training.model(batch)
         losses = classify(

@@ -127,6 +127,9 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
     """Make an update's random numbers a function of (seed, step, process) and of nothing else.
 
     A resumed run therefore draws what an undisturbed one does, with no generator state to keep.
+    Dropout in the network draws from here, for the cells that a process has at a time: with it,
+    the number of processes changes which units are dropped, but not the order of the cells, the
+    learning rates or the augmentation (``counter_random``), which do not draw from here.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
