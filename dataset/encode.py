@@ -14,22 +14,17 @@ memory does not grow with the number of cells, and neither the size of a block n
 workers changes a byte of the output. The folder is written aside and renamed when it is whole.
 """
 
-import hashlib
 import json
 import logging
-import platform
 import shutil
-import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -50,7 +45,8 @@ from dataset.encode_steps import (
     rank_cells,
     size_counts,
 )
-from dataset.encoded_folder import SCHEMA_VERSION, SPLITS, EncodedFolder
+from dataset.encoded_facts import describe, write_cells
+from dataset.encoded_folder import SPLITS, EncodedFolder
 from dataset.gene_medians import gene_medians
 from dataset.history import fit_history, shuffled_within
 from dataset.previous_layer import of_layer
@@ -66,7 +62,6 @@ from dataset.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 SHARE_CELLS = 2048  # one worker's share of a step
-TABLE_CELLS = 16_384  # lines of cells.csv written in one go
 # What does not change a byte of the output; the input's bytes are compared by their hash.
 NOT_COMPARED = {"input", "data_dir", "n_threads", "cluster"}
 Item = TypeVar("Item")
@@ -178,10 +173,10 @@ def _encode_into(
     rank_splits(folder, chosen, medians, tokenizer, previous, steps)
 
     source.check_unchanged()
-    _write_cells(folder, source, chosen, measures)
+    write_cells(folder, source, chosen, measures)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     hashes = [sha256 for _, sha256 in files]
-    meta = _meta(config, source, chosen, hashes, vocabulary, CsrFile(expression), messages)
+    meta = describe(config, source, chosen, hashes, vocabulary, CsrFile(expression), messages)
     _write_json(folder / "meta.json", meta)
     shutil.rmtree(work)
     for message in chosen.messages:
@@ -412,110 +407,3 @@ def _check_finished(folder: Path, config: PreprocessConfig, hashes: list[str]) -
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _write_cells(folder: Path, source: Cells, chosen: ChosenCells, measures: Measures) -> None:
-    """Write cells.csv and dropped.csv, a stretch of cells at a time."""
-    for first, last in cut(0, source.n_cells, TABLE_CELLS):
-        names = source.names(first, last)
-        a, b = np.searchsorted(chosen.rows, [first, last]).tolist()
-        rows = chosen.rows[a:b]
-        columns = {
-            "cell_name": names[rows - first],
-            "split": chosen.split[a:b],
-            "label": chosen.labels[a:b],
-            "batch": chosen.batch[a:b],
-        }
-        if chosen.time is not None:
-            columns["time"] = chosen.time[a:b]
-        columns |= {name: column[rows] for name, column in measures._asdict().items()}
-        if chosen.doublet_score is not None:
-            columns["doublet_score"] = chosen.doublet_score[a:b]
-        codes = chosen.reasons.codes[first:last]
-        dropped = {
-            "cell_name": names[codes > 0],
-            "reason": np.array(chosen.reasons.texts, dtype=object)[codes[codes > 0]],
-        }
-        for file, table in (("cells.csv", columns), ("dropped.csv", dropped)):
-            lines = pd.DataFrame(table)
-            lines.to_csv(
-                folder / file, index=False, mode="w" if first == 0 else "a", header=first == 0
-            )
-
-
-def _meta(
-    config: PreprocessConfig,
-    source: Cells,
-    chosen: ChosenCells,
-    hashes: list[str],
-    vocabulary: Vocabulary,
-    expression: CsrFile,
-    messages: list[str],
-) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "name": config.name,
-        "source": {
-            "files": [
-                {"path": file.path.name, "sha256": sha256, "n_cells": file.n_cells}
-                for file, sha256 in zip(source.files, hashes, strict=True)
-            ],
-            "counts": source.counts_location,
-            "found": source.found,
-            "n_cells": source.n_cells,
-            "n_genes": source.n_genes,
-        },
-        "label_key": config.label_key,
-        "batch_key": config.batch_key or config.split.key,
-        "time_key": config.time_key,
-        "organism": config.organism,
-        "tokenizer": config.tokenizer.model_dump(mode="json"),
-        "n_tokens": config.tokenizer.row_length,
-        "n_segments": config.tokenizer.n_segments,
-        "dtypes": {
-            "token_ids": vocabulary.token_dtype.name,
-            "gene_index": expression.gene_index.dtype.name,
-            "counts": expression.counts.dtype.name,
-        },
-        "n_cells": {split: len(chosen.of_split(split)) for split in SPLITS},
-        "dropped": chosen.reasons.count(),
-        "messages": messages,
-        "data_sha256": _sha256([*hashes, source.counts_location]),
-        "split_sha256": _sha256(_split_lines(source, chosen)),
-        "git_commit": _git_commit(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("numpy", "scipy", "anndata", "numba")},
-        },
-    }
-
-
-def _split_lines(source: Cells, chosen: ChosenCells) -> Iterator[str]:
-    """Say of each cell, in file order, its split and its type."""
-    for first, last in cut(0, source.n_cells, TABLE_CELLS):
-        a, b = np.searchsorted(chosen.rows, [first, last]).tolist()
-        names = source.names(first, last)[chosen.rows[a:b] - first]
-        for line in zip(names, chosen.split[a:b], chosen.labels[a:b], strict=True):
-            yield "\t".join(line)
-
-
-def _sha256(lines: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(f"{line}\n".encode())
-    return digest.hexdigest()
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -12,6 +12,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 import dataset.encode
 import dataset.encode_steps
+import dataset.encoded_facts
 from configs.schema import PreprocessConfig
 from dataset.csr_file import NpyWriter
 from dataset.encode import EncodeError, encode
@@ -139,7 +140,7 @@ def test_blocks_and_threads_change_no_byte(cells, config_of, monkeypatch):
     for block, n_threads in ((7, 1), (64, 3)):
         monkeypatch.setattr(dataset.encode_steps, "BLOCK_CELLS", block)
         monkeypatch.setattr(dataset.encode, "SHARE_CELLS", 10 + 2 * block)
-        monkeypatch.setattr(dataset.encode, "TABLE_CELLS", 3 * block)
+        monkeypatch.setattr(dataset.encoded_facts, "TABLE_CELLS", 3 * block)
         config = config_of(None, f"b{block}", n_threads=n_threads, **settings)
         assert contents(run(config)) == expected
 
