@@ -1,10 +1,12 @@
 """Every measurement runs on tiny inputs and says what it should; no test looks at a time."""
 
+import inspect
 import json
 
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as command
 from benchmarks import (
@@ -20,6 +22,7 @@ from benchmarks import (
 )
 from benchmarks.simulated_cells import write_cells
 from dataset.sources import synthetic_cells
+from models.flops import forward_flop
 
 SHAPE = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_head": 4, "d_feed_forward": 16}
 
@@ -28,7 +31,6 @@ SHAPE = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_head": 4, "d_feed_forwar
 def _small(monkeypatch, tmp_path):
     for module in (tokenise, load, end_to_end, scale):
         monkeypatch.setattr(module, "DATA", tmp_path)
-    monkeypatch.setattr(train_step, "CONTEXT", 320)
     monkeypatch.setattr(train_step, "N_GENES", 400)
 
 
@@ -56,6 +58,12 @@ def test_simulated_cells_are_thinned_real_ones_however_compressed(tmp_path, sour
     assert (slow.X.data == np.round(slow.X.data)).all()
     most = ad.read_h5ad(source).X.sum(axis=1).max()
     assert slow.X.sum(axis=1).max() <= most
+
+
+def test_the_matrix_product_and_its_flop():
+    product, flop = limits.matrix_product()
+    n = len(product())
+    assert flop == 2 * n**3
 
 
 def test_tokenisers_and_their_limit(tmp_path, cells):
@@ -86,17 +94,96 @@ def test_loaders(tmp_path, cells):
 def test_networks(part):
     functions = [part.ours] + ([part.bert] if train_step.has_transformers() else [])
     for function in functions + ([train_step.naive] if part is train_step else []):
-        found = function(SHAPE, batch_size=2, n_cells=2)
+        found = function(SHAPE, batch_size=2, n_cells=2, context=320)
         assert set(found) == {
             "cells_per_second",
             "tokens_per_second",
             "flop_per_second",
+            "matmul_flop_per_second",
             "peak_mb",
         }
-    rate = limits.matrix_rate(n=32)["flop_per_second"]
-    (row,) = train_step.compare("tiny", {"ours": [found], "absent": []}, [rate])
-    assert row["ours is"] == "1.0x"
+    twice = found | {"cells_per_second": found["cells_per_second"] / 2}
+    row, other = train_step.compare("tiny", {"ours": [found], "theirs": [twice], "absent": []})
+    assert (row["ours is"], other["ours is"]) == ("1.0x", "2.0x")
     assert {"cells/s", "tokens/s", "peak MB", "of matmul"} <= set(row)
+
+
+def test_useful_work_is_that_of_the_real_tokens():
+    sizes = train_step.lengths(3, context=320)
+    found = train_step.ours(SHAPE, batch_size=2, n_cells=3, context=320)
+    per_cell = found["flop_per_second"] / found["cells_per_second"]
+    assert per_cell * 3 == pytest.approx(3 * forward_flop(sizes, **SHAPE))
+    per_token = found["tokens_per_second"] / found["cells_per_second"]
+    assert per_token * 3 == pytest.approx(sizes.sum())
+
+
+@pytest.mark.parametrize("part", [train_step, infer])
+def test_what_would_run_on_a_card(monkeypatch, capsys, part):
+    speed = {"cells_per_second": 8590.0, "tokens_per_second": 1.0, "peak_mb": 1.0}
+    speed |= {"flop_per_second": 4e14, "matmul_flop_per_second": 8e14}
+    calls = []
+
+    def alone(function, **arguments):
+        bound = inspect.signature(part.ours).bind(**arguments).arguments
+        if function == f"{part.__name__}:ours" and "device" in bound:
+            calls.append(bound)
+        return speed
+
+    for module in (train_step, infer):
+        monkeypatch.setattr(module, "alone", alone)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    part.run(quick=True)
+    assert "bf16 on CUDA is not measured" in capsys.readouterr().out
+    assert not calls
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    part.run(quick=True)
+    printed = capsys.readouterr().out
+    assert "12 x 768, 12 heads of 64, context 4,096" in printed
+    assert ("2.0x the 4,295 cells/s" in printed) == (part is infer)
+    shapes, checkpoints = 2, 1 + (part is train_step)
+    assert len(calls) == 2 * shapes * checkpoints  # compiled or not
+    assert {call["compiled"] for call in calls} == {False, True}
+    assert {call["device"] for call in calls} == {"cuda"}
+
+
+def test_the_naive_peer_is_the_same_function_in_logits_and_gradients():
+    torch.manual_seed(0)
+    shape = SHAPE | {"n_layers": 3}
+    ours = train_step.make_model(shape, n_vocabulary=404, n_tokens=320)
+    naive = reference_like.NaiveTransformer(n_vocabulary=404, n_classes=5, **shape)
+    ours.head = torch.nn.Linear(16, 5)
+    pairs = [(naive.embedding, ours.gene_embedding), (naive.norm, ours.encoder.norm)]
+    pairs.append((naive.head, ours.head))
+    for theirs, block in zip(naive.blocks, ours.encoder.blocks, strict=True):
+        pairs += [(theirs.norm1, block.norm_attention), (theirs.norm2, block.norm_feed_forward)]
+        pairs += [(theirs.out, block.attention.to_out)]
+        pairs += [(theirs.ff[0], block.feed_forward[0]), (theirs.ff[2], block.feed_forward[3])]
+    with torch.no_grad():
+        ours.position_embedding.weight.zero_()  # the peer has none
+        for theirs, own in pairs:
+            theirs.load_state_dict(own.state_dict())
+        for theirs, block in zip(naive.blocks, ours.encoder.blocks, strict=True):
+            for name in ("weight", "bias"):
+                own = [getattr(to, name) for to in (block.attention.to_q, block.attention.to_kv)]
+                getattr(theirs.to_qkv, name).copy_(torch.cat(own))
+    (ids,) = train_step.make_batches(4, 4, 320, bucketed=True)
+    ids[0, 20:] = ids[1, 250:] = 0  # ragged
+    found, expected = ours(train_step.make_batch(ids)).logits, naive(torch.from_numpy(ids))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for theirs, own in pairs:
+        for a, b in zip(theirs.parameters(), own.parameters(), strict=True):
+            assert (a.grad - b.grad).norm() <= 1e-5 * a.grad.norm()
+    ids[0, 20:] = 9  # what was padding is seen
+    assert (ours(train_step.make_batch(ids)).logits - expected)[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_model_of_the_benchmark_is_the_projects(checkpoint):
+    model = train_step.make_model(SHAPE, n_tokens=320, checkpoint=checkpoint)
+    assert model.config.encoder_shape() == SHAPE
+    assert model.encoder.checkpoint_activations == checkpoint
 
 
 def test_end_to_end(cells):
@@ -127,9 +214,9 @@ def test_scale_compares_with_the_first_size_and_leaves_nothing(
 
 
 def test_a_measurement_has_a_process_of_its_own():
-    assert measure.alone("benchmarks.limits:matrix_rate", n=16)["flop_per_second"] > 0
-    with pytest.raises(RuntimeError, match="matrix_rate"):
-        measure.alone("benchmarks.limits:matrix_rate", n="many")
+    assert measure.alone("benchmarks.measure:own_memory") > 0
+    with pytest.raises(RuntimeError, match="own_memory"):
+        measure.alone("benchmarks.measure:own_memory", n="many")
 
 
 def test_command_prints_and_writes_json(monkeypatch, tmp_path, capsys):
