@@ -162,7 +162,7 @@ def fit_network(
             f"may have {data.n_tokens} tokens; say {data.n_tokens} or more"
         )
     network = build_network(config, data)
-    model = wrap(network, ranks)
+    model = wrap(network, ranks, config.parallel, config.precision)
     optimizer = make_optimizer(network, lr=optim.lr, weight_decay=optim.weight_decay)
     training = Training(network, model, optimizer, ranks)
     if share(run.checkpoint.exists(), ranks):

@@ -88,16 +88,21 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
     alone(f"-1 {command}one")
     alone(f"-1 {command}one_in_parts {IN_PARTS}")
     alone(f"{STOPPED_IN} {command}one_then_two {IN_PARTS}")
+    alone(f"{STOPPED_IN} {command}one_then_sharded")
     run_on_two(
         [
             f"-1 {command}two",
             f"-1 {command}two_in_parts {IN_PARTS}",
             f"-1 {command}one_then_two",
             f"{STOPPED_IN} {command}two_then_one",
+            f"-1 {command}sharded parallel=fsdp {IN_PARTS}",
+            f"-1 {command}one_then_sharded parallel=fsdp",
+            f"{STOPPED_IN} {command}sharded_then_one parallel=fsdp",
         ]
     )
-    assert (folder / ".two_then_one.partial" / "checkpoint.safetensors").exists()
-    alone(f"-1 {command}two_then_one")
+    for name in ("two_then_one", "sharded_then_one"):
+        assert (folder / f".{name}.partial" / "checkpoint.safetensors").exists()
+        alone(f"-1 {command}{name}")
     return folder
 
 
@@ -115,8 +120,12 @@ def weights_of(run: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "name", ["two", "one_in_parts", "two_in_parts", "one_then_two", "two_then_one"]
-)
+    "name",
+    [
+        "one_in_parts", "two", "two_in_parts", "one_then_two", "two_then_one",
+        "sharded", "one_then_sharded", "sharded_then_one",
+    ],
+)  # fmt: skip
 def test_neither_processes_nor_parts_of_an_update_matter(runs, name):
     assert not list(runs.glob(".*partial"))
     one, other = (weights_of(runs / n) for n in ("one", name))
