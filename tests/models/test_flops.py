@@ -3,6 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.flops import forward_flop, training_flop
+from models.packing import cells_of
 from models.rank_transformer import RankTransformerConfig
 from models.transformer import Encoder
 
@@ -15,13 +16,12 @@ def build(n_segments: int = 1, **fields):
 
 
 @pytest.mark.parametrize("length", [1, 7, 12])
-def test_equals_what_torch_counts_of_a_full_row(length):
+def test_equals_what_torch_counts_of_one_cell(length):
     encoder = Encoder(**SHAPE)
-    x, padding = torch.randn(1, length, 16), torch.zeros(1, length, dtype=torch.bool)
     counter = FlopCounterMode(display=False)
     # The counter knows the products that attention is written as, not every fused CPU kernel.
     with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        encoder(x, padding)
+        encoder(torch.randn(length, 16), cells_of([length]))
     assert forward_flop([length], **SHAPE) == counter.get_total_flops()
 
 
