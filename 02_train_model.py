@@ -44,6 +44,7 @@ from models.objectives import balanced_class_weights, classify
 from training.augment import augment
 from training.checkpoint import CheckpointError
 from training.counter_random import update_key
+from training.curve import Curve
 from training.distributed import (
     Ranks,
     averaging,
@@ -58,7 +59,7 @@ from training.predict import Predictions, predict
 from training.run_folder import RunFolder, RunFolderError, environment
 from training.sharding import share
 from training.state import Training
-from training.tracking import Curve, Tracker, leave
+from training.tracking import Tracker, leave
 
 logger = logging.getLogger("train")
 LOG_EVERY = 10  # optimiser updates between two points of the training curve
@@ -169,7 +170,8 @@ def fit_network(
         training.resume(run.checkpoint)
         tracker.forget_after(training.step)
         logger.info("%s: carrying on after epoch %d", run.partial, training.epoch)
-    n_steps = optim.max_epochs * -(-len(data.split("train")) // optim.batch_size)
+    n_train = len(data.split("train"))
+    n_steps = optim.max_epochs * -(-n_train // optim.batch_size)
     bar = tqdm(desc=config.name, total=n_steps, initial=training.step, disable=not ranks.is_first)
     with bar, logging_redirect_tqdm():
         while training.epoch < optim.max_epochs:
@@ -198,6 +200,7 @@ def fit_network(
         weights={name: t.numpy() for name, t in training.best_weights.items()},
         facts={
             "seconds": round(training.seconds, 2),
+            "cells_per_second": round(training.epoch * n_train / training.seconds, 1),
             "best_epoch": training.best_epoch + 1,
             "n_parameters": sum(p.numel() for p in network.parameters()),
         },
@@ -218,7 +221,7 @@ def train_epoch(
         class_weights = balanced_class_weights(cells.labels, len(data.class_names))
         class_weights = class_weights.to(ranks.device)
     training.network.train()
-    curve = Curve(ranks)
+    curve = Curve(training.network, config.precision, ranks)
     for update in training_updates(data, config, training.epoch, ranks):
         seed_everything(config.seed, training.step, ranks.rank)
         key = update_key(config.seed, training.step)
@@ -240,7 +243,7 @@ def train_epoch(
                 # Mean over the update's cells. The gradients of all processes are averaged: undo
                 # that division.
                 (losses.sum() * (ranks.world_size / update.n_cells)).backward()
-            curve.add(losses, cells.lengths[some])
+            curve.add(losses, batch["token_ids"])
         norm = clip_gradients(training.network, optim.gradient_clip)
         lr = learning_rate(
             training.step, peak=optim.lr, n_steps=bar.total, warmup_fraction=optim.warmup_fraction

@@ -39,12 +39,6 @@ def matrix_rate(device: str = "cpu", dtype: str = "float32", n: int = 2048) -> d
     """FLOP per second of an ``n x n x n`` matrix product in torch."""
     import torch
 
-    torch.manual_seed(0)
-    a, b = torch.randn(2, n, n, device=device).to(getattr(torch, dtype))
+    from training import speed
 
-    def product() -> None:
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return {"flop_per_second": 2 * n**3 / seconds(product, rounds=7, warm_up=2)}
+    return {"flop_per_second": speed.matrix_rate(device, getattr(torch, dtype), n)}
