@@ -43,6 +43,7 @@ from evaluation import METRICS
 from models.objectives import balanced_class_weights, classify
 from training.augment import augment
 from training.checkpoint import CheckpointError
+from training.compilation import compile_blocks
 from training.counter_random import update_key
 from training.curve import Curve
 from training.distributed import (
@@ -164,6 +165,8 @@ def fit_network(
         )
     network = build_network(config, data)
     model = wrap(network, ranks, config.parallel, config.precision)
+    if config.compile:
+        compile_blocks(network)
     optimizer = make_optimizer(network, lr=optim.lr, weight_decay=optim.weight_decay)
     training = Training(network, model, optimizer, ranks)
     if share(run.checkpoint.exists(), ranks):
