@@ -108,6 +108,18 @@ class Encoder(nn.Module):
         return self.norm(x)
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """Let torch compile the blocks of ``model``, in place; names of weights stay as they are.
+
+    Block by block, for they are all alike: one compilation serves all layers, one the last, which
+    computes other rows, and again one each without gradients. Lengths and number of the cells may
+    change from batch to batch. What is compiled is compiled at the first call.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=True)
+
+
 def initialize_weights(model: nn.Module, embedding_std: float = 0.02) -> None:
     """Set every weight of ``model`` to its starting value: the one place where that is decided.
 

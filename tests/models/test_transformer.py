@@ -1,11 +1,14 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
+from models import self_attention
 from models.packing import cells_of
-from models.transformer import Encoder, initialize_weights
+from models.transformer import Encoder, compile_blocks, initialize_weights
 
 
 @pytest.fixture
@@ -78,6 +81,46 @@ def test_computing_blocks_again_changes_no_bit_and_keeps_less(first_only):
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
     assert kept < all_kept / 5
+
+
+def masked(q, k, v, q_offsets, k_offsets, *_):
+    """Stand in for the CUDA kernel: every cell against every one, under a mask."""
+    cell_of_q, cell_of_k = (
+        torch.searchsorted(offsets, torch.arange(len(z)), right=True)
+        for offsets, z in ((q_offsets, q), (k_offsets, k))
+    )
+    heads_first = (z.transpose(0, 1) for z in (q, k, v))
+    mask = cell_of_q[:, None] == cell_of_k
+    attended = nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask)
+    return attended.transpose(0, 1)
+
+
+# torch.compile hides this warning of its own, but not from a filter that turns it into an error.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_blocks_are_compiled_twice_for_cells_of_any_number_and_length(monkeypatch, encoder):
+    # Traced and differentiated as on a card, without the minutes of generating code.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(self_attention, "varlen_attn", masked)
+    torch._dynamo.reset()
+    counters.clear()
+
+    def results(x: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
+        output = encoder(x, cells_of(lengths), first_only=True)
+        gradients = torch.autograd.grad(output.square().sum(), [x, *encoder.parameters()])
+        return [output, *gradients]
+
+    cells = [[9, 5, 3], [4, 4, 4, 4], [3, 11], [7, 6, 5, 2, 2]]
+    batches = [(torch.randn(sum(n), 16, requires_grad=True), n) for n in cells]
+    expected = [results(*batch) for batch in batches]
+    names = encoder.state_dict().keys()
+    compile_blocks(encoder)
+    assert encoder.state_dict().keys() == names
+    monkeypatch.setattr(self_attention, "flash_can", lambda *_: True)
+    for batch, eager in zip(batches, expected, strict=True):
+        for a, b in zip(results(*batch), eager, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2  # all blocks but the last, and the last
+    assert not counters["graph_break"]
 
 
 def test_feed_forward_expands_and_comes_back(encoder):
