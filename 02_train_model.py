@@ -41,9 +41,9 @@ from dataset.npy_dataset import (
 from dataset.vocabulary import N_SPECIALS
 from evaluation import METRICS
 from models.objectives import balanced_class_weights, classify
+from models.transformer import compile_blocks
 from training.augment import augment
 from training.checkpoint import CheckpointError
-from training.compilation import compile_blocks
 from training.counter_random import update_key
 from training.curve import Curve
 from training.distributed import (
