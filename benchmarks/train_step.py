@@ -1,11 +1,14 @@
 """The training step: ours, the peers, and how much of the machine it uses.
 
-Cells have the lengths of an atlas (log-normal, median 1,100 genes, 300 to 2,048): most of the work
-of a padded model is on padding. Useful FLOP are those of ``models/flops.py``, times 3.
+Cells have the lengths of an atlas (log-normal, median 1,100 genes, 300 up to the context): most of
+the work of a padded model is on padding. Useful FLOP are those of ``models/flops.py``, times 3;
+``of matmul`` is their rate over that of a plain matrix product in the same run, the model FLOP
+utilization. The rows for CUDA have not been measured yet: they were written without a card.
 """
 
 import math
 import time
+from itertools import product
 
 import numpy as np
 
@@ -22,25 +25,33 @@ SHAPES = {
         "n_layers": 6, "d_model": 256, "n_heads": 4, "d_head": 64, "d_feed_forward": 512,
     },
 }  # fmt: skip
+CUDA_SHAPES = {  # context and cells in a batch of each
+    "6 x 256, 4 heads of 64": (2048, 128, SHAPES["6 x 256, 4 heads of 64"]),
+    "12 x 768, 12 heads of 64": (4096, 32, {
+        "n_layers": 12, "d_model": 768, "n_heads": 12, "d_head": 64, "d_feed_forward": 3072,
+    }),
+}  # fmt: skip
 
 
-def lengths(n_cells: int, seed: int = 0) -> np.ndarray:
+def lengths(n_cells: int, context: int, seed: int = 0) -> np.ndarray:
     """Tokens of each cell, ``<cls>`` included."""
     drawn = np.random.default_rng(seed).lognormal(math.log(1100), 0.5, n_cells)
-    return np.clip(drawn, 300, CONTEXT).astype(np.int64)
+    return np.clip(drawn, 300, context).astype(np.int64)
 
 
-def make_batches(n_cells: int, batch_size: int, *, bucketed: bool) -> list[np.ndarray]:
+def make_batches(
+    n_cells: int, batch_size: int, context: int, *, bucketed: bool
+) -> list[np.ndarray]:
     """Token ids of each batch, ``(b, t)``: bucketed by length, or all padded to the context."""
     from dataset.npy_dataset import padded_length
 
     rng = np.random.default_rng(1)
-    sizes = lengths(n_cells)
+    sizes = lengths(n_cells, context)
     sizes = np.sort(sizes) if bucketed else sizes
     batches = []
     for start in range(0, n_cells, batch_size):
         here = sizes[start : start + batch_size]
-        width = padded_length(int(here.max()), CONTEXT) if bucketed else CONTEXT
+        width = padded_length(int(here.max()), context) if bucketed else context
         ids = np.zeros((len(here), width), np.int64)
         for row, n in enumerate(here):
             ids[row, 1:n] = 4 + rng.choice(N_GENES, n - 1, replace=False)
@@ -55,12 +66,18 @@ def make_model(
     n_vocabulary: int = N_GENES + 4,
     n_classes: int = N_CLASSES,
     n_tokens: int = CONTEXT,
+    checkpoint: bool = False,
 ):
     """The project's own network at this shape, random and without dropout."""
     from models.rank_transformer import RankTransformerConfig
 
     config = RankTransformerConfig(
-        **shape, gene_init="random", cls_init="learned", dropout=0.0, d_hidden=16
+        **shape,
+        gene_init="random",
+        cls_init="learned",
+        dropout=0.0,
+        d_hidden=16,
+        checkpoint_activations=checkpoint,
     )
     return config.build(
         n_vocabulary=n_vocabulary, n_classes=n_classes, n_tokens=n_tokens, n_segments=1
@@ -82,42 +99,44 @@ def make_batch(ids: np.ndarray, device: str = "cpu") -> dict:
 
 
 def ours(
-    shape: dict, batch_size: int, n_cells: int, device: str = "cpu", bf16: bool = False
+    shape: dict,
+    batch_size: int,
+    n_cells: int,
+    context: int = CONTEXT,
+    device: str = "cpu",
+    compiled: bool = False,
+    checkpoint: bool = False,
 ) -> dict:
     """Train on every batch once with the project's own model, loss and optimiser.
 
-    ``device="cuda", bf16=True`` has not been measured yet.
+    In float32, on CUDA in bfloat16. What is on a card has not been measured yet.
     """
     import torch
 
     from models.objectives import classify
+    from models.transformer import compile_blocks
+    from training.distributed import mixed_precision
     from training.optim import make_optimizer
 
     torch.manual_seed(0)
-    model = make_model(shape).to(device)
+    model = make_model(shape, n_tokens=context, checkpoint=checkpoint).to(device)
+    if compiled:
+        compile_blocks(model)
     optimizer = make_optimizer(model, lr=1e-4, weight_decay=0.01)
 
     def step(ids: np.ndarray) -> None:
         batch = make_batch(ids, device)
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with mixed_precision("auto", torch.device(device)):
             output = model(batch)
         classify(output, batch).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    found = _timed(step, make_batches(n_cells, batch_size, bucketed=True), shape, n_cells)
-    return found | _cuda_memory(device)
+    batches = make_batches(n_cells, batch_size, context, bucketed=True)
+    return timed(step, batches, 3 * forward_flop(lengths(n_cells, context), **shape), device)
 
 
-def _cuda_memory(device: str) -> dict:
-    import torch
-
-    return {"peak_mb": torch.cuda.max_memory_allocated() / 2**20} if device == "cuda" else {}
-
-
-def naive(shape: dict, batch_size: int, n_cells: int) -> dict:
+def naive(shape: dict, batch_size: int, n_cells: int, context: int = CONTEXT) -> dict:
     """The same cells through the padded einsum model."""
     import torch
     import torch.nn.functional as F
@@ -134,10 +153,11 @@ def naive(shape: dict, batch_size: int, n_cells: int) -> dict:
         F.cross_entropy(model(torch.from_numpy(ids)), labels).backward()
         optimizer.step()
 
-    return _timed(step, make_batches(n_cells, batch_size, bucketed=False), shape, n_cells)
+    batches = make_batches(n_cells, batch_size, context, bucketed=False)
+    return timed(step, batches, 3 * forward_flop(lengths(n_cells, context), **shape))
 
 
-def make_bert(shape: dict):
+def make_bert(shape: dict, context: int):
     """Hugging Face's BertForSequenceClassification of the same width, depth and feed-forward."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -148,7 +168,7 @@ def make_bert(shape: dict):
             num_hidden_layers=shape["n_layers"],
             num_attention_heads=4,  # a head of BERT is hidden_size / heads wide
             intermediate_size=shape["d_feed_forward"],
-            max_position_embeddings=CONTEXT,
+            max_position_embeddings=context,
             num_labels=N_CLASSES,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
@@ -156,12 +176,12 @@ def make_bert(shape: dict):
     )
 
 
-def bert(shape: dict, batch_size: int, n_cells: int) -> dict:
+def bert(shape: dict, batch_size: int, n_cells: int, context: int = CONTEXT) -> dict:
     """BERT, cells in any order, each batch padded to its longest, as its tokeniser pads."""
     import torch
 
     torch.manual_seed(0)
-    model = make_bert(shape)
+    model = make_bert(shape, context)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(ids: np.ndarray) -> None:
@@ -171,7 +191,8 @@ def bert(shape: dict, batch_size: int, n_cells: int) -> dict:
         model(input_ids=token_ids, attention_mask=token_ids != 0, labels=labels).loss.backward()
         optimizer.step()
 
-    return _timed(step, make_batches(n_cells, batch_size, bucketed=False), shape, n_cells)
+    batches = make_batches(n_cells, batch_size, context, bucketed=False)
+    return timed(step, batches, 3 * forward_flop(lengths(n_cells, context), **shape))
 
 
 def trim(ids: np.ndarray) -> np.ndarray:
@@ -179,18 +200,29 @@ def trim(ids: np.ndarray) -> np.ndarray:
     return ids[:, : int((ids != 0).sum(axis=1).max())]
 
 
-def _timed(step, batches: list[np.ndarray], shape: dict, n_cells: int) -> dict:
+def timed(step, batches: list[np.ndarray], flop: float, device: str = "cpu") -> dict:
+    """Time ``step`` over all batches, which are ``flop`` of useful work; memory of the device."""
+    import torch
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     with PeakMemory() as memory:
-        step(batches[0])
+        for ids in batches[: 3 if device == "cuda" else 1]:
+            step(ids)
+        wait()
         began = time.perf_counter()
         for ids in batches:
             step(ids)
+        wait()
         elapsed = time.perf_counter() - began
+    peak = memory.peak - memory.start
     return {
-        "cells_per_second": n_cells / elapsed,
-        "tokens_per_second": float(lengths(n_cells).sum()) / elapsed,
-        "flop_per_second": 3 * forward_flop(lengths(n_cells), **shape) / elapsed,
-        "peak_mb": memory.peak - memory.start,
+        "cells_per_second": sum(len(ids) for ids in batches) / elapsed,
+        "tokens_per_second": sum(int((ids != 0).sum()) for ids in batches) / elapsed,
+        "flop_per_second": flop / elapsed,
+        "peak_mb": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak,
     }
 
 
@@ -209,38 +241,46 @@ def run(*, quick: bool = False, rounds: int = 1) -> list[dict]:
         results: dict[str, list[dict]] = {label: [] for label in PEERS}
         limits = []
         for _ in range(rounds):
-            limits.append(alone("benchmarks.limits:matrix_rate")["flop_per_second"])
             for label, (function, n_cells) in PEERS.items():
                 arguments = {"shape": shape, "batch_size": 4, "n_cells": 4 if quick else n_cells}
-                if function != "bert" or has_transformers():
-                    results[label].append(alone(f"benchmarks.train_step:{function}", **arguments))
+                if function == "bert" and not has_transformers():
+                    continue
+                results[label].append(alone(f"benchmarks.train_step:{function}", **arguments))
+                limits.append(alone("benchmarks.limits:matrix_rate")["flop_per_second"])
         rows += compare(name, results, limits)
     show("Training step, CPU, one thread, fp32, batches of 4", rows)
-    return rows + cuda_rows(__name__, "Training step", n_cells=512)
+    return rows + cuda_rows(__name__, "Training step", n_cells=2048, checkpoint=(False, True))
 
 
 def compare(model: str, results: dict[str, list[dict]], limits: list[float]) -> list[dict]:
     """Table rows of one shape: medians, beside ours and the rate of a plain matrix product."""
     own, limit = _median(results["ours"], "cells_per_second"), float(np.median(limits))
-    return [
-        {
-            "model": model,
-            "implementation": label,
-            "cells/s": _median(found, "cells_per_second"),
-            "tokens/s": _median(found, "tokens_per_second"),
-            "ours is": f"{own / _median(found, 'cells_per_second'):.1f}x",
-            "peak MB": _median(found, "peak_mb"),
-            "useful GFLOP/s": _median(found, "flop_per_second") / 1e9,
-            "matmul GFLOP/s": limit / 1e9,
-            "of matmul": _median(found, "flop_per_second") / limit,
-        }
-        for label, found in results.items()
-        if found
-    ]
+    rows = []
+    for label, found in results.items():
+        if found:
+            row = table_row(model, label, found, limit)
+            rows.append(row | {"ours is": f"{own / row['cells/s']:.1f}x"})
+    return rows
 
 
-def cuda_rows(module: str, title: str, n_cells: int) -> list[dict]:
-    """The same on a CUDA card, bf16, ours only. NOT MEASURED YET: written where there was none."""
+def table_row(model: str, label: str, found: list[dict], limit: float) -> dict:
+    """Medians of what was found, beside the FLOP per second of a plain matrix product."""
+    return {
+        "model": model,
+        "implementation": label,
+        "cells/s": _median(found, "cells_per_second"),
+        "tokens/s": _median(found, "tokens_per_second"),
+        "peak MB": _median(found, "peak_mb"),
+        "useful GFLOP/s": _median(found, "flop_per_second") / 1e9,
+        "matmul GFLOP/s": limit / 1e9,
+        "of matmul": _median(found, "flop_per_second") / limit,
+    }
+
+
+def cuda_rows(
+    module: str, title: str, n_cells: int, checkpoint: tuple[bool, ...] = (False,)
+) -> list[dict]:
+    """Ours on a CUDA card, bf16, compiled or not. NOT MEASURED YET: written without a card."""
     import torch
 
     if not torch.cuda.is_available():
@@ -248,12 +288,17 @@ def cuda_rows(module: str, title: str, n_cells: int) -> list[dict]:
         return []
     limit = alone("benchmarks.limits:matrix_rate", device="cuda", dtype="bfloat16", n=8192)
     rows = []
-    for name, shape in SHAPES.items():
-        found = alone(
-            f"{module}:ours", shape=shape, batch_size=64, n_cells=n_cells, device="cuda", bf16=True
-        )
-        rows += compare(f"{name}, CUDA bf16", {"ours": [found]}, [limit["flop_per_second"]])
-    show(f"{title}, CUDA, bf16, batches of 64", rows)
+    for name, (context, batch_size, shape) in CUDA_SHAPES.items():
+        for again, compiled in product(checkpoint, (False, True)):
+            arguments = {"shape": shape, "batch_size": batch_size, "n_cells": n_cells}
+            arguments |= {"context": context, "device": "cuda", "compiled": compiled}
+            if again:
+                arguments["checkpoint"] = True
+            found = alone(f"{module}:ours", **arguments)
+            label = ("compiled" if compiled else "eager") + ", checkpoints" * again
+            model = f"{name}, context {context:,}, batches of {batch_size}"
+            rows.append(table_row(model, label, [found], limit["flop_per_second"]))
+    show(f"{title}, CUDA, bf16, one card", rows)
     return rows
 
 

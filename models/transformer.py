@@ -113,7 +113,9 @@ def compile_blocks(model: nn.Module) -> None:
 
     Block by block, for they are all alike: one compilation serves all layers, one the last, which
     computes other rows, and again one each without gradients. Lengths and number of the cells may
-    change from batch to batch. What is compiled is compiled at the first call.
+    change from batch to batch. That is so where ``flash_can``: elsewhere attention stays outside,
+    and every new number of cells is compiled for again. What is compiled is compiled at the first
+    call.
     """
     for module in model.modules():
         if isinstance(module, Block):

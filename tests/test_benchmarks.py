@@ -1,10 +1,12 @@
 """Every measurement runs on tiny inputs and says what it should; no test looks at a time."""
 
+import inspect
 import json
 
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as command
 from benchmarks import (
@@ -20,6 +22,7 @@ from benchmarks import (
 )
 from benchmarks.simulated_cells import write_cells
 from dataset.sources import synthetic_cells
+from models.flops import forward_flop
 
 SHAPE = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_head": 4, "d_feed_forward": 16}
 
@@ -28,7 +31,6 @@ SHAPE = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_head": 4, "d_feed_forwar
 def _small(monkeypatch, tmp_path):
     for module in (tokenise, load, end_to_end, scale):
         monkeypatch.setattr(module, "DATA", tmp_path)
-    monkeypatch.setattr(train_step, "CONTEXT", 320)
     monkeypatch.setattr(train_step, "N_GENES", 400)
 
 
@@ -86,7 +88,7 @@ def test_loaders(tmp_path, cells):
 def test_networks(part):
     functions = [part.ours] + ([part.bert] if train_step.has_transformers() else [])
     for function in functions + ([train_step.naive] if part is train_step else []):
-        found = function(SHAPE, batch_size=2, n_cells=2)
+        found = function(SHAPE, batch_size=2, n_cells=2, context=320)
         assert set(found) == {
             "cells_per_second",
             "tokens_per_second",
@@ -97,6 +99,53 @@ def test_networks(part):
     (row,) = train_step.compare("tiny", {"ours": [found], "absent": []}, [rate])
     assert row["ours is"] == "1.0x"
     assert {"cells/s", "tokens/s", "peak MB", "of matmul"} <= set(row)
+
+
+def test_useful_work_is_that_of_the_real_tokens():
+    sizes = train_step.lengths(3, context=320)
+    found = train_step.ours(SHAPE, batch_size=2, n_cells=3, context=320)
+    per_cell = found["flop_per_second"] / found["cells_per_second"]
+    assert per_cell * 3 == pytest.approx(3 * forward_flop(sizes, **SHAPE))
+    per_token = found["tokens_per_second"] / found["cells_per_second"]
+    assert per_token * 3 == pytest.approx(sizes.sum())
+
+
+@pytest.mark.parametrize("part", [train_step, infer])
+def test_what_would_run_on_a_card(monkeypatch, capsys, part):
+    rate = {"flop_per_second": 1e15}
+    speed = rate | {"cells_per_second": 8590.0, "tokens_per_second": 1.0, "peak_mb": 1.0}
+    calls = []
+
+    def alone(function, **arguments):
+        if not function.endswith(":ours"):
+            return speed if "matrix_rate" not in function else rate
+        bound = inspect.signature(part.ours).bind(**arguments).arguments
+        if "device" in bound:
+            calls.append(bound)
+        return speed
+
+    for module in (train_step, infer):
+        monkeypatch.setattr(module, "alone", alone)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    part.run(quick=True)
+    assert "bf16 on CUDA is not measured" in capsys.readouterr().out
+    assert not calls
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    part.run(quick=True)
+    printed = capsys.readouterr().out
+    assert "12 x 768, 12 heads of 64, context 4,096" in printed
+    assert ("2.0x the 4,295 cells/s" in printed) == (part is infer)
+    shapes, checkpoints = 2, 1 + (part is train_step)
+    assert len(calls) == 2 * shapes * checkpoints  # compiled or not
+    assert {call["compiled"] for call in calls} == {False, True}
+    assert {call["device"] for call in calls} == {"cuda"}
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_model_of_the_benchmark_is_the_projects(checkpoint):
+    model = train_step.make_model(SHAPE, n_tokens=320, checkpoint=checkpoint)
+    assert model.config.encoder_shape() == SHAPE
+    assert model.encoder.checkpoint_activations == checkpoint
 
 
 def test_end_to_end(cells):
