@@ -65,6 +65,12 @@ def stop_ranks() -> None:
         dist.destroy_process_group()
 
 
+def wait_for_all(ranks: Ranks) -> None:
+    """Go on when all processes have come here."""
+    if ranks.world_size > 1:
+        dist.barrier()
+
+
 def available_cores() -> int:
     """Cores this process may use, which in a container are fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
