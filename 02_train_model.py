@@ -2,10 +2,12 @@
 
     python 02_train_model.py --config configs/train/smoke.yaml optim.lr=1e-4 seed=1
     torchrun --nproc_per_node=2 02_train_model.py --config configs/train/smoke.yaml
+    sbatch configs/slurm.sh --config configs/train/smoke.yaml    (several machines)
 
 Leaves runs/<name>/: the resolved config, metrics.jsonl (curves), metrics.json (scores), the
 predictions of val and test, the weights, and what is needed to use them on new cells. Interrupted,
-the same command carries on from the last epoch; finished, it says so and does nothing.
+the same command carries on from the last epoch, on any number of processes; finished, it says so
+and does nothing.
 """
 
 import argparse
@@ -14,7 +16,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 # Threads that wait for work sleep. Spinning, they fight over the cores with whatever else runs:
 # on two shared cores an update then took 5 times as long. OpenMP reads this when torch loads it.
@@ -41,9 +42,13 @@ from dataset.npy_dataset import (
 from dataset.vocabulary import N_SPECIALS
 from evaluation import METRICS
 from models.objectives import balanced_class_weights, classify
+from models.transformer import compile_blocks
+from training.alarms import TrainingError, refuse_what_is_no_number, warn_of_collapse
 from training.augment import augment
+from training.baseline import fit_baseline
 from training.checkpoint import CheckpointError
 from training.counter_random import update_key
+from training.curve import Curve
 from training.distributed import (
     Ranks,
     averaging,
@@ -51,23 +56,18 @@ from training.distributed import (
     seed_everything,
     start_ranks,
     stop_ranks,
+    wait_for_all,
     wrap,
 )
 from training.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
-from training.predict import Predictions, predict
+from training.predict import Fitted, predict
 from training.run_folder import RunFolder, RunFolderError, environment
 from training.sharding import share
 from training.state import Training
-from training.tracking import Curve, Tracker, leave
+from training.tracking import Tracker, leave
 
 logger = logging.getLogger("train")
 LOG_EVERY = 10  # optimiser updates between two points of the training curve
-
-
-class TrainingError(ValueError):
-    """The loss is not a number any more."""
-
-
 # What is told in one sentence; anything else is a fault of this project and shows its traceback.
 USER_ERRORS = (
     ConfigError,
@@ -141,16 +141,6 @@ def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 # ============================================================================== loop
 
 
-class Fitted(NamedTuple):
-    """A model after training, as both sides of the fork leave it."""
-
-    val: Predictions
-    test: Predictions
-    weights: dict[str, np.ndarray] | None
-    facts: dict  # seconds, best_epoch, n_parameters
-    step: int = 0
-
-
 def fit_network(
     config: TrainConfig, data: EncodedFolder, run: RunFolder, ranks: Ranks, tracker: Tracker
 ) -> Fitted:
@@ -162,14 +152,17 @@ def fit_network(
             f"may have {data.n_tokens} tokens; say {data.n_tokens} or more"
         )
     network = build_network(config, data)
-    model = wrap(network, ranks)
+    model = wrap(network, ranks, config.parallel, config.precision)
+    if config.compile:
+        compile_blocks(network)
     optimizer = make_optimizer(network, lr=optim.lr, weight_decay=optim.weight_decay)
     training = Training(network, model, optimizer, ranks)
     if share(run.checkpoint.exists(), ranks):
         training.resume(run.checkpoint)
         tracker.forget_after(training.step)
         logger.info("%s: carrying on after epoch %d", run.partial, training.epoch)
-    n_steps = optim.max_epochs * -(-len(data.split("train")) // optim.batch_size)
+    n_train = len(data.split("train"))
+    n_steps = optim.max_epochs * -(-n_train // optim.batch_size)
     bar = tqdm(desc=config.name, total=n_steps, initial=training.step, disable=not ranks.is_first)
     with bar, logging_redirect_tqdm():
         while training.epoch < optim.max_epochs:
@@ -179,11 +172,7 @@ def fit_network(
             start = time.perf_counter()
             train_epoch(training, config, data, tracker, bar)
             probabilities = predict(network, val, config, ranks).probabilities
-            if not np.isfinite(probabilities).all():
-                raise TrainingError(
-                    f"epoch {training.epoch + 1}: the network's answers are not numbers any more; "
-                    "lower optim.lr, or say precision=float32"
-                )
+            refuse_what_is_no_number(probabilities, training.epoch)
             scores = score(val.labels, probabilities)
             tracker.log({f"val/{name}": value for name, value in scores.items()}, training.step)
             warn_of_collapse(probabilities, data.class_names, training.epoch)
@@ -198,6 +187,7 @@ def fit_network(
         weights={name: t.numpy() for name, t in training.best_weights.items()},
         facts={
             "seconds": round(training.seconds, 2),
+            "cells_per_second": round(training.epoch * n_train / training.seconds, 1),
             "best_epoch": training.best_epoch + 1,
             "n_parameters": sum(p.numel() for p in network.parameters()),
         },
@@ -218,7 +208,7 @@ def train_epoch(
         class_weights = balanced_class_weights(cells.labels, len(data.class_names))
         class_weights = class_weights.to(ranks.device)
     training.network.train()
-    curve = Curve(ranks)
+    curve = Curve(training.network, config.precision, ranks)
     for update in training_updates(data, config, training.epoch, ranks):
         seed_everything(config.seed, training.step, ranks.rank)
         key = update_key(config.seed, training.step)
@@ -240,7 +230,7 @@ def train_epoch(
                 # Mean over the update's cells. The gradients of all processes are averaged: undo
                 # that division.
                 (losses.sum() * (ranks.world_size / update.n_cells)).backward()
-            curve.add(losses, cells.lengths[some])
+            curve.add(losses, batch["token_ids"])
         norm = clip_gradients(training.network, optim.gradient_clip)
         lr = learning_rate(
             training.step, peak=optim.lr, n_steps=bar.total, warmup_fraction=optim.warmup_fraction
@@ -255,39 +245,6 @@ def train_epoch(
             tracker.log(point, training.step)
             best = max(training.best_rating[0], 0.0)
             bar.set_postfix(loss=f"{point['train/loss']:.3f}", val_macro_f1=f"{best:.3f}")
-
-
-def warn_of_collapse(probabilities: np.ndarray, class_names: list[str], epoch: int) -> None:
-    """Sound the alarm when, after the first epochs, all val cells are given to one class."""
-    predicted = np.unique(probabilities.argmax(axis=1))
-    if epoch >= 2 and len(predicted) == 1 < len(class_names):
-        logger.warning(
-            "epoch %d: every val cell is called %r; if it stays so, lower optim.lr or start from "
-            "model.gene_init=svd",
-            epoch + 1,
-            class_names[predicted[0]],
-        )
-
-
-def fit_baseline(config: TrainConfig, data: EncodedFolder) -> Fitted:
-    """Fit a baseline on the train cells' expression; it tunes itself on val."""
-    train, val = data.split("train"), data.split("val")
-    start = time.perf_counter()
-    val_expression = data.expression("val")
-    fitted = config.model.fit(
-        *data.expression("train"),
-        train.labels,
-        n_classes=len(data.class_names),
-        val=(*val_expression, val.labels),
-        seed=config.seed,
-    )
-    seconds = time.perf_counter() - start
-    return Fitted(
-        val=Predictions(fitted.predict_proba(*val_expression), None),
-        test=Predictions(fitted.predict_proba(*data.expression("test")), None),
-        weights=fitted.to_arrays(),
-        facts={"seconds": round(seconds, 2), "best_epoch": None, "n_parameters": None},
-    )
 
 
 # ============================================================================= final
@@ -313,14 +270,8 @@ def write_results(
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
     run.finish(metrics | fitted.facts | hashes | {"seed": config.seed} | environment(ranks.device))
     for name in ("val", "test"):
-        scores = metrics[name]
-        logger.info(
-            "%s: %s accuracy %.4f, macro-F1 %.4f",
-            run.final,
-            name,
-            scores["accuracy"],
-            scores["macro_f1"],
-        )
+        shown = (metrics[name]["accuracy"], metrics[name]["macro_f1"])
+        logger.info("%s: %s accuracy %.4f, macro-F1 %.4f", run.final, name, *shown)
     tracker.report(run.final, data.class_names, data.split("test").labels, *fitted.test)
     tracker.finish()
 
@@ -332,6 +283,7 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         logger.info("%s is finished: nothing to do", run.final)
         return
     data = EncodedFolder(config.data)
+    wait_for_all(ranks)  # they have looked at the folder: now the first one may change it
     is_baseline = hasattr(config.model, "fit")
     if is_baseline and not ranks.is_first:
         return  # one process is enough

@@ -144,4 +144,14 @@ class TrainConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 on CUDA cards that have it, float32 elsewhere"
     )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile of the transformer blocks: a minute or more at the start, for "
+        "faster updates on CUDA; on a CPU it was measured not to pay",
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="of several processes, each holds the whole network (ddp), or a slice of it "
+        "and of its optimiser (fsdp), for a network that does not fit one card",
+    )
     seed: int = Field(default=0, ge=0)

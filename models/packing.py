@@ -6,14 +6,18 @@ where each cell begins and ends.
 Legend: ``b`` cells, ``t`` tokens of the longest cell, ``n`` real tokens of all cells.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-class Cells(NamedTuple):
-    """Where the cells of a batch lie in its row of ``n`` tokens."""
+@dataclass(frozen=True)
+class Cells:
+    """Where the cells of a batch lie in its row of ``n`` tokens.
+
+    No tuple: the compiler looks into tuples, and would make a program for every number of cells.
+    """
 
     offsets: Tensor  # (b + 1,) int32: cell i has the tokens from offsets[i] up to offsets[i + 1]
     lengths: list[int]  # tokens of each cell

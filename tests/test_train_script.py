@@ -159,6 +159,7 @@ def test_metrics_say_what_they_were_made_with(finished, encoded_folder):
     assert metrics["seed"] == 3
     assert metrics["n_parameters"] > 0
     assert metrics["seconds"] > 0
+    assert metrics["cells_per_second"] > 0
     assert metrics["peak_memory_mb"] > 10
     assert {"git_commit", "device", "versions", "best_epoch"} <= metrics.keys()
 
@@ -181,6 +182,7 @@ def test_the_curve_has_what_a_dashboard_shows(finished):
         "optim/gradient_norm",
         "perf/cells_per_second",
         "perf/tokens_per_second",
+        "perf/gflop_per_second",
         "perf/data_wait_fraction",
     } <= training[0].keys()
     assert 0 <= training[0]["perf/data_wait_fraction"] <= 1

@@ -4,6 +4,7 @@ With one process nothing is started and every function below is the identity.
 """
 
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -11,8 +12,11 @@ import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from configs.base import ConfigError
+from models.transformer import Block
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,12 @@ def stop_ranks() -> None:
         dist.destroy_process_group()
 
 
+def wait_for_all(ranks: Ranks) -> None:
+    """Go on when all processes have come here."""
+    if ranks.world_size > 1:
+        dist.barrier()
+
+
 def available_cores() -> int:
     """Cores this process may use, which in a container are fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
@@ -85,18 +95,56 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device(name)
 
 
-def wrap(network: nn.Module, ranks: Ranks) -> nn.Module:
-    """Move a network to its device and let all processes average their gradients."""
-    network = network.to(ranks.device)
+def wrap(
+    network: nn.Module, ranks: Ranks, parallel: str = "ddp", precision: str = "float32"
+) -> nn.Module:
+    """Move a network to its device and let all processes average their gradients.
+
+    Parameters
+    ----------
+    network
+        The same on all processes but for rounding; the first one's weights are used. Optimisers
+        are made afterwards.
+    ranks
+        Alone, nothing is wrapped.
+    parallel
+        ddp: every process holds the network. fsdp: each holds a slice of every weight, gradient
+        and optimiser state, and a block's weights are put together where they are needed
+        (``fully_shard``, FSDP2). The network is changed in place, and what the device holds never
+        exceeds the slices and a block or two.
+    precision
+        As of ``mixed_precision``. With bfloat16, fsdp sends the blocks' matrices as such, which
+        they are multiplied as anyway; slices and gradients' sums stay float32.
+    """
     if ranks.world_size == 1:
-        return network
-    return nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
+        return network.to(ranks.device)
+    if parallel == "ddp":
+        network = network.to(ranks.device)
+        return nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            on_device = tensor.to(ranks.device)
+            dist.broadcast(on_device, 0)
+            tensor.copy_(on_device)
+    # Its results are views. Nothing here changes them in place, which is what it warns of.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    matrices = MixedPrecisionPolicy()
+    if uses_bfloat16(precision, ranks.device):
+        matrices = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for block in network.modules():
+        if isinstance(block, Block):
+            # Not the norms: they and what is left stay float32, as under mixed_precision.
+            fully_shard([block.attention, block.feed_forward], mesh=mesh, mp_policy=matrices)
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    return network
 
 
 def averaging(model: nn.Module, *, now: bool) -> AbstractContextManager:
     """Return the context of one of several backward passes whose gradients are added up.
 
-    DDP averages over the processes once, in the last pass (``now``).
+    DDP averages over the processes once, in the last pass (``now``). FSDP does so in every pass:
+    what is not yet averaged is not sliced either, and would have to fit the device.
     """
     if now or not isinstance(model, nn.parallel.DistributedDataParallel):
         return nullcontext()
@@ -154,6 +202,10 @@ def mixed_precision(precision: str, device: torch.device) -> torch.autocast:
     ``auto`` is bfloat16 on CUDA cards that have it. bfloat16 has float32's range, so that no loss
     scaling is needed.
     """
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(precision, device))
+
+
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Tell whether a config's ``precision`` means bfloat16 on this device."""
     auto = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    enabled = precision == "bfloat16" or (precision == "auto" and auto)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return precision == "bfloat16" or (precision == "auto" and auto)

@@ -19,6 +19,16 @@ class Predictions(NamedTuple):
     embeddings: np.ndarray | None  # (n_cells, d), float32
 
 
+class Fitted(NamedTuple):
+    """A model after training, be it a network or a baseline."""
+
+    val: Predictions
+    test: Predictions
+    weights: dict[str, np.ndarray] | None  # of a network: on the first process
+    facts: dict  # seconds, best_epoch, n_parameters; of a network cells_per_second too
+    step: int = 0
+
+
 @torch.no_grad()
 def predict(
     network: nn.Module, cells: EncodedSplit, config: TrainConfig, ranks: Ranks

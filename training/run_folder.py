@@ -28,6 +28,8 @@ NOT_COMPARED: dict[str, Any] = {
     "tracking": True,
     "runs_dir": True,
     "device": True,
+    "compile": True,
+    "parallel": True,
     "data": True,
     "optim": {"tokens_per_batch"},
 }

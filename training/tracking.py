@@ -15,9 +15,7 @@ import os
 import queue
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -25,11 +23,9 @@ from urllib.parse import urlparse
 
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
-from torch import Tensor
 
 from configs.schema import TrainConfig
 from training.checkpoint import write_text
-from training.distributed import Ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -179,48 +175,6 @@ class Tracker:
         logger.warning("W&B: %s; the run goes on, metrics.jsonl has every number", reason)
         self.run = None
         Tracker.abandoned = True
-
-
-class Curve:
-    """Sums over the cells since the last point of the training curve, over all processes."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.loss: Tensor | float
-        self._reset()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the seconds that the block, which reads a batch, takes."""
-        start = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - start
-
-    def add(self, losses: Tensor, lengths: np.ndarray) -> None:
-        """Count one batch: the losses of its cells and their tokens, before augmentation."""
-        self.loss = self.loss + losses.detach().sum()
-        self.n_cells += len(losses)
-        self.n_tokens += int(lengths.sum())
-
-    def read(self) -> dict[str, float]:
-        """Return the point and start the next one."""
-        seconds = time.perf_counter() - self.start
-        sums = [float(self.loss), self.n_cells, self.n_tokens, self.waited, seconds]
-        loss, n_cells, n_tokens, waited, all_seconds = sum_over_ranks(sums, self.ranks)
-        self._reset()
-        return {
-            "train/loss": loss / n_cells,
-            "perf/cells_per_second": n_cells / seconds,
-            "perf/tokens_per_second": n_tokens / seconds,
-            "perf/data_wait_fraction": waited / all_seconds,
-        }
-
-    def _reset(self) -> None:
-        self.loss = 0.0
-        self.n_cells: int = 0
-        self.n_tokens: int = 0
-        self.waited: float = 0.0
-        self.start: float = time.perf_counter()
 
 
 def umap_image(

@@ -156,3 +156,17 @@ def test_initialization_values():
     assert not model["norm"].bias.any()
     assert float(model["embedding"].weight[1:].std()) == pytest.approx(0.05, rel=0.05)
     assert not model["embedding"].weight[0].any()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_without_the_kernel_the_number_of_cells_makes_no_other_program(monkeypatch, encoder):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    compile_blocks(encoder)
+    n_programs = []
+    for lengths in ([9, 5, 3], [4, 4, 4, 4], [7, 6, 5, 2, 2], [3] * 11):
+        x = torch.randn(sum(lengths), 16)
+        assert encoder(x, cells_of(lengths), first_only=True).shape == (len(lengths), 16)
+        n_programs.append(counters["stats"]["unique_graphs"])
+    assert len(set(n_programs)) == 1

@@ -1,10 +1,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from configs.base import ConfigError
+from models.rank_transformer import RankTransformerConfig
 from training.distributed import (
     Ranks,
+    averaging,
     choose_device,
     gather_rows,
     mixed_precision,
@@ -23,6 +27,36 @@ def test_alone_everything_is_the_identity():
     assert sum_over_ranks([1.5, 2], ALONE) == [1.5, 2]
     model = nn.Linear(1, 1)
     assert wrap(model, ALONE) is model
+
+
+@pytest.fixture
+def two_ranks():
+    """Stand as the first of two processes whose collectives do nothing."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield Ranks(rank=0, world_size=2, device=torch.device("cpu"))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fsdp_leaves_each_process_its_slice(two_ranks, precision):
+    network = RankTransformerConfig(d_model=8, n_heads=2).build(
+        n_vocabulary=21, n_classes=4, n_tokens=12, n_segments=1
+    )
+    names, whole = list(network.state_dict()), sum(p.numel() for p in network.parameters())
+    assert wrap(network, two_ranks, "fsdp", precision) is network
+    assert list(network.state_dict()) == names
+    assert all(isinstance(p, DTensor) for p in network.parameters())
+    held = sum(p.to_local().numel() for p in network.parameters())
+    assert 0.5 <= held / whole < 0.52  # 21 rows of genes are 11 and 10
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_ddp_averages_in_the_last_pass_only(two_ranks):
+    model = wrap(nn.Linear(2, 2), two_ranks)
+    with averaging(model, now=False):
+        assert not model.require_backward_grad_sync
+    with averaging(model, now=True):
+        assert model.require_backward_grad_sync
 
 
 def test_start_without_torchrun_is_one_process(monkeypatch):

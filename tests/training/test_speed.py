@@ -1,0 +1,16 @@
+import torch
+
+from training.speed import matrix_rate
+
+
+def test_the_rate_is_that_of_the_asked_for_product(monkeypatch):
+    now, asked = [0.0], []
+
+    def product(a, b):
+        asked.append((tuple(a.shape), tuple(b.shape), a.dtype))
+        now[0] += 0.5 if len(asked) > 2 else 60  # the first ones warm up
+
+    monkeypatch.setattr("training.speed.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    assert matrix_rate("cpu", torch.bfloat16, n=16) == 2 * 16**3 / 0.5
+    assert set(asked) == {((16, 16), (16, 16), torch.bfloat16)}

@@ -1,0 +1,78 @@
+"""The training curve: losses and speed since its last point, over all processes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dataset.vocabulary import PAD
+from models.flops import training_flop
+from training.distributed import Ranks, sum_over_ranks, uses_bfloat16
+from training.speed import card_rate
+
+
+class Curve:
+    """Sums over the cells since the last point.
+
+    Nothing waits for the device until a point is read.
+
+    Parameters
+    ----------
+    network
+        Whose FLOP are counted, by ``models.flops``.
+    precision
+        What it computes in, as of ``mixed_precision``.
+    ranks
+        All of them add batches, and read at the same updates.
+    """
+
+    def __init__(self, network: nn.Module, precision: str, ranks: Ranks) -> None:
+        self.network, self.ranks = network, ranks
+        self.peak = 0.0  # FLOP per second of a matrix product; of CUDA cards only
+        if ranks.device.type == "cuda":
+            is_short = uses_bfloat16(precision, ranks.device)
+            self.peak = card_rate(ranks.device, torch.bfloat16 if is_short else torch.float32)
+        self._reset()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the seconds that the block, which reads a batch, takes."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def add(self, losses: Tensor, token_ids: Tensor) -> None:
+        """Count one batch: the losses of its cells, ``(b,)``, and their tokens, ``(b, t)``."""
+        self.losses.append(losses.detach().sum())
+        self.lengths.append((token_ids != PAD).sum(dim=1))
+
+    def read(self) -> dict[str, float]:
+        """Return the point and start the next one.
+
+        Tokens are those given to the network, after augmentation and without padding.
+        ``flop_utilization`` is the share of what matrix products alone would reach on the cards
+        (measured, see ``card_rate``); without CUDA there is none.
+        """
+        loss = float(torch.stack(self.losses).sum())
+        lengths = torch.cat(self.lengths).cpu().numpy()
+        seconds = time.perf_counter() - self.start
+        flop = training_flop(self.network, lengths)  # type: ignore[arg-type]
+        sums = [loss, len(lengths), float(lengths.sum()), flop, self.peak, self.waited, seconds]
+        loss, n_cells, n_tokens, flop, peak, waited, all_seconds = sum_over_ranks(sums, self.ranks)
+        self._reset()
+        utilization = {"perf/flop_utilization": flop / seconds / peak} if peak else {}
+        return {
+            "train/loss": loss / n_cells,
+            "perf/cells_per_second": n_cells / seconds,
+            "perf/tokens_per_second": n_tokens / seconds,
+            "perf/gflop_per_second": flop / seconds / 1e9,
+            "perf/data_wait_fraction": waited / all_seconds,
+        } | utilization
+
+    def _reset(self) -> None:
+        self.losses: list[Tensor] = []
+        self.lengths: list[Tensor] = []
+        self.waited: float = 0.0
+        self.start: float = time.perf_counter()
