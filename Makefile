@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 export PYTHONUNBUFFERED = 1
 
 # ---------------------------------------------------------------- set up
-$(READY): requirements.txt tests/requirements.txt
+$(READY): requirements.txt tests/requirements.txt dataset/requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and "nanocell needs Python 3.11 to 3.13, found %d.%d: make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -r tests/requirements.txt

@@ -82,6 +82,10 @@ class PreprocessConfig(Config):
     tokenizer: TokenizerConfig
     data_dir: str = "data"
     n_threads: int = Field(default=2, ge=1, description="threads that read and rank")
+    cluster: str | None = Field(
+        default=None,
+        description="Dask scheduler that does the work instead, tcp://HOST:8786, or local",
+    )
 
 
 class OptimConfig(Config):

@@ -1,6 +1,8 @@
 """Counts on disk: a CSR matrix in three .npy files, written and read a few rows at a time."""
 
 import io
+import math
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -99,6 +101,34 @@ class NpyWriter:
         return len(data)
 
 
+def create_npy(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Create an array of zeros whose rows ``write_rows`` fills in, in any order."""
+    with NpyWriter(path, dtype, shape[1:]) as writer:
+        writer.n_rows = shape[0]
+        row_bytes = writer.dtype.itemsize * math.prod(shape[1:])
+        writer.file.truncate(writer.header_bytes + shape[0] * row_bytes)
+
+
+def write_rows(path: Path, start: int, rows: NDArray) -> None:
+    """Write rows of an array on the disk, from row ``start`` on.
+
+    Plain writes, not a memory map: a full disk is then an ``OSError``, not a killed process.
+    Written twice they are the same, so whoever is interrupted may start again.
+    """
+    with path.open("r+b", buffering=0) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"{path}: .npy version {version}, expected (1, 0)")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if rows.shape[1:] != shape[1:] or start + len(rows) > shape[0]:
+            raise ValueError(f"{path}: {rows.shape} from row {start} do not fit into {shape}")
+        at = file.tell() + start * dtype.itemsize * math.prod(shape[1:])
+        left = np.ascontiguousarray(rows, dtype=dtype).ravel().view(np.uint8).data
+        while len(left):
+            n = os.pwrite(file.fileno(), left, at)
+            left, at = left[n:], at + n
+
+
 class CsrWriter:
     """Write a CSR matrix block by block; counts are 16 bits wide until one does not fit.
 
@@ -114,7 +144,7 @@ class CsrWriter:
         self.folder, self.n_genes, self.n_values = folder, n_genes, 0
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir()
         with ExitStack() as files:
 
             def add(name: str, dtype: np.dtype) -> NpyWriter:
@@ -203,6 +233,20 @@ class CsrFile:
         return taken
 
 
+def size_kept(
+    file: CsrFile, rows: NDArray[np.integer], columns: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], int]:
+    """Count what is left of some rows without the genes that ``columns`` gives no place (-1).
+
+    Returns
+    -------
+    Values of each row, ``(n_rows,)``, and the largest of them.
+    """
+    n_values = np.zeros(len(rows), dtype=np.int64)
+    largest = _size_rows(file.indptr, file.gene_index, file.counts, rows, columns, n_values)
+    return n_values, int(largest)
+
+
 def take_columns(rows: Rows, columns: NDArray[np.int64], n_genes: int) -> Rows:
     """Renumber the columns: gene ``i`` goes to ``columns[i]``, or is left out where that is -1.
 
@@ -221,6 +265,17 @@ def _copy_rows(indptr, gene_index, counts, rows, new_indptr, new_gene_index, new
         start, stop = indptr[rows[i]], indptr[rows[i] + 1]
         new_gene_index[new_indptr[i] : new_indptr[i + 1]] = gene_index[start:stop]
         new_counts[new_indptr[i] : new_indptr[i + 1]] = counts[start:stop]
+
+
+@compiled
+def _size_rows(indptr, gene_index, counts, rows, columns, n_values):
+    largest = np.int64(0)
+    for i in range(len(rows)):
+        for j in range(indptr[rows[i]], indptr[rows[i] + 1]):
+            if columns[gene_index[j]] >= 0:
+                n_values[i] += 1
+                largest = max(largest, np.int64(counts[j]))
+    return largest
 
 
 @compiled

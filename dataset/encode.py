@@ -1,17 +1,17 @@
 """Hop 1: cells on disk -> quality control -> split -> medians -> ranks, in ``data/<name>/``.
 
-The steps, each a function below or a module of its own::
+The steps, each a function below::
 
-    open_cells        look at the files
-    SpilledCells      one pass over the files: measure cells, put counts aside
-    choose_cells      quality control, labels, split: who stays           dataset/choose_cells.py
-    learn_genes       medians and vocabulary, from train cells
-    keep_counts       expression/: counts of the cells and genes that stay
-    rank_split        train/, val/, test/: tokens and the counts behind them
+    open_cells        look at the files                                  dataset/read.py
+    read_counts       one pass over the files: measure cells, put counts aside
+    choose_cells      quality control, labels, split: who stays          dataset/choose_cells.py
+    learn_genes       medians and vocabulary, from train cells           dataset/gene_medians.py
+    keep_cells        expression/: counts of the cells and genes that stay
+    rank_splits       train/, val/, test/: tokens and the counts behind them
 
-Counts go by in blocks, so memory does not grow with the number of cells, and neither the size of
-a block nor the number of threads changes a byte of the output. The folder is written aside and
-renamed when it is whole.
+What has to do with counts goes to workers, some cells at a time (``dataset/encode_steps.py``), so
+memory does not grow with the number of cells, and neither the size of a block nor the number of
+workers changes a byte of the output. The folder is written aside and renamed when it is whole.
 """
 
 import hashlib
@@ -20,42 +20,54 @@ import logging
 import platform
 import shutil
 import subprocess
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from tqdm.auto import tqdm
 
 from configs.base import ConfigError
 from configs.schema import PreprocessConfig
 from dataset.cell_file import file_sha256, fingerprint
 from dataset.choose_cells import ChosenCells, choose_cells
-from dataset.csr_file import CsrFile, CsrWriter, NpyWriter, Rows, take_columns
+from dataset.csr_file import CsrFile, counts_dtype, create_npy, index_dtype, open_npy
+from dataset.encode_steps import (
+    Kept,
+    Share,
+    ToRank,
+    TrainBlocks,
+    cut,
+    keep_counts,
+    put_aside,
+    rank_cells,
+    size_counts,
+)
 from dataset.encoded_folder import SCHEMA_VERSION, SPLITS, EncodedFolder
-from dataset.gene_medians import Block, gene_medians
+from dataset.gene_medians import gene_medians
 from dataset.history import fit_history, shuffled_within
-from dataset.previous_layer import LayerCells
-from dataset.quality_control import measure_cells
+from dataset.previous_layer import of_layer
+from dataset.previous_profiles import PreviousProfiles
+from dataset.quality_control import Measures, mitochondrial_genes
 from dataset.read import Cells, open_cells
 from dataset.sources import resolve
-from dataset.tokenizers.rank import RankConfig, RankedCells, rank_rows, token_dtype
+from dataset.tokenizers.rank import RankConfig, token_dtype
 from dataset.vocabulary import Vocabulary
+from dataset.workers import Workers, start_workers
 from dataset.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 
-BLOCK_CELLS = 1024
+SHARE_CELLS = 2048  # read in one go by one worker
+TABLE_CELLS = 65_536  # lines of cells.csv written in one go
 # What does not change a byte of the output; the input's bytes are compared by their hash.
-NOT_COMPARED = {"input", "data_dir", "n_threads"}
+NOT_COMPARED = {"input", "data_dir", "n_threads", "cluster"}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -91,19 +103,45 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
         is left on the disk.
     """
     folder = Path(config.data_dir) / config.name
-    files = [(fingerprint(path), file_sha256(path)) for path in resolve(config.input)]
-    if folder.exists() and not overwrite:
-        _check_finished(folder, config, [sha256 for _, sha256 in files])
-        logger.info("%s: already encoded", folder)
-        return folder
-    with written_aside(folder, "meta.json") as aside:
-        _encode_into(aside, config, files, progress)
-        EncodedFolder(aside)  # what was written can be read
+    paths = resolve(config.input)
+    with start_workers(config.n_threads, config.cluster) as workers:
+        marks = [fingerprint(path) for path in paths]
+        files = list(zip(marks, workers.map(file_sha256, paths), strict=True))
+        if folder.exists() and not overwrite:
+            _check_finished(folder, config, [sha256 for _, sha256 in files])
+            logger.info("%s: already encoded", folder)
+            return folder
+        with written_aside(folder, "meta.json") as aside:
+            _encode_into(aside, config, files, Steps(workers, progress))
+            EncodedFolder(aside)  # what was written can be read
     return folder
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Runs a step on some cells after others, and shows how far it is."""
+
+    workers: Workers
+    progress: bool
+
+    def run(
+        self, what: str, step: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[Result]:
+        """Yield what the step returns for each item, in order."""
+        disable = not self.progress
+        with tqdm(total=len(items), desc=what, unit="block", disable=disable) as bar:
+            for result in self.workers.map(step, items):
+                yield result
+                bar.update()
+
+    def finish(self, what: str, step: Callable[[Item], Any], items: Sequence[Item]) -> None:
+        """Run a step for what it writes."""
+        for _ in self.run(what, step, items):
+            pass
+
+
 def _encode_into(
-    folder: Path, config: PreprocessConfig, files: list[tuple[tuple, str]], progress: bool
+    folder: Path, config: PreprocessConfig, files: list[tuple[tuple, str]], steps: Steps
 ) -> None:
     work = folder / "work"  # gone when the folder is whole
     work.mkdir()
@@ -115,111 +153,92 @@ def _encode_into(
         gene_symbol_key=config.gene_symbol_key,
         genes=config.genes,
     )
-    cells = SpilledCells(source, work / "now", config.n_threads, progress)
     if [file.fingerprint for file in source.files] != [mark for mark, _ in files]:
         raise EncodeError(f"{config.input}: a file changed while it was read; start again")
-    metrics = measure_cells(
-        cells,  # type: ignore[arg-type]
-        mitochondrial_prefix=config.quality_control.mitochondrial_prefix,
-        max_cells=BLOCK_CELLS,
+    shares, measures = read_counts(
+        source, work / "now", config.quality_control.mitochondrial_prefix, steps
     )
-    chosen = choose_cells(source, metrics, config)
-    library_size = metrics["total_counts"].to_numpy(dtype=np.float64)
-    vocabulary, medians, columns = learn_genes(
-        cells, library_size, chosen.rows_of("train"), config.n_threads, progress
-    )
+    chosen = choose_cells(source, measures, config)
+    vocabulary, medians, columns = learn_genes(source, shares, work, chosen, steps)
     vocabulary.save(folder / "vocabulary.json")
     np.save(folder / "gene_medians.npy", medians)
     _write_json(folder / "class_names.json", chosen.class_names)
 
-    kept = (chosen.rows, columns, vocabulary.n_genes, config.n_threads)
-    expression = keep_counts(cells.counts, folder / "expression", *kept)
-    library_size = library_size[chosen.rows]
-    np.save(folder / "expression" / "library_size.npy", library_size)
-    shutil.rmtree(work / "now")
-
+    expression = folder / "expression"
+    keep_cells(shares, chosen.rows, columns, vocabulary.n_genes, expression, steps)
+    np.save(expression / "library_size.npy", measures.total_counts[chosen.rows])
     messages = source.messages + chosen.messages
-    previous: PreviousProfiles | None = None
+    previous = None
     if tokenizer.previous is not None:
-        previous = _previous_profiles(
-            folder, config, source, chosen, expression, library_size, kept, messages,
-            progress,
-        )  # fmt: skip
-    for split in SPLITS:
-        rank_split(
-            folder / split, split, expression, library_size, chosen, medians, tokenizer,
-            previous, config.n_threads, progress,
-        )  # fmt: skip
-    shutil.rmtree(work)
+        previous, notes = _previous_profiles(
+            folder, config, source, chosen, columns, vocabulary.n_genes, steps
+        )
+        messages += notes
+    rank_splits(folder, chosen, medians, tokenizer, previous, steps)
 
     source.check_unchanged()
-    _write_cells(folder, chosen, metrics, config)
+    _write_cells(folder, source, chosen, measures)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     hashes = [sha256 for _, sha256 in files]
-    meta = _meta(config, source, chosen, hashes, vocabulary, expression, messages)
+    meta = _meta(config, source, chosen, hashes, vocabulary, CsrFile(expression), messages)
     _write_json(folder / "meta.json", meta)
+    shutil.rmtree(work)
     for message in chosen.messages:
         logger.info(message)
 
 
-class SpilledCells:
-    """Cells whose counts are put on the disk, uncompressed, the first time they go by.
-
-    Has what ``measure_cells`` needs of ``Cells``, so that measuring the cells and putting them
-    aside is one pass over the file. Later passes are over ``counts``.
-    """
-
-    def __init__(
-        self, cells: Cells, folder: Path, n_threads: int = 1, progress: bool = False
-    ) -> None:
-        self.source, self.folder = cells, folder
-        self.n_threads, self.progress = n_threads, progress
-        self.obs, self.gene_ids, self.gene_symbols = cells.obs, cells.gene_ids, cells.gene_symbols
-
-    def blocks(self, max_cells: int) -> Iterator[tuple[int, csr_matrix]]:
-        """Stream the counts as ``Cells.blocks`` does, and write them."""
-        bar = tqdm(total=self.source.n_cells, desc="read", unit="cell", disable=not self.progress)
-        with CsrWriter(self.folder, self.source.n_genes) as writer, bar:
-            for start, block in self.source.blocks(max_cells, n_threads=self.n_threads):
-                writer.append(Rows(block.indptr, block.indices, block.data))
-                yield start, block
-                bar.update(block.shape[0])
-        self.counts = CsrFile(self.folder)
-
-
-def learn_genes(
-    cells: SpilledCells,
-    library_size: NDArray[np.float64],
-    train_rows: NDArray[np.int64],
-    n_threads: int = 1,
-    progress: bool = False,
-) -> tuple[Vocabulary, NDArray[np.float32], NDArray[np.int64]]:
-    """Learn vocabulary and medians from the train cells.
-
-    Parameters
-    ----------
-    cells
-        With their counts on the disk.
-    library_size
-        Of all cells of the file, over all genes.
-    train_rows
-        Cells to learn from.
+def read_counts(
+    cells: Cells, folder: Path, mitochondrial_prefix: str, steps: Steps
+) -> tuple[list[Share], Measures]:
+    """Read the files once: measure every cell, put the counts aside.
 
     Returns
     -------
-    The vocabulary (genes detected in a train cell), their medians, and for every gene of the file
-    its place in the vocabulary or -1.
+    The cells in shares, whose counts are on the disk uncompressed, and the measures of all cells,
+    memory-mapped.
     """
-    of_train = np.zeros(len(library_size))
-    of_train[train_rows] = library_size[train_rows]
+    folder.mkdir()
+    shares: list[Share] = []
+    offset = 0
+    for file in cells.files:
+        size = file.n_cells if file.by_columns else SHARE_CELLS  # columns are turned in one go
+        for start, stop in cut(0, file.n_cells, size):
+            place = folder / f"{len(shares):06d}"
+            shares.append(Share(file, start, stop, offset + start, place))
+        offset += file.n_cells
+    for name, dtype in zip(Measures._fields, (np.int64, np.float64, np.float64), strict=True):
+        create_npy(folder / f"{name}.npy", np.dtype(dtype), (cells.n_cells,))
+    is_mitochondrial = mitochondrial_genes(cells, mitochondrial_prefix)
+    step = partial(put_aside, measures=folder, is_mitochondrial=is_mitochondrial)
+    steps.finish("read", step, shares)
+    return shares, Measures(*(open_npy(folder / f"{name}.npy") for name in Measures._fields))
 
-    def blocks() -> Iterator[Block]:
-        blocks = tqdm(_cut(len(of_train)), desc="medians", unit="block", disable=not progress)
-        for start, stop in blocks:
-            yield Block(cells.counts.rows(start, stop), of_train[start:stop])
 
+def learn_genes(
+    cells: Cells, shares: list[Share], work: Path, chosen: ChosenCells, steps: Steps
+) -> tuple[Vocabulary, NDArray[np.float32], NDArray[np.int64]]:
+    """Learn vocabulary and medians from the train cells.
+
+    Returns
+    -------
+    The vocabulary (genes detected in a train cell), their medians, and for every gene of the
+    files its place in the vocabulary or -1.
+    """
+    rows = chosen.rows[chosen.of_split("train")]
+    is_train = np.zeros(cells.n_cells, dtype=bool)
+    is_train[rows] = True
+    np.save(work / "is_train.npy", is_train)
+    library_size = work / "now" / "total_counts.npy"
+    pieces = [piece for share in shares for piece in share.pieces]
+    n_groups = min(len(pieces), steps.workers.n_workers)
     medians = gene_medians(
-        blocks, len(cells.gene_ids), largest_library=of_train.max(), n_threads=n_threads
+        steps.workers,
+        [
+            TrainBlocks(pieces[first:last], work / "is_train.npy", library_size)
+            for first, last in pairwise(np.linspace(0, len(pieces), n_groups + 1).astype(int))
+        ],
+        cells.n_genes,
+        largest_library=float(open_npy(library_size)[rows].max()),
     )
     detected = np.isfinite(medians)
     vocabulary = Vocabulary(
@@ -229,44 +248,88 @@ def learn_genes(
     return vocabulary, medians[detected], columns
 
 
-def keep_counts(
-    counts: CsrFile,
-    folder: Path,
-    rows: NDArray[np.int64],
+def keep_cells(
+    shares: list[Share],
+    rows: NDArray[np.integer],
     columns: NDArray[np.int64],
     n_genes: int,
-    n_threads: int = 1,
-) -> CsrFile:
-    """Write the counts of some cells and genes.
+    folder: Path,
+    steps: Steps,
+) -> None:
+    """Write the counts of some cells and genes as one CSR matrix, and drop what was put aside.
 
     Parameters
     ----------
-    counts
-        Of all cells and genes.
-    folder
-        To write.
+    shares
+        All cells, put aside.
     rows
-        Cells to keep.
+        Cells to keep, ascending.
     columns, n_genes
         New column of every gene (-1: left out), and how many there are.
+    folder
+        To write; may exist.
     """
+    kept = []
+    for piece in (piece for share in shares for piece in share.pieces):
+        last = piece.first_cell + piece.stop - piece.start
+        a, b = np.searchsorted(rows, [piece.first_cell, last]).tolist()
+        if a < b:
+            of_piece = np.asarray(rows[a:b], dtype=np.int64) - (piece.first_cell - piece.start)
+            kept.append(Kept(piece.folder, of_piece, a))
+    folder.mkdir(exist_ok=True)
+    indptr, largest = np.zeros(len(rows) + 1, dtype=np.int64), 0
+    sizes = steps.run("sizes", partial(size_counts, columns=columns), kept)
+    for cells, (n_values, most) in zip(kept, sizes, strict=True):
+        indptr[cells.place + 1 : cells.place + 1 + len(n_values)] = n_values
+        largest = max(largest, most)
+    np.cumsum(indptr, out=indptr)
+    np.save(folder / "indptr.npy", indptr)
+    n_all = (int(indptr[-1]),)
+    create_npy(folder / "gene_index.npy", index_dtype(n_genes), n_all)
+    create_npy(folder / "counts.npy", counts_dtype(np.array([largest])), n_all)
+    del indptr
+    step = partial(keep_counts, columns=columns, n_genes=n_genes, folder=folder)
+    steps.finish("counts", step, kept)
+    for share in shares:
+        shutil.rmtree(share.folder)
 
-    def cut_out(block: tuple[int, int]) -> Rows:
-        return take_columns(counts.take(rows[slice(*block)]), columns, n_genes)
 
-    with CsrWriter(folder, n_genes) as writer:
-        for block in _in_order(cut_out, _cut(len(rows)), n_threads):
-            writer.append(block)
-    return CsrFile(folder)
-
-
-@dataclass(frozen=True)
-class PreviousProfiles:
-    """Where each kept cell's profile at the time point before comes from."""
-
-    place: NDArray[np.int64]  # (n,), the kept cell whose history this one gets (the control)
-    profiles: Callable[[NDArray[np.int64]], tuple[Rows, NDArray[np.float64]]]
-    counts_dtype: np.dtype
+def rank_splits(
+    folder: Path,
+    chosen: ChosenCells,
+    medians: NDArray[np.float32],
+    tokenizer: RankConfig,
+    previous: PreviousProfiles | None,
+    steps: Steps,
+) -> None:
+    """Write the arrays of the three splits."""
+    counts = CsrFile(folder / "expression").counts.dtype
+    if previous is not None:
+        counts = max(counts, previous.counts_dtype, key=lambda dtype: dtype.itemsize)
+    dtypes = {"token_ids": token_dtype(len(medians)), "counts": counts}
+    for name in SPLITS:
+        (folder / name).mkdir()
+        rows = chosen.of_split(name)
+        arrays = {
+            "token_ids": (dtypes["token_ids"], (tokenizer.row_length,)),
+            "counts": (dtypes["counts"], (tokenizer.row_length,)),
+            "lengths": (np.dtype(np.int32), ()),
+            "library_size": (np.dtype(np.float32), (tokenizer.n_segments,)),
+        }
+        for array, (dtype, shape) in arrays.items():
+            create_npy(folder / name / f"{array}.npy", dtype, (len(rows), *shape))
+        np.save(folder / name / "rows.npy", rows)
+        np.save(folder / name / "labels.npy", chosen.labels.codes[rows].astype(np.int64))
+    items, places = [], np.zeros(len(SPLITS), dtype=int)
+    for start, stop in cut(0, len(chosen.rows)):
+        split = chosen.split.codes[start:stop]
+        items.append(ToRank(start, split, tuple(places.tolist())))
+        places += np.bincount(split, minlength=len(SPLITS))
+    step = partial(
+        rank_cells, folder=folder, medians=medians, n_tokens=tokenizer.n_tokens, dtypes=dtypes,
+        previous=previous,
+    )  # fmt: skip
+    steps.finish("rank", step, items)
 
 
 def _previous_profiles(
@@ -274,37 +337,33 @@ def _previous_profiles(
     config: PreprocessConfig,
     source: Cells,
     chosen: ChosenCells,
-    expression: CsrFile,
-    library_size: NDArray[np.float64],
-    kept: tuple,
-    messages: list[str],
-    progress: bool,
-) -> PreviousProfiles:
+    columns: NDArray[np.int64],
+    n_genes: int,
+    steps: Steps,
+) -> tuple[PreviousProfiles, list[str]]:
     """Take the previous profiles from a layer, or fit how to compute them."""
     settings = config.tokenizer.previous
     assert settings is not None
-    groups = chosen.split.astype(object)
-    if chosen.time is not None:
-        groups = groups + "\t" + chosen.time.astype(object)
-    place = np.arange(len(groups))
+    messages: list[str] = []
+    place = np.arange(len(chosen.rows))
     if settings.shuffle:
+        groups = np.asarray(chosen.split, dtype=object)
+        if chosen.time is not None:
+            groups = groups + "\t" + np.asarray(chosen.time, dtype=object)
         place = shuffled_within(groups.astype(str), settings.seed)
         messages.append("history: shuffled between the cells of a split and time point (control)")
+    previous = folder / "work" / "previous"
+    previous.mkdir()
+    np.save(previous / "place.npy", place)
 
     if settings.layer is not None:
-        layer = SpilledCells(
-            LayerCells.of(source, settings.layer),
-            folder / "work/layer",
-            config.n_threads,
-            progress,
-        )
-        sums = [np.asarray(block.sum(axis=1)).ravel() for _, block in layer.blocks(BLOCK_CELLS)]
-        library = np.concatenate(sums).astype(np.float64)[chosen.rows]
-        counts = keep_counts(layer.counts, folder / "work/previous", *kept)
-        shutil.rmtree(layer.folder)
-        return PreviousProfiles(
-            place, lambda rows: (counts.take(rows), library[rows]), counts.counts.dtype
-        )
+        layer = of_layer(source, settings.layer)
+        prefix = config.quality_control.mitochondrial_prefix
+        shares, measures = read_counts(layer, folder / "work" / "layer", prefix, steps)
+        keep_cells(shares, chosen.rows, columns, n_genes, previous, steps)
+        np.save(previous / "library_size.npy", measures.total_counts[chosen.rows])
+        dtype = CsrFile(previous).counts.dtype
+        return PreviousProfiles(previous, dtype, n_genes), messages
 
     if chosen.time is None:
         raise EncodeError(
@@ -314,96 +373,18 @@ def _previous_profiles(
     if len(chosen.time_points) < 2:
         raise EncodeError(f"time_key {config.time_key!r}: one time point only")
     messages.append(f"history: time points in order: {', '.join(chosen.time_points)}")
-    n_genes, time = kept[2], chosen.time
-    train = np.flatnonzero(chosen.split == "train")
+    time = np.asarray(chosen.time).astype(str)
+    np.save(previous / "time.npy", time)
+    expression = folder / "expression"
     history, notes = fit_history(
-        expression, library_size, time, train, chosen.time_points, settings, n_genes
-    )
+        CsrFile(expression), open_npy(expression / "library_size.npy"), time,
+        chosen.of_split("train"), chosen.time_points, settings, n_genes,
+    )  # fmt: skip
     messages += notes
     history.save(folder / "history")
-
-    def profiles(rows: NDArray[np.int64]) -> tuple[Rows, NDArray[np.float64]]:
-        counts = expression.take(rows).to_csr(n_genes)
-        previous, library = history.profiles(counts, library_size[rows], time[rows])
-        return Rows(previous.indptr.astype(np.int64), previous.indices, previous.data), library
-
     dtype = np.dtype(np.uint16 if history.largest_count() < 2**16 else np.int32)
-    return PreviousProfiles(place, profiles, dtype)
-
-
-def rank_split(
-    folder: Path,
-    split: str,
-    expression: CsrFile,
-    library_size: NDArray[np.float64],
-    chosen: ChosenCells,
-    medians: NDArray[np.float32],
-    tokenizer: RankConfig,
-    previous: PreviousProfiles | None,
-    n_threads: int = 1,
-    progress: bool = False,
-) -> None:
-    """Write the arrays of one split."""
-    folder.mkdir()
-    rows = np.flatnonzero(chosen.split == split)
-    libraries = np.zeros((len(rows), tokenizer.n_segments), dtype=np.float32)
-    libraries[:, 0] = library_size[rows]
-    ids_dtype, counts_dtype = token_dtype(len(medians)), expression.counts.dtype
-    if previous is not None:
-        counts_dtype = max(counts_dtype, previous.counts_dtype, key=lambda dtype: dtype.itemsize)
-
-    def rank(block: tuple[int, int]) -> RankedCells:
-        these = rows[slice(*block)]
-        segments = [expression.take(these)]
-        if previous is not None:
-            before, library = previous.profiles(previous.place[these])
-            segments.append(before)
-            libraries[slice(*block), 1] = library
-        return rank_rows(
-            segments,
-            medians,
-            n_tokens=tokenizer.n_tokens,
-            token_dtype=ids_dtype,
-            counts_dtype=counts_dtype,
-        )
-
-    width = (tokenizer.row_length,)
-    files = (("token_ids", ids_dtype, width), ("counts", counts_dtype, width),
-             ("lengths", np.dtype(np.int32), ()))  # fmt: skip
-    bar = tqdm(total=len(rows), desc=f"rank {split}", unit="cell", disable=not progress)
-    with bar, ExitStack() as stack:
-        writers = [
-            stack.enter_context(NpyWriter(folder / f"{name}.npy", dtype, shape))
-            for name, dtype, shape in files
-        ]
-        for ranked in _in_order(rank, _cut(len(rows)), n_threads):
-            for writer, part in zip(writers, ranked, strict=True):
-                writer.append(part)
-            bar.update(len(ranked.lengths))
-    number_of = {name: i for i, name in enumerate(chosen.class_names)}
-    labels = [number_of[label] for label in chosen.labels[rows]]
-    np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
-    np.save(folder / "rows.npy", rows)
-    np.save(folder / "library_size.npy", libraries)
-
-
-def _cut(n_rows: int) -> list[tuple[int, int]]:
-    size = BLOCK_CELLS
-    return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
-
-
-def _in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], n_threads: int
-) -> Iterator[Result]:
-    """Map over threads; results come in order, and only a few wait in memory."""
-    with ThreadPoolExecutor(n_threads) as pool:
-        waiting: deque = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > n_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    profiles = PreviousProfiles(previous, dtype, n_genes, expression, folder / "history")
+    return profiles, messages
 
 
 # ----------------------------------------------------------------------- the folder
@@ -430,28 +411,33 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _write_cells(
-    folder: Path, chosen: ChosenCells, metrics: pd.DataFrame, config: PreprocessConfig
-) -> None:
-    table = pd.DataFrame(
-        {
-            "cell_name": chosen.names,
-            "split": chosen.split,
-            "label": chosen.labels,
-            "batch": chosen.batch,
+def _write_cells(folder: Path, source: Cells, chosen: ChosenCells, measures: Measures) -> None:
+    """Write cells.csv and dropped.csv, a stretch of cells at a time."""
+    for first, last in cut(0, source.n_cells, TABLE_CELLS):
+        names = source.names(first, last)
+        a, b = np.searchsorted(chosen.rows, [first, last]).tolist()
+        rows = chosen.rows[a:b]
+        columns = {
+            "cell_name": names[rows - first],
+            "split": chosen.split[a:b],
+            "label": chosen.labels[a:b],
+            "batch": chosen.batch[a:b],
         }
-    )
-    if chosen.time is not None:
-        table["time"] = chosen.time
-    measured = metrics.iloc[chosen.rows]
-    for column in ("n_genes", "total_counts", "pct_counts_mt"):
-        table[column] = measured[column].to_numpy()
-    if chosen.doublet_score is not None:
-        table["doublet_score"] = chosen.doublet_score.iloc[chosen.rows].to_numpy()
-    table.to_csv(folder / "cells.csv", index=False)
-    chosen.dropped.rename_axis("cell_name").reset_index().to_csv(
-        folder / "dropped.csv", index=False
-    )
+        if chosen.time is not None:
+            columns["time"] = chosen.time[a:b]
+        columns |= {name: column[rows] for name, column in measures._asdict().items()}
+        if chosen.doublet_score is not None:
+            columns["doublet_score"] = chosen.doublet_score[a:b]
+        codes = chosen.reasons.codes[first:last]
+        dropped = {
+            "cell_name": names[codes > 0],
+            "reason": np.array(chosen.reasons.texts, dtype=object)[codes[codes > 0]],
+        }
+        for file, table in (("cells.csv", columns), ("dropped.csv", dropped)):
+            lines = pd.DataFrame(table)
+            lines.to_csv(
+                folder / file, index=False, mode="w" if first == 0 else "a", header=first == 0
+            )
 
 
 def _meta(
@@ -463,11 +449,6 @@ def _meta(
     expression: CsrFile,
     messages: list[str],
 ) -> dict[str, Any]:
-    n_of_reason = chosen.dropped.value_counts().sort_index()
-    lines = (  # a list of them would be the largest thing in memory
-        f"{chosen.names[i]}\t{chosen.split[i]}\t{chosen.labels[i]}"
-        for i in np.argsort(chosen.names, kind="stable")
-    )
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
@@ -493,17 +474,26 @@ def _meta(
             "gene_index": expression.gene_index.dtype.name,
             "counts": expression.counts.dtype.name,
         },
-        "n_cells": {split: int((chosen.split == split).sum()) for split in SPLITS},
-        "dropped": {str(reason): int(n) for reason, n in n_of_reason.items()},
+        "n_cells": {split: len(chosen.of_split(split)) for split in SPLITS},
+        "dropped": chosen.reasons.count(),
         "messages": messages,
         "data_sha256": _sha256([*hashes, source.counts_location]),
-        "split_sha256": _sha256(lines),
+        "split_sha256": _sha256(_split_lines(source, chosen)),
         "git_commit": _git_commit(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("numpy", "scipy", "anndata", "numba")},
         },
     }
+
+
+def _split_lines(source: Cells, chosen: ChosenCells) -> Iterator[str]:
+    """Say of each cell, in file order, its split and its type."""
+    for first, last in cut(0, source.n_cells, TABLE_CELLS):
+        a, b = np.searchsorted(chosen.rows, [first, last]).tolist()
+        names = source.names(first, last)[chosen.rows[a:b] - first]
+        for line in zip(names, chosen.split[a:b], chosen.labels[a:b], strict=True):
+            yield "\t".join(line)
 
 
 def _sha256(lines: Iterable[str]) -> str:

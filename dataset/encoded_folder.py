@@ -1,7 +1,8 @@
 """``EncodedFolder``: what ``encode`` wrote, opened and checked; the arrays stay on the disk."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dataset.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
+CHECKED_LINES = 65_536  # of cells.csv at a time
 ADVICE = "preprocess again (01_preprocess_sc_data.ipynb, overwrite)"
 
 
@@ -34,7 +36,7 @@ class EncodedSplit:
     labels: NDArray[np.int64]  # (n,)
     rows: NDArray[np.int64]  # (n,), into expression/ and cells
     library_size: NDArray[np.float32]  # (n, s)
-    cells_of_folder: pd.DataFrame  # cells.csv, of all splits: not copied, for a million cells
+    folder: "EncodedFolder" = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,17 +44,17 @@ class EncodedSplit:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """The split's lines of cells.csv, ``(n,)``."""
-        return self.cells_of_folder.iloc[self.rows].reset_index(drop=True)
+        return self.folder.cells.iloc[self.rows].reset_index(drop=True)
 
     @property
     def cell_names(self) -> NDArray[np.str_]:
         """Names of the cells, ``(n,)``."""
-        return self.cells_of_folder["cell_name"].to_numpy()[self.rows].astype(str)
+        return self.folder.cells["cell_name"].to_numpy()[self.rows].astype(str)
 
     @property
     def batches(self) -> NDArray[np.str_]:
         """Donor or batch of the cells, ``(n,)``."""
-        return self.cells_of_folder["batch"].to_numpy()[self.rows].astype(str)
+        return self.folder.cells["batch"].to_numpy()[self.rows].astype(str)
 
 
 class EncodedFolder:
@@ -104,6 +106,7 @@ class EncodedFolder:
         )
         self._check(bool((self.gene_medians > 0).all()), "gene_medians.npy", "not all positive")
         self._splits = {split: self._open_split(split) for split in SPLITS}
+        self._check_cells()
 
     def split(self, name: str) -> EncodedSplit:
         """Return ``train``, ``val`` or ``test``."""
@@ -112,21 +115,41 @@ class EncodedFolder:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """cells.csv: one line a cell, in the order of expression/."""
+        (cells,) = self._read_cells(None)
+        return cells
+
+    def _read_cells(
+        self, columns: list[str] | None, lines: int | None = None
+    ) -> Iterator[pd.DataFrame]:
+        """Read columns of cells.csv, all at once or some lines at a time."""
         text = dict.fromkeys(("cell_name", "split", "label", "batch", "time"), str)
+        how: dict[str, Any] = {
+            "usecols": columns,
+            "dtype": text,
+            "keep_default_na": False,  # a cell type may be called "NA"
+            "na_values": {"doublet_score": [""], "pct_counts_mt": [""]},
+        }
+        path = self.path / "cells.csv"
         try:
-            cells = pd.read_csv(
-                self.path / "cells.csv",
-                dtype=text,
-                keep_default_na=False,  # a cell type may be called "NA"
-                na_values={"doublet_score": [""], "pct_counts_mt": [""]},
-            )
+            if lines is None:
+                yield pd.read_csv(path, **how)
+            else:
+                with pd.read_csv(path, chunksize=lines, **how) as parts:
+                    yield from parts
         except (OSError, ValueError) as error:
             raise self._damaged("cells.csv", _one_line(error)) from None
-        n_cells = sum(self.n_cells.values())
-        lacking = {"cell_name", "split", "label", "batch"} - set(cells)
-        self._check(not lacking, "cells.csv", f"no columns {sorted(lacking)}")
-        self._check(len(cells) == n_cells, "cells.csv", f"{len(cells)} lines, expected {n_cells}")
-        return cells
+
+    def _check_cells(self) -> None:
+        """Compare cells.csv with the arrays, without holding a million lines."""
+        splits = [np.zeros(0, dtype=np.int8)]
+        needed = ["cell_name", "split", "label", "batch"]
+        for part in self._read_cells(needed, CHECKED_LINES):
+            splits.append(pd.Categorical(part["split"], categories=SPLITS).codes)
+        found, n_cells = np.concatenate(splits), sum(self.n_cells.values())
+        self._check(len(found) == n_cells, "cells.csv", f"{len(found)} lines, expected {n_cells}")
+        for code, name in enumerate(SPLITS):
+            agree = (found[self._splits[name].rows] == code).all()
+            self._check(bool(agree), f"{name}/rows.npy", "not as in cells.csv")
 
     @cached_property
     def _expression(self) -> tuple[CsrFile, NDArray[np.float64]]:
@@ -169,11 +192,7 @@ class EncodedFolder:
         ):
             inside = n == 0 or (values.min() >= low and values.max() <= high)
             self._check(inside, f"{name}/{file}", f"values outside {low} to {high}")
-        split = self.cells["split"].to_numpy()[rows]
-        self._check(bool((split == name).all()), f"{name}/rows.npy", "not as in cells.csv")
-        return EncodedSplit(
-            name, token_ids, counts, lengths, labels, rows, library_size, self.cells
-        )
+        return EncodedSplit(name, token_ids, counts, lengths, labels, rows, library_size, self)
 
     def _array(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> NDArray:
         """Open an array without reading it, if it is what it should be."""

@@ -8,8 +8,8 @@ numpy's median lies half-way between the two middle ones; the upper of the two i
 again, or the next value that occurs.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix
 from dataset.compiled import compiled
 from dataset.csr_file import Rows
 from dataset.log_expression import TARGET_SUM
+from dataset.workers import Workers, start_workers
 
 DIGIT_BITS = 7  # 10 MB of histogram at 20,000 genes: larger ones fall out of the cache
 NONE_ABOVE = np.iinfo(np.int64).max
@@ -31,25 +32,42 @@ class Block(NamedTuple):
     library_size: NDArray[np.float64]  # (n_rows,); 0 = leave this cell out
 
 
+class Digit(NamedTuple):
+    """Which digit a pass counts: bits [low, high) of the offset from the smallest value's bits."""
+
+    smallest: int
+    high: int
+    low: int
+    find_above: bool  # also look for the next value beyond those that share the prefix
+
+
+class Counted(NamedTuple):
+    """What a pass found; the sum, and the least, over all cells are what matters."""
+
+    histogram: NDArray[np.uint32]  # (n_genes, 128), values that share the gene's prefix
+    above: NDArray[np.int64]  # (n_genes,), smallest offset beyond them
+
+
 def gene_medians(
-    blocks: Callable[[], Iterable[Block]],
+    workers: Workers,
+    groups: Sequence[Callable[[], Iterable[Block]]],
     n_genes: int,
     *,
     largest_library: float,
-    n_threads: int = 1,
 ) -> NDArray[np.float32]:
     """Take the median of each gene's non-zero values, in counts per 10,000.
 
     Parameters
     ----------
-    blocks
-        Called once a pass; gives the same cells each time, a block at a time.
+    workers
+        Each counts a group of cells at a time.
+    groups
+        Each gives the same cells every time it is called, a block at a time; called once a pass.
+        How the cells are grouped does not change the result.
     n_genes
         Columns of the rows.
     largest_library
         Largest library size of a counted cell: bounds the values from below.
-    n_threads
-        Threads, each with its own genes; the result does not depend on it.
 
     Returns
     -------
@@ -61,36 +79,40 @@ def gene_medians(
 
     prefix = np.zeros(n_genes, dtype=np.int64)  # leading digits of the lower middle value
     above = np.full(n_genes, NONE_ABOVE)  # smallest value beyond those that share them
-    histogram = np.zeros((n_genes, 2 ** max(widths)), dtype=np.uint32)
-    edges = np.linspace(0, n_genes, n_threads + 1).astype(np.int64)
     n_values = rank = upper = np.zeros(n_genes, dtype=np.int64)
-
-    def count(block: Block, first: int, last: int) -> None:
-        high, low = shift + width, shift
-        _count_digits(
-            *block.rows, block.library_size, first, last, smallest, high, low, prefix,
-            histogram, above, low == 0,
-        )  # fmt: skip
-
     shift = n_bits
-    with ThreadPoolExecutor(n_threads) as pool:
-        for width in widths:
-            shift -= width
-            histogram[:] = 0
-            for block in blocks():
-                list(pool.map(count, [block] * n_threads, edges[:-1], edges[1:]))
-            if width + shift == n_bits:  # the first pass sees every value
-                n_values = histogram.sum(axis=1, dtype=np.int64)
-                rank = np.maximum(n_values - 1, 0) // 2
-            digit, rank, upper = _pick_digit(histogram, rank)
-            # The next value up: in the lower's own histogram if there is one, else beyond it.
-            upper = np.where(upper >= 0, (prefix << width) | upper, above)
-            prefix = (prefix << width) | digit
+    for width in widths:
+        digit = Digit(smallest, shift, shift - width, find_above=shift == widths[-1])
+        shift -= width
+        histogram = np.zeros((n_genes, 2**width), dtype=np.uint32)
+        for counted in workers.map(partial(count_digit, prefix=prefix, digit=digit), groups):
+            histogram += counted.histogram
+            above = np.minimum(above, counted.above)
+        if width + shift == n_bits:  # the first pass sees every value
+            n_values = histogram.sum(axis=1, dtype=np.int64)
+            rank = np.maximum(n_values - 1, 0) // 2
+        value, rank, upper = _pick_digit(histogram, rank)
+        # The next value up: in the lower's own histogram if there is one, else beyond it.
+        upper = np.where(upper >= 0, (prefix << width) | upper, above)
+        prefix = (prefix << width) | value
 
     lower_value = _values(prefix + smallest)
     upper = np.where((n_values % 2 == 1) | (upper == NONE_ABOVE), prefix, upper)
     medians = (lower_value + _values(upper + smallest)) / np.float32(2)
     return np.where(n_values > 0, medians, np.float32(np.nan))
+
+
+def count_digit(
+    blocks: Callable[[], Iterable[Block]], prefix: NDArray[np.int64], digit: Digit
+) -> Counted:
+    """Count one digit of the values of a group of cells: one worker's part of a pass."""
+    n_bins = 2 ** (digit.high - digit.low)
+    counted = Counted(
+        np.zeros((len(prefix), n_bins), dtype=np.uint32), np.full(len(prefix), NONE_ABOVE)
+    )
+    for block in blocks():
+        _count_digit(*block.rows, block.library_size, prefix, *digit, *counted)
+    return counted
 
 
 def gene_medians_of(
@@ -101,7 +123,8 @@ def gene_medians_of(
         library_size = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     block = Block(Rows.from_csr(counts), np.asarray(library_size, dtype=np.float64))
     largest = float(block.library_size.max(initial=1))
-    return gene_medians(lambda: [block], counts.shape[1], largest_library=largest)
+    with start_workers(1) as workers:
+        return gene_medians(workers, [lambda: [block]], counts.shape[1], largest_library=largest)
 
 
 def _bits(value: float) -> int:
@@ -113,11 +136,10 @@ def _values(bits: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 @compiled
-def _count_digits(
-    indptr, gene_index, counts, library_size, first_gene, last_gene, smallest, high, low, prefix,
-    histogram, above, find_above,
+def _count_digit(
+    indptr, gene_index, counts, library_size, prefix, smallest, high, low, find_above, histogram,
+    above,
 ):  # fmt: skip
-    """Count, for genes [first, last), bits [low, high) of the values whose bits above match."""
     longest = np.int64(0)
     for row in range(len(indptr) - 1):
         longest = max(longest, indptr[row + 1] - indptr[row])
@@ -127,14 +149,10 @@ def _count_digits(
     for row in range(len(indptr) - 1):
         if library_size[row] <= 0:
             continue
-        start, stop = indptr[row], indptr[row + 1]
-        start, stop = (
-            start + np.searchsorted(gene_index[start:stop], first_gene),
-            start + np.searchsorted(gene_index[start:stop], last_gene),
-        )
-        for i in range(stop - start):
+        start, n = indptr[row], indptr[row + 1] - indptr[row]
+        for i in range(n):
             value[i] = np.float32(counts[start + i] * 1e4 / library_size[row])
-        for i in range(stop - start):
+        for i in range(n):
             gene = gene_index[start + i]
             offset = np.int64(bits[i]) - smallest
             head = offset >> high

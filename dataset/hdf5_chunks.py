@@ -1,11 +1,11 @@
 """Gzip-compressed HDF5 arrays, inflated about twice as fast as HDF5 does it.
 
 Public atlases are gzip, and inflating is what reading them costs. HDF5 hands out the compressed
-chunks as they are; ISA-L inflates them, several at once, since it lets go of Python's lock.
-Whatever is unusual about a chunk (missing, not compressed, damaged) is left to HDF5 itself.
+chunks as they are; ISA-L inflates them and lets go of Python's lock, so that threads which read
+different cells do not wait for each other. Whatever is unusual about a chunk (missing, not
+compressed, damaged) is left to HDF5 itself.
 """
 
-from concurrent.futures import Executor, Future
 from typing import Any
 
 import h5py
@@ -18,11 +18,9 @@ except ImportError:  # a machine without wheels of isal: right, and slower
 
 InflateError: Any = inflater.error
 DEFLATE, SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
-# Chunks handed to a thread at once: enough to be worth the hand-over.
-CHUNKS_A_TASK = 16
 
 
-def fast_array(array: Any, threads: Executor | None = None) -> Any:
+def fast_array(array: Any) -> Any:
     """Wrap a one-dimensional gzip dataset; return anything else as it came."""
     if not isinstance(array, h5py.Dataset) or array.ndim != 1 or array.chunks is None:
         return array
@@ -30,14 +28,14 @@ def fast_array(array: Any, threads: Executor | None = None) -> Any:
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
     if filters not in ([DEFLATE], [SHUFFLE, DEFLATE]) or array.dtype.kind not in "biuf":
         return array
-    return GzipArray(array, shuffled=SHUFFLE in filters, threads=threads)
+    return GzipArray(array, shuffled=SHUFFLE in filters)
 
 
 class GzipArray:
     """Reads slices like the dataset it wraps; made to be read from front to back."""
 
-    def __init__(self, dataset: h5py.Dataset, *, shuffled: bool, threads: Executor | None) -> None:
-        self.dataset, self.shuffled, self.threads = dataset, shuffled, threads
+    def __init__(self, dataset: h5py.Dataset, *, shuffled: bool) -> None:
+        self.dataset, self.shuffled = dataset, shuffled
         self.shape, self.dtype = dataset.shape, dataset.dtype
         self.chunk = dataset.chunks[0]
         # The chunk where the slice before ended is where the next one begins.
@@ -53,16 +51,9 @@ class GzipArray:
         if first == self.kept_start:
             self._copy(self.kept, first, out, start)
             first += self.chunk
-        starts = range(first, stop, self.chunk)
-        tasks: list[Future] = []
-        for i in range(0, len(starts), CHUNKS_A_TASK):
-            raw = [(at, self._raw(at)) for at in starts[i : i + CHUNKS_A_TASK]]
-            if self.threads is None:
-                self._inflate(raw, out, start)
-            else:
-                tasks.append(self.threads.submit(self._inflate, raw, out, start))
-        for task in tasks:
-            task.result()
+        for at in range(first, stop, self.chunk):
+            self.kept_start, self.kept = at, self._values(at, self._raw(at))
+            self._copy(self.kept, at, out, start)
         return out
 
     def _raw(self, at: int) -> bytes | None:
@@ -71,13 +62,6 @@ class GzipArray:
         except (OSError, RuntimeError, ValueError):
             return None
         return raw if filter_mask == 0 else None
-
-    def _inflate(self, raw: list[tuple[int, bytes | None]], out: np.ndarray, start: int) -> None:
-        for at, compressed in raw:
-            values = self._values(at, compressed)
-            self._copy(values, at, out, start)
-            if at + self.chunk >= start + len(out):  # the last one
-                self.kept_start, self.kept = at, values
 
     def _values(self, at: int, compressed: bytes | None) -> np.ndarray:
         n_bytes = self.chunk * self.dtype.itemsize

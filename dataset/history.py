@@ -96,6 +96,7 @@ class History:
 
     def save(self, folder: Path) -> None:
         """Write the folder that ``load`` reads."""
+        folder.mkdir(parents=True)
         with CsrWriter(folder / "ancestors", self.counts.shape[1]) as writer:
             writer.append(Rows.from_csr(self.counts))
         for name in ARRAYS:

@@ -6,7 +6,6 @@ Nothing here judges the values; ``dataset/count_values.py`` does.
 
 import tempfile
 import weakref
-from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,8 @@ from dataset.hdf5_chunks import fast_array
 
 # Entries held at once when a column-wise matrix is turned: about 50 MB with the sorting.
 STRIPE_ENTRIES = 2_000_000
+# Starts of rows held at once.
+WINDOW = 16_384
 # Bytes of a dense matrix held at once.
 DENSE_BYTES = 16_000_000
 
@@ -28,8 +29,8 @@ class Rows(NamedTuple):
     data: np.ndarray
 
 
-def open_matrix(node: Any, threads: Executor | None = None) -> "CsrRows | CscRows | DenseRows":
-    """Return the reader for a matrix as anndata stores it; ``threads`` inflate for it.
+def open_matrix(node: Any) -> "CsrRows | CscRows | DenseRows":
+    """Return the reader for a matrix as anndata stores it.
 
     Raises
     ------
@@ -45,24 +46,46 @@ def open_matrix(node: Any, threads: Executor | None = None) -> "CsrRows | CscRow
         raise ValueError(f"expected a CSR, CSC or dense matrix, found {encoding!r}")
     n_rows, n_columns = (int(n) for n in shape)
     reader = CsrRows if encoding.startswith("csr") else CscRows
-    return reader(node, n_rows, n_columns, threads)
+    return reader(node, n_rows, n_columns)
 
 
-def _read_indptr(node: Any, n_major: int) -> np.ndarray:
-    indptr = np.asarray(node["indptr"][:], dtype=np.int64)
-    n_entries = node["data"].shape[0]
-    if len(indptr) != n_major + 1:
-        raise ValueError(f"indptr has {len(indptr)} entries, expected {n_major + 1}")
-    if node["indices"].shape[0] != n_entries:
-        raise ValueError(f"{node['indices'].shape[0]} indices but {n_entries} values")
-    # zarr reads a chunk whose file is gone as zeros.
-    for name in ("data", "indices"):
-        expected = getattr(node[name], "nchunks", None)
-        if expected is not None and node[name].nchunks_initialized < expected:
-            raise ValueError(f"{name}: {expected - node[name].nchunks_initialized} chunks missing")
-    if indptr[0] != 0 or indptr[-1] != n_entries or (np.diff(indptr) < 0).any():
-        raise ValueError(f"indptr does not rise from 0 to {n_entries}")
-    return indptr
+class Starts:
+    """Where each row or column of a sparse matrix starts; read in stretches, for a million rows.
+
+    Raises
+    ------
+    ValueError
+        If the parts of the matrix do not fit together.
+    """
+
+    def __init__(self, node: Any, n_major: int) -> None:
+        self.stored, self.n_entries = node["indptr"], int(node["data"].shape[0])
+        if self.stored.shape[0] != n_major + 1:
+            raise ValueError(f"indptr has {self.stored.shape[0]} entries, expected {n_major + 1}")
+        if node["indices"].shape[0] != self.n_entries:
+            raise ValueError(f"{node['indices'].shape[0]} indices but {self.n_entries} values")
+        # zarr reads a chunk whose file is gone as zeros.
+        for name in ("data", "indices"):
+            expected = getattr(node[name], "nchunks", None)
+            if expected is not None and node[name].nchunks_initialized < expected:
+                missing = expected - node[name].nchunks_initialized
+                raise ValueError(f"{name}: {missing} chunks missing")
+        if int(self.stored[0]) != 0 or int(self.stored[n_major]) != self.n_entries:
+            raise ValueError(f"indptr does not rise from 0 to {self.n_entries}")
+        self.first, self.window = 0, np.zeros(0, dtype=np.int64)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """Return the starts of a slice without a step."""
+        start, stop, _ = part.indices(self.stored.shape[0])
+        if not (self.first <= start and stop <= self.first + len(self.window)):
+            end = max(stop, start + WINDOW)
+            self.first = start
+            self.window = np.asarray(self.stored[start:end], dtype=np.int64)
+            rising = (np.diff(self.window) >= 0).all()
+            inside = self.window.min() >= 0 and self.window.max() <= self.n_entries
+            if not (rising and inside):
+                raise ValueError(f"indptr does not rise from 0 to {self.n_entries}")
+        return self.window[start - self.first : stop - self.first]
 
 
 def _plain(values: Any) -> np.ndarray:
@@ -76,19 +99,18 @@ def _plain(values: Any) -> np.ndarray:
 class CsrRows:
     """Row-wise sparse matrix: the rows asked for are one stretch of the stored arrays."""
 
-    def __init__(
-        self, node: Any, n_rows: int, n_columns: int, threads: Executor | None = None
-    ) -> None:
+    def __init__(self, node: Any, n_rows: int, n_columns: int) -> None:
         self.shape = (n_rows, n_columns)
-        self.indptr = _read_indptr(node, n_rows)
-        self.indices = fast_array(node["indices"], threads)
-        self.data = fast_array(node["data"], threads)
+        self.starts = Starts(node, n_rows)
+        self.indices = fast_array(node["indices"])
+        self.data = fast_array(node["data"])
         self.dtype = self.data.dtype
 
     def rows(self, start: int, stop: int) -> Rows:
         """Return rows ``start`` to ``stop``."""
-        a, b = int(self.indptr[start]), int(self.indptr[stop])
-        indptr = self.indptr[start : stop + 1] - a
+        starts = self.starts[start : stop + 1]
+        a, b = int(starts[0]), int(starts[-1])
+        indptr = starts - a
         return Rows(indptr, _plain(self.indices[a:b]), _plain(self.data[a:b]))
 
     def peek(self, n_rows: int) -> list[Rows]:
@@ -140,13 +162,11 @@ class CscRows:
     from front to back, so memory stays flat and nothing is read twice as often as needed.
     """
 
-    def __init__(
-        self, node: Any, n_rows: int, n_columns: int, threads: Executor | None = None
-    ) -> None:
+    def __init__(self, node: Any, n_rows: int, n_columns: int) -> None:
         self.shape = (n_rows, n_columns)
-        self.column_start = _read_indptr(node, n_columns)
-        self.indices = fast_array(node["indices"], threads)
-        self.data = fast_array(node["data"], threads)
+        self.column_start = Starts(node, n_columns)[: n_columns + 1]
+        self.indices = fast_array(node["indices"])
+        self.data = fast_array(node["data"])
         self.dtype = self.data.dtype
         self.files: tuple | None = None
         self.stripe_number, self.stripe = -1, csr_matrix((0, 0))

@@ -1,19 +1,19 @@
 """The profile of a cell at the time point before, from a layer of its own file."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from dataset.cell_file import open_store
-from dataset.matrix_rows import Rows
-from dataset.read import CellFile, CellFileError, Cells
+from dataset.cell_file import CellFileError, named_errors, open_store
+from dataset.matrix_rows import CscRows, Rows, open_matrix
+from dataset.read import CellFile, Cells
 
 PSEUDO_TOTAL = 100_000
 
 
-class LayerCells(Cells):
-    """The cells of ``Cells`` with the counts of a layer, which need not be whole numbers.
+class LayerFile(CellFile):
+    """A file whose counts are those of a layer, which need not be whole numbers.
 
     Such layers are often averages over ancestors, or normalised. Only the order of a cell's genes
     and their shares matter to a rank encoding, so a cell with fractions is scaled to 100,000
@@ -21,29 +21,34 @@ class LayerCells(Cells):
     as it is. Logged values are not undone: put the counts, or their mean, in the layer.
     """
 
-    @classmethod
-    def of(cls, cells: Cells, layer: str) -> "LayerCells":
-        """Look for the layer in every file.
+    def _block(self, rows: Rows, first_row: int, n_file_genes: int) -> csr_matrix:
+        rows = Rows(rows.indptr, rows.indices, _whole_numbers(rows.indptr, rows.data))
+        return super()._block(rows, first_row, n_file_genes)
 
-        Raises
-        ------
-        CellFileError
-            If a file has no such layer.
-        """
-        for file in cells.files:
-            with open_store(file.path) as root:
-                layers = sorted(root["layers"]) if "layers" in root else []
+
+def of_layer(cells: Cells, layer: str) -> Cells:
+    """Return the same cells with the values of a layer, looked for in every file.
+
+    Raises
+    ------
+    CellFileError
+        If a file has no such layer.
+    """
+    files: list[CellFile] = []
+    for file in cells.files:
+        with open_store(file.path) as root:
+            layers = sorted(root["layers"]) if "layers" in root else []
             if layer not in layers:
                 raise CellFileError(
                     f"{file.path}: previous.layer: no layer {layer!r}; layers: "
                     f"{', '.join(layers) or 'none'}"
                 )
-        files = [replace(file, counts_location=f"layers/{layer}") for file in cells.files]
-        return cls(files, cells.obs, cells.gene_ids, cells.gene_symbols, [])
-
-    def _block(self, file: CellFile, rows: Rows, first_cell: int, n_file_genes: int) -> csr_matrix:
-        rows = Rows(rows.indptr, rows.indices, _whole_numbers(rows.indptr, rows.data))
-        return super()._block(file, rows, first_cell, n_file_genes)
+            with named_errors(file.path, f"opening layers/{layer}"):
+                by_columns = isinstance(open_matrix(root["layers"][layer]), CscRows)
+        settings = {entry.name: getattr(file, entry.name) for entry in fields(file)}
+        place = {"counts_location": f"layers/{layer}", "by_columns": by_columns}
+        files.append(LayerFile(**settings | place))
+    return replace(cells, files=files, _turned={})
 
 
 def _whole_numbers(indptr: np.ndarray, values: np.ndarray) -> np.ndarray:

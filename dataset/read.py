@@ -6,9 +6,9 @@ are opened for the length of a pass and not kept open between passes.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import anndata as ad
@@ -16,14 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
-from dataset.cell_file import (
-    CellFileError,
-    file_sha256,
-    fingerprint,
-    named_errors,
-    open_store,
-    read_table,
-)
+from dataset.cell_file import CellFileError, fingerprint, named_errors, open_store, read_table
+from dataset.cell_names import unique_names
+from dataset.cell_table import CellTable
 from dataset.cell_url import CellPath
 from dataset.count_values import FAULTS, Found, check_counts, describe_values
 from dataset.gene_names import gene_names
@@ -41,18 +36,19 @@ PEEK_CELLS = 256
 
 @dataclass(frozen=True)
 class CellFile:
-    """One file of cells: where its counts are and how its genes map to the merged ones."""
+    """One file of cells: where its counts are and how its genes map to the merged ones.
+
+    Small, and complete: a worker on another machine can read its share of the cells with it.
+    """
 
     path: CellPath
     n_cells: int
+    n_genes: int  # merged genes
     counts_location: str  # "X", "raw" or "layers/NAME"
     found: str
+    by_columns: bool  # stored as CSC: cannot be read from the middle
     fingerprint: tuple = field(repr=False)
     columns: np.ndarray | None = field(repr=False)  # merged column of each gene, -1: none
-
-    def sha256(self) -> str:
-        """Hash the file's bytes."""
-        return file_sha256(self.path)
 
     def check_unchanged(self) -> None:
         """Raise if the file was rewritten since it was opened."""
@@ -62,6 +58,62 @@ class CellFile:
                 "writes to it and start again"
             )
 
+    def blocks(
+        self, ranges: Iterable[tuple[int, int]], turned: dict[CellPath, CscRows] | None = None
+    ) -> Iterator[tuple[int, csr_matrix]]:
+        """Stream the counts of some stretches of rows; see ``Cells.blocks``.
+
+        Parameters
+        ----------
+        ranges
+            First row and the row after the last, of each block.
+        turned
+            Where a file stored by columns keeps its rows from one call to the next.
+        """
+        turned = {} if turned is None else turned
+        self.check_unchanged()
+        with open_store(self.path) as root:
+            matrix: CsrRows | CscRows | DenseRows | None = turned.get(self.path)
+            if matrix is None:
+                with named_errors(self.path, f"reading {self.counts_location}"):
+                    matrix = open_matrix(_node(root, self.counts_location))
+            for row, end in ranges:
+                what = f"reading {self.counts_location} of cells {row:,} to {end:,}"
+                with named_errors(self.path, what):
+                    rows = matrix.rows(row, end)
+                if isinstance(matrix, CscRows):
+                    turned[self.path] = matrix  # it has its rows in a file of its own now
+                yield row, self._block(rows, row, matrix.shape[1])
+        self.check_unchanged()
+
+    def _block(self, rows: Rows, first_row: int, n_file_genes: int) -> csr_matrix:
+        counts = np.empty(len(rows.data), dtype=np.int32)
+        entry, fault = check_counts(rows.indices, rows.data, n_file_genes, counts)
+        if fault:
+            row = first_row + int(np.searchsorted(rows.indptr, entry, side="right")) - 1
+            with open_store(self.path) as root:
+                (name,) = CellTable.look(root, self.path).names(row, row + 1)
+            raise CellFileError(
+                f"{self.path}: {self.counts_location}: cell {name!r} "
+                f"(number {row:,}) has a value that is {FAULTS[fault]} "
+                f"({rows.data[entry]!s}, gene column {rows.indices[entry]}); raw counts are whole "
+                "numbers from 0. Mend the file, or name another place for them (counts: ...)"
+            )
+        indices = rows.indices.astype(np.int32, copy=False)
+        shape = (len(rows.indptr) - 1, n_file_genes)
+        indptr = rows.indptr
+        if self.columns is not None:
+            indices = self.columns[indices]
+            shape = (shape[0], self.n_genes)
+            if not (kept := indices >= 0).all():
+                indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
+                indices, counts = indices[kept], counts[kept]
+        block = csr_matrix((counts, indices, indptr.astype(np.int32)), shape=shape)
+        block.sum_duplicates()
+        if len(counts) and block.data.min() == 0:
+            block.eliminate_zeros()
+        return block
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -69,8 +121,6 @@ class Cells:
 
     Attributes
     ----------
-    obs
-        Columns of all cells; the index is the cell name and unique.
     gene_ids, gene_symbols
         Of the merged genes, ``(n_genes,)``; ids are unique.
     counts_location, found
@@ -80,16 +130,17 @@ class Cells:
     """
 
     files: list[CellFile]
-    obs: pd.DataFrame
+    tables: list[CellTable]
     gene_ids: np.ndarray
     gene_symbols: np.ndarray
     messages: list[str]
-    _turned: dict[int, CscRows] = field(default_factory=dict, repr=False)
+    _names: pd.Index | None = field(default=None, repr=False)  # where they had to be changed
+    _turned: dict[CellPath, CscRows] = field(default_factory=dict, repr=False)
 
     @property
     def n_cells(self) -> int:
         """Number of cells of all files."""
-        return len(self.obs)
+        return sum(file.n_cells for file in self.files)
 
     @property
     def n_genes(self) -> int:
@@ -111,21 +162,48 @@ class Cells:
             return texts[0]
         return "; ".join(f"{f.path.name}: {t}" for f, t in zip(self.files, texts, strict=True))
 
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """Columns of all cells, indexed by their names: in memory, so not for a million cells."""
+        if len(self.files) == 1:
+            merged = self.tables[0].read()
+        else:
+            columns = {key: self.column(key) for key in self._columns()}
+            if "source_file" not in columns:
+                names = [file.path.name for file in self.files]
+                columns["source_file"] = pd.Series(
+                    pd.Categorical(np.repeat(names, [file.n_cells for file in self.files]))
+                )
+            merged = pd.DataFrame(columns)
+        merged.index = pd.Index(self.names(0, self.n_cells))
+        return merged
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(name for table in self.tables for name in table.columns))
+
     def column(self, key: str) -> pd.Series:
-        """Return an obs column, or say which ones there are."""
-        if key not in self.obs:
-            columns = ", ".join(map(str, self.obs.columns)) or "none"
+        """Read an obs column of all cells, ``(n_cells,)``, or say which ones there are."""
+        if key not in self._columns():
+            columns = ", ".join(self._columns()) or "none"
             names = ", ".join(file.path.name for file in self.files)
             raise CellFileError(f"{names}: no obs column {key!r}; columns: {columns}")
-        return self.obs[key]
+        parts = [table.column(key) if key in table.columns else None for table in self.tables]
+        return _join_column(parts, [table.n_cells for table in self.tables])
+
+    def names(self, start: int, stop: int) -> np.ndarray:
+        """Return the names of cells ``start`` to ``stop``, ``(n,)``; no two cells share one."""
+        if self._names is not None:
+            return self._names[start:stop].to_numpy(dtype=object)
+        parts, offset = [np.empty(0, dtype=object)], 0
+        for table in self.tables:
+            first, last = max(start - offset, 0), min(stop - offset, table.n_cells)
+            if first < last:
+                parts.append(table.names(first, last))
+            offset += table.n_cells
+        return np.concatenate(parts)
 
     def blocks(
-        self,
-        max_cells: int = 1024,
-        *,
-        start: int = 0,
-        stop: int | None = None,
-        n_threads: int = 2,
+        self, max_cells: int = 1024, *, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, csr_matrix]]:
         """Stream the counts in file order.
 
@@ -135,9 +213,6 @@ class Cells:
             Most cells in a block; a block never spans two files.
         start, stop
             Range of cells to read; all by default.
-        n_threads
-            Threads that inflate; with two or more the next block is read while the caller works
-            on this one. The blocks are the same.
 
         Yields
         ------
@@ -151,15 +226,10 @@ class Cells:
             read to its end or changes meanwhile.
         """
         stop = self.n_cells if stop is None else min(stop, self.n_cells)
-        yield from self._blocks(max_cells, start, stop, None, n_threads)
+        yield from self._blocks(max_cells, start, stop, None)
 
     def _blocks(
-        self,
-        max_cells: int,
-        start: int,
-        stop: int,
-        wanted: np.ndarray | None,
-        n_threads: int,
+        self, max_cells: int, start: int, stop: int, wanted: np.ndarray | None
     ) -> Iterator[tuple[int, csr_matrix]]:
         """Yield the blocks between ``start`` and ``stop`` that hold a cell ``wanted`` (sorted)."""
         offset = 0
@@ -171,61 +241,9 @@ class Cells:
                 starts = starts[np.diff(n_before) > 0]
             if len(starts):
                 ranges = [(row, min(row + max_cells, last)) for row in starts.tolist()]
-                yield from self._file_blocks(file, offset, ranges, n_threads)
+                for row, block in file.blocks(ranges, self._turned):
+                    yield offset + row, block
             offset += file.n_cells
-
-    def _file_blocks(
-        self, file: CellFile, offset: int, ranges: list[tuple[int, int]], n_threads: int
-    ) -> Iterator[tuple[int, csr_matrix]]:
-        file.check_unchanged()
-        with (
-            open_store(file.path) as root,
-            ThreadPoolExecutor(max(1, n_threads)) as inflaters,
-            ThreadPoolExecutor(1) as reader,
-        ):
-            threads = inflaters if n_threads > 1 else None
-            matrix: CsrRows | CscRows | DenseRows | None = self._turned.get(offset)
-            if matrix is None:
-                with named_errors(file.path, f"reading {file.counts_location}"):
-                    matrix = open_matrix(_node(root, file.counts_location), threads)
-            ahead = reader.submit(matrix.rows, *ranges[0]) if n_threads > 1 else None
-            for i, (row, end) in enumerate(ranges):
-                with named_errors(
-                    file.path, f"reading {file.counts_location} of cells {row:,} to {end:,}"
-                ):
-                    rows = ahead.result() if ahead else matrix.rows(row, end)
-                if isinstance(matrix, CscRows):
-                    self._turned[offset] = matrix  # it has its rows in a file of its own now
-                if ahead and i + 1 < len(ranges):
-                    ahead = reader.submit(matrix.rows, *ranges[i + 1])
-                yield offset + row, self._block(file, rows, offset + row, matrix.shape[1])
-        file.check_unchanged()
-
-    def _block(self, file: CellFile, rows: Rows, first_cell: int, n_file_genes: int) -> csr_matrix:
-        counts = np.empty(len(rows.data), dtype=np.int32)
-        entry, fault = check_counts(rows.indices, rows.data, n_file_genes, counts)
-        if fault:
-            row = int(np.searchsorted(rows.indptr, entry, side="right")) - 1
-            raise CellFileError(
-                f"{file.path}: {file.counts_location}: cell {self.obs.index[first_cell + row]!r} "
-                f"(number {first_cell + row:,}) has a value that is {FAULTS[fault]} "
-                f"({rows.data[entry]!s}, gene column {rows.indices[entry]}); raw counts are whole "
-                "numbers from 0. Mend the file, or name another place for them (counts: ...)"
-            )
-        indices = rows.indices.astype(np.int32, copy=False)
-        shape = (len(rows.indptr) - 1, n_file_genes)
-        indptr = rows.indptr
-        if file.columns is not None:
-            indices = file.columns[indices]
-            shape = (shape[0], self.n_genes)
-            if not (kept := indices >= 0).all():
-                indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
-                indices, counts = indices[kept], counts[kept]
-        block = csr_matrix((counts, indices, indptr.astype(np.int32)), shape=shape)
-        block.sum_duplicates()
-        if len(counts) and block.data.min() == 0:
-            block.eliminate_zeros()
-        return block
 
     def to_anndata(self, rows: np.ndarray | Sequence[int] | None = None) -> ad.AnnData:
         """Gather cells in memory, for figures and for scanpy.
@@ -240,7 +258,7 @@ class Cells:
             wanted = np.flatnonzero(wanted)
         ordered = np.unique(wanted)
         parts = [csr_matrix((0, self.n_genes), dtype=np.int32)]
-        for start, block in self._blocks(1024, 0, self.n_cells, ordered, 2):
+        for start, block in self._blocks(1024, 0, self.n_cells, ordered):
             a, b = np.searchsorted(ordered, [start, start + block.shape[0]])
             parts.append(block[ordered[a:b] - start])
         counts = vstack(parts, format="csr")[np.searchsorted(ordered, wanted)]
@@ -291,17 +309,21 @@ def open_cells(
         files.append(
             CellFile(
                 path=look.path,
-                n_cells=len(look.obs),
+                n_cells=look.table.n_cells,
+                n_genes=len(gene_ids),
                 counts_location=look.location,
                 found=look.found,
+                by_columns=look.by_columns,
                 fingerprint=look.fingerprint,
                 columns=None if same else columns,
             )
         )
-    obs = _merge_obs(looks, messages)
+    tables = [look.table for look in looks]
+    _compare_columns(tables, messages)
+    names = unique_names(tables, messages)
     for message in messages:
         logger.info(message)
-    return Cells(files, obs, gene_ids, gene_symbols, messages)
+    return Cells(files, tables, gene_ids, gene_symbols, messages, names)
 
 
 @dataclass
@@ -312,7 +334,8 @@ class _Look:
     fingerprint: tuple
     location: str
     found: str
-    obs: pd.DataFrame
+    by_columns: bool
+    table: CellTable
     gene_ids: np.ndarray
     gene_symbols: np.ndarray
     messages: list[str]
@@ -323,20 +346,22 @@ def _look(
 ) -> _Look:
     mark = fingerprint(path)
     with open_store(path) as root:
-        obs = read_table(root, "obs", path)
+        table = CellTable.look(root, path)
         location, found, messages = _find_counts(root, path, counts)
         var = read_table(root, "raw/var" if location == "raw" else "var", path)
         with named_errors(path, f"opening {location}"):
-            shape = open_matrix(_node(root, location)).shape
-    if shape != (len(obs), len(var)):
+            matrix = open_matrix(_node(root, location))
+            shape, by_columns = matrix.shape, isinstance(matrix, CscRows)
+    if shape != (table.n_cells, len(var)):
         raise CellFileError(
-            f"{path}: {location} is {shape[0]} x {shape[1]} but the file lists {len(obs)} cells "
-            f"and {len(var)} genes: the file is damaged, write it anew with anndata"
+            f"{path}: {location} is {shape[0]} x {shape[1]} but the file lists {table.n_cells} "
+            f"cells and {len(var)} genes: the file is damaged, write it anew with anndata"
         )
     if 0 in shape:
         raise CellFileError(f"{path}: nothing to read: {shape[0]} cells x {shape[1]} genes")
     ids, symbols, gene_messages = gene_names(var, path, gene_id_key, gene_symbol_key)
-    return _Look(path, mark, location, found, obs, ids, symbols, messages + gene_messages)
+    messages += gene_messages
+    return _Look(path, mark, location, found, by_columns, table, ids, symbols, messages)
 
 
 def _node(root: Any, location: str) -> Any:
@@ -430,72 +455,26 @@ def _merge_genes(
     return np.array(chosen, dtype=object), np.array(symbols, dtype=object)
 
 
-def _merge_obs(looks: list[_Look], messages: list[str]) -> pd.DataFrame:
-    names = []
-    for look in looks:
-        index = look.obs.index
-        if n_duplicates := int(index.duplicated().sum()):
-            example = index[index.duplicated()][0]
-            messages.append(
-                f"{look.path.name}: {n_duplicates} cells share the name of another (such as "
-                f"{example!r}); -1, -2, ... is added to the later ones"
-            )
-        names.append(_unique(index))
-    if len(looks) == 1:
-        obs = looks[0].obs
-        obs.index = names[0]
-        return obs
-    together = names[0].append(names[1:])
-    if n_shared := int(together.duplicated().sum()):
-        stems = [look.path.stem for look in looks]
-        if len(set(stems)) < len(stems):
-            stems = [f"{look.path.parent.name}-{look.path.stem}" for look in looks]
-        names = [index + f"-{stem}" for index, stem in zip(names, stems, strict=True)]
-        messages.append(
-            f"{n_shared} cell names are in more than one file; the file's name is added to all"
-        )
-        together = _unique(names[0].append(names[1:]))
-    columns = list(dict.fromkeys(column for look in looks for column in look.obs.columns))
-    for look in looks:
-        if lacking := [str(column) for column in columns if column not in look.obs]:
-            messages.append(f"{look.path.name}: no obs columns {', '.join(lacking)}: left empty")
-    merged = {
-        column: _join_column([look.obs.get(column) for look in looks], looks) for column in columns
-    }
-    if "source_file" not in merged:
-        merged["source_file"] = pd.Categorical(
-            np.repeat([look.path.name for look in looks], [len(look.obs) for look in looks])
-        )
-    return pd.DataFrame(merged, index=together)
+def _compare_columns(tables: list[CellTable], messages: list[str]) -> None:
+    columns = dict.fromkeys(column for table in tables for column in table.columns)
+    for table in tables:
+        if lacking := [column for column in columns if column not in table.columns]:
+            messages.append(f"{table.path.name}: no obs columns {', '.join(lacking)}: left empty")
 
 
-def _join_column(parts: list[pd.Series | None], looks: list[_Look]) -> np.ndarray | pd.Categorical:
-    arrays, dtypes = [], {str(part.dtype) for part in parts if part is not None}
+def _join_column(parts: list[pd.Series | None], n_cells: list[int]) -> pd.Series:
+    """Put the column of each file (None: it has no such column) one behind the other."""
+    if len(parts) == 1 and parts[0] is not None:
+        return parts[0]
+    dtypes = {str(part.dtype) for part in parts if part is not None}
     same = len(dtypes) == 1 and not any(part is None for part in parts)
     if same and dtypes != {"category"}:
-        return np.concatenate([part.to_numpy() for part in parts])  # type: ignore[union-attr]
-    for part, look in zip(parts, looks, strict=True):
-        if part is None:
-            arrays.append(np.full(len(look.obs), np.nan, dtype=object))
-        else:
-            arrays.append(part.to_numpy(dtype=object))
+        return pd.Series(np.concatenate([part.to_numpy() for part in parts]))  # type: ignore[union-attr]
+    arrays = [
+        np.full(n, np.nan, dtype=object) if part is None else part.to_numpy(dtype=object)
+        for part, n in zip(parts, n_cells, strict=True)
+    ]
     values = np.concatenate(arrays)
     if dtypes == {"category"}:
-        return pd.Categorical(values)
-    return pd.Series(values).infer_objects().to_numpy()
-
-
-def _unique(index: pd.Index) -> pd.Index:
-    """Add -1, -2, ... to the later cells of one name, never making a name that is taken."""
-    if index.is_unique:
-        return index
-    taken, names = set(index), []
-    seen: dict[str, int] = {}
-    for name, repeated in zip(index, index.duplicated(), strict=True):
-        new = name
-        while repeated and new in taken:
-            seen[name] = seen.get(name, 0) + 1
-            new = f"{name}-{seen[name]}"
-        taken.add(new)
-        names.append(new)
-    return pd.Index(names)
+        return pd.Series(pd.Categorical(values))
+    return pd.Series(values).infer_objects()

@@ -2,50 +2,51 @@
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from configs.schema import SplitConfig
+from dataset.encoded_folder import SPLITS
 
 
-def split_cells(obs: pd.DataFrame, *, label_key: str, config: SplitConfig) -> pd.Series:
+def split_cells(
+    labels: pd.Categorical, groups: pd.Categorical | None, config: SplitConfig
+) -> pd.Categorical:
     """Say of every cell whether it is for train, val or test.
 
     Parameters
     ----------
-    obs
-        The cells that are kept, indexed by name.
-    label_key
-        Column of the cell type.
+    labels
+        Cell type of the cells that are kept, ``(n,)``.
+    groups
+        Their donor, or whatever ``config.key`` names; None to split by cells.
     config
         How to split.
 
     Returns
     -------
-    ``"train"``, ``"val"`` or ``"test"`` for each cell, indexed as ``obs``.
+    ``"train"``, ``"val"`` or ``"test"`` for each cell, ``(n,)``.
 
     Raises
     ------
     ValueError
-        If the key or a group it names is not there, or there are too few groups or cells.
+        If a group that is named is not there, or there are too few groups or cells.
     """
-    if config.key is None:
-        return _split_by_type(obs[label_key], config)
-    if config.key not in obs:
-        raise ValueError(
-            f"split.key: no obs column {config.key!r}; columns: {', '.join(map(str, obs.columns))}"
+    if groups is None:
+        return pd.Categorical.from_codes(
+            _split_by_type(labels, config), pd.Index(SPLITS, dtype=object)
         )
-    if n_missing := int(obs[config.key].isna().sum()):
-        raise ValueError(
-            f"split.key: {n_missing} cells have no {config.key!r}: fill it in, or set key: null"
-        )
-    groups = obs[config.key].astype(str)
     split_of_group = _split_groups(groups, config)
-    return groups.map(split_of_group).astype(object).rename("split")
+    places = [SPLITS.index(split_of_group.get(name, "train")) for name in groups.categories]
+    return pd.Categorical.from_codes(
+        np.array(places, dtype=np.int8)[groups.codes], pd.Index(SPLITS, dtype=object)
+    )
 
 
-def _split_groups(groups: pd.Series, config: SplitConfig) -> dict[str, str]:
-    n_of_group = groups.value_counts().sort_index()
-    names = [str(name) for name in n_of_group.index]
+def _split_groups(groups: pd.Categorical, config: SplitConfig) -> dict[str, str]:
+    n_of_group = groups.remove_unused_categories().value_counts().sort_index()
+    n_of_group.index = n_of_group.index.astype(str)
+    names = list(n_of_group.index)
     for field, wanted in (("val", config.val), ("test", config.test)):
         if unknown := sorted(set(wanted or []) - set(names)):
             raise ValueError(
@@ -107,9 +108,9 @@ def _choose(
     return sorted(best[1])
 
 
-def _split_by_type(labels: pd.Series, config: SplitConfig) -> pd.Series:
-    rows = np.arange(len(labels))
-    types, _ = pd.factorize(labels.astype(str), sort=True)  # small numbers: less to sort and hold
+def _split_by_type(labels: pd.Categorical, config: SplitConfig) -> NDArray[np.int8]:
+    rows = np.arange(len(labels), dtype=np.int32)
+    types = labels.remove_unused_categories().codes
     try:
         rest, test = train_test_split(
             rows, test_size=config.test_fraction, stratify=types, random_state=config.seed
@@ -119,12 +120,12 @@ def _split_by_type(labels: pd.Series, config: SplitConfig) -> pd.Series:
             rest, test_size=share, stratify=types[rest], random_state=config.seed
         )
     except ValueError as error:
-        n_of_type = labels.astype(str).value_counts()
+        n_of_type = labels.remove_unused_categories().value_counts().sort_values()
         raise ValueError(
             f"split: {len(labels)} cells of {len(n_of_type)} types cannot be split by type "
-            f"(rarest: {n_of_type.index[-1]!r}, {n_of_type.iloc[-1]} cells): {error}. Raise "
+            f"(rarest: {n_of_type.index[0]!r}, {n_of_type.iloc[0]} cells): {error}. Raise "
             "min_cells_per_class or the fractions, or name a key"
         ) from error
-    split = np.full(len(labels), "train", dtype=object)
-    split[val], split[test] = "val", "test"
-    return pd.Series(split, index=labels.index, name="split")
+    split = np.zeros(len(labels), dtype=np.int8)
+    split[val], split[test] = SPLITS.index("val"), SPLITS.index("test")
+    return split

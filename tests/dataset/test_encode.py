@@ -11,6 +11,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 import dataset.encode
+import dataset.encode_steps
 from configs.schema import PreprocessConfig
 from dataset.csr_file import NpyWriter
 from dataset.encode import EncodeError, encode
@@ -136,7 +137,9 @@ def test_blocks_and_threads_change_no_byte(cells, config_of, monkeypatch):
     settings = {"time_key": "time", "tokenizer": {"n_tokens": 20, "previous": {}}}
     expected = contents(run(config_of(cells, "a", n_threads=1, **settings)))
     for block, n_threads in ((7, 1), (64, 3)):
-        monkeypatch.setattr(dataset.encode, "BLOCK_CELLS", block)
+        monkeypatch.setattr(dataset.encode_steps, "BLOCK_CELLS", block)
+        monkeypatch.setattr(dataset.encode, "SHARE_CELLS", 10 + 2 * block)
+        monkeypatch.setattr(dataset.encode, "TABLE_CELLS", 3 * block)
         config = config_of(None, f"b{block}", n_threads=n_threads, **settings)
         assert contents(run(config)) == expected
 
@@ -448,15 +451,15 @@ def test_a_folder_of_something_else_is_never_overwritten(cells, config_of):
 
 def test_a_full_disk_is_said_and_nothing_stays(cells, config_of, monkeypatch):
     config = config_of(cells)
-    write, room = NpyWriter._write, [0]
+    write, pwrite, room = NpyWriter._write, os.pwrite, [0]
 
-    def until_full(self, data):
-        room[0] -= len(data)
+    def take(n):
+        room[0] -= n
         if room[0] < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(self, data)
 
-    monkeypatch.setattr(NpyWriter, "_write", until_full)
+    monkeypatch.setattr(NpyWriter, "_write", lambda s, d: (take(len(d)), write(s, d))[1])
+    monkeypatch.setattr(os, "pwrite", lambda f, d, at: (take(len(d)), pwrite(f, d, at))[1])
     for room[0] in (100, 3_000, 30_000, 50_000):
         with pytest.raises(FolderError, match="the disk is full"):
             run(config)
@@ -465,7 +468,7 @@ def test_a_full_disk_is_said_and_nothing_stays(cells, config_of, monkeypatch):
     run(config)
 
 
-@pytest.mark.parametrize("step", ["measure_cells", "learn_genes", "rank_split", "EncodedFolder"])
+@pytest.mark.parametrize("step", ["put_aside", "learn_genes", "rank_cells", "EncodedFolder"])
 def test_an_error_or_ctrl_c_leaves_nothing(cells, config_of, monkeypatch, step):
     def stop(*_, **__):
         raise KeyboardInterrupt

@@ -1,9 +1,12 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
 from dataset.csr_file import Rows
 from dataset.gene_medians import Block, gene_medians, gene_medians_of
+from dataset.workers import start_workers
 
 
 def simulate(n_cells, n_genes, seed=0):
@@ -31,14 +34,15 @@ def test_equal_to_numpys_midpoint_medians_to_the_bit(n_cells, n_genes, n_threads
     library_size = counts.sum(axis=1).astype(np.float64)
     matrix = csr_matrix(counts)
 
-    def blocks():
-        for start in range(0, n_cells, block):
-            part = slice(start, start + block)
+    parts = [slice(start, start + block) for start in range(0, n_cells, block)]
+
+    def blocks(group):
+        for part in group:
             yield Block(Rows.from_csr(matrix[part]), library_size[part])
 
-    medians = gene_medians(
-        blocks, n_genes, largest_library=library_size.max(), n_threads=n_threads
-    )
+    groups = [partial(blocks, parts[i::n_threads]) for i in range(n_threads)]
+    with start_workers(n_threads) as workers:
+        medians = gene_medians(workers, groups, n_genes, largest_library=library_size.max())
     assert medians.dtype == np.float32
     np.testing.assert_array_equal(medians, numpy_medians(counts, library_size))
 
@@ -74,6 +78,7 @@ def test_cells_with_library_size_0_are_left_out():
     library_size = counts.sum(axis=1).astype(np.float64)
     of_train = np.where(np.arange(60) % 3 > 0, library_size, 0)
     block = Block(Rows.from_csr(csr_matrix(counts)), of_train)
-    medians = gene_medians(lambda: [block], 20, largest_library=of_train.max())
+    with start_workers(1) as workers:
+        medians = gene_medians(workers, [lambda: [block]], 20, largest_library=of_train.max())
     train = of_train > 0
     np.testing.assert_array_equal(medians, numpy_medians(counts[train], library_size[train]))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dataset.previous_layer import LayerCells
+from dataset.previous_layer import of_layer
 from dataset.read import CellFileError, open_cells
 
 
@@ -17,7 +17,7 @@ def layered(cells_adata, tmp_path):
 
 
 def test_counts_stay_and_fractions_are_per_100_000(layered, cells_adata):
-    (_, block), *_ = LayerCells.of(layered, "mean").blocks()
+    (_, block), *_ = of_layer(layered, "mean").blocks()
     counts = cells_adata.X.toarray()
     np.testing.assert_array_equal(block.toarray()[1::2], counts[1::2])
     scaled = block.toarray()[::2]
@@ -31,4 +31,4 @@ def test_counts_stay_and_fractions_are_per_100_000(layered, cells_adata):
 
 def test_a_layer_that_is_not_there_is_said(layered):
     with pytest.raises(CellFileError, match="no layer 'median'; layers: mean"):
-        LayerCells.of(layered, "median")
+        of_layer(layered, "median")

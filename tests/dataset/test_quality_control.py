@@ -5,7 +5,15 @@ import scanpy as sc
 from scipy.sparse import csr_matrix
 
 from configs.schema import QualityControlConfig
-from dataset.quality_control import measure_cells, score_doublets, select_cells, select_labels
+from dataset.choose_cells import categories
+from dataset.quality_control import (
+    Measures,
+    Reasons,
+    drop_cells,
+    drop_labels,
+    measure_cells,
+    score_doublets,
+)
 from dataset.read import open_cells
 
 
@@ -43,22 +51,21 @@ def test_mitochondrial_genes_are_found_in_any_case(cells):
 
 def test_no_mitochondrial_gene_is_an_error_only_with_a_threshold(cells):
     metrics = measure_cells(cells, mitochondrial_prefix="mito:")
-    keep, _ = select_cells(metrics, QualityControlConfig(min_genes=1))
-    assert keep.sum() == 119
+    measures = Measures(*(metrics[name].to_numpy() for name in Measures._fields))
+    reasons = Reasons(120)
+    drop_cells(reasons, measures, QualityControlConfig(min_genes=1))
+    assert reasons.kept.sum() == 119
     with pytest.raises(ValueError, match="no gene symbol starts with"):
-        select_cells(metrics, QualityControlConfig(max_percent_mitochondrial=10))
+        drop_cells(reasons, measures, QualityControlConfig(max_percent_mitochondrial=10))
 
 
 def test_every_dropped_cell_has_its_first_reason():
-    metrics = pd.DataFrame(
-        {
-            "n_genes": [0, 5, 50, 500, 50, 50, 50],
-            "total_counts": [0.0, 9, 100, 900, 100, 100, 100],
-            "pct_counts_mt": [0.0, 0, 0, 0, 30, 0, 0],
-            "doublet_score": [np.nan, 0.1, 0.1, 0.1, 0.9, 0.9, np.nan],
-        },
-        index=list("abcdefg"),
+    measures = Measures(
+        n_genes=np.array([0, 5, 50, 500, 50, 50, 50]),
+        total_counts=np.array([0.0, 9, 100, 900, 100, 100, 100]),
+        pct_counts_mt=np.array([0.0, 0, 0, 0, 30, 0, 0]),
     )
+    doublet_score = np.array([np.nan, 0.1, 0.1, 0.1, 0.9, 0.9, np.nan])
     config = QualityControlConfig(
         min_genes=20,
         max_genes=200,
@@ -66,8 +73,9 @@ def test_every_dropped_cell_has_its_first_reason():
         scrublet=True,
         max_doublet_score=0.5,
     )
-    keep, reasons = select_cells(metrics, config)
-    assert list(reasons) == [
+    reasons = Reasons(7)
+    drop_cells(reasons, measures, config, doublet_score)
+    assert [reasons.texts[code] for code in reasons.codes] == [
         "no counts",
         "fewer than 20 genes",
         "",
@@ -76,7 +84,9 @@ def test_every_dropped_cell_has_its_first_reason():
         "doublet score above 0.5",
         "",
     ]
-    assert list(keep) == list(reasons == "")
+    assert reasons.kept.tolist() == [False, False, True, False, False, False, True]
+    assert reasons.count()["no counts"] == 1
+    assert str(reasons).startswith("1: doublet score above 0.5; 1: fewer than 20 genes; ")
 
 
 def test_doublets_are_scored_within_a_batch_and_repeatably(tmp_path):
@@ -86,23 +96,25 @@ def test_doublets_are_scored_within_a_batch_and_repeatably(tmp_path):
     adata.obs["donor"] = ["a"] * 80 + ["b"] * 80 + ["c"] * 10
     adata.write_h5ad(tmp_path / "cells.h5ad")
     cells = open_cells(tmp_path / "cells.h5ad")
-    metrics = measure_cells(cells)
-    scores, messages = score_doublets(cells, metrics, cells.obs["donor"])
-    again, _ = score_doublets(cells, metrics, cells.obs["donor"])
-    pd.testing.assert_series_equal(scores, again)
-    assert scores[:160].between(0, 1).all()
-    assert scores[160:].isna().all()
+    total = measure_cells(cells)["total_counts"].to_numpy()
+    donors = pd.Categorical(cells.obs["donor"])
+    scores, messages = score_doublets(cells, total, donors)
+    again, _ = score_doublets(cells, total, donors)
+    np.testing.assert_array_equal(scores, again)
+    assert ((scores[:160] >= 0) & (scores[:160] <= 1)).all()
+    assert np.isnan(scores[160:]).all()
     assert messages == ["no doublet scores for batch 'c': 10 cells, Scrublet needs 50"]
     adata[:80].copy().write_h5ad(tmp_path / "first.h5ad")
     alone = open_cells(tmp_path / "first.h5ad")
-    first, _ = score_doublets(alone, metrics[:80])
+    first, _ = score_doublets(alone, total[:80])
     np.testing.assert_array_equal(first, scores[:80])
 
 
 def test_labels_nothing_can_be_learned_from():
-    labels = pd.Series(["T", "T", "T", "B", None, np.nan, " ", "doublet", "B"], dtype="category")
-    keep, reasons = select_labels(labels, ignore=["doublet"], min_cells=3)
-    assert list(reasons) == [
+    stored = pd.Series(["T", "T", "T", "B", None, np.nan, " ", "doublet", "B"], dtype="category")
+    reasons = Reasons(9)
+    drop_labels(reasons, categories(stored, strip=True), ignore=["doublet"], min_cells=3)
+    assert [reasons.texts[code] for code in reasons.codes] == [
         "",
         "",
         "",
@@ -113,4 +125,10 @@ def test_labels_nothing_can_be_learned_from():
         "label 'doublet'",
         "type 'B': 2 cells, fewer than 3",
     ]
-    assert list(keep) == list(reasons == "")
+
+
+def test_a_cell_dropped_before_does_not_count_for_its_type():
+    reasons = Reasons(4)
+    reasons.drop(np.array([True, False, False, False]), "no counts")
+    drop_labels(reasons, pd.Categorical(["T", "T", "B", "B"]), min_cells=2)
+    assert reasons.codes.tolist() == [1, 2, 0, 0]

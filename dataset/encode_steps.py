@@ -1,0 +1,182 @@
+"""What is done with some of the cells, by a thread or by a worker of a cluster.
+
+Each step reads its cells from the disk and writes what comes of them to the disk, at a place that
+follows from the cells alone; ``dataset/encode.py`` says in which order they go. A step that is
+interrupted may be done again, by anyone, and ends with the same bytes.
+"""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataset.csr_file import (
+    CsrFile,
+    CsrWriter,
+    Rows,
+    open_npy,
+    size_kept,
+    take_columns,
+    write_rows,
+)
+from dataset.encoded_folder import SPLITS
+from dataset.gene_medians import Block
+from dataset.previous_profiles import PreviousProfiles
+from dataset.quality_control import Measures, measure_block
+from dataset.read import CellFile
+from dataset.tokenizers.rank import rank_rows
+
+BLOCK_CELLS = 1024
+
+
+class Share(NamedTuple):
+    """Cells of one file that are read in one go."""
+
+    file: CellFile
+    start: int
+    stop: int
+    first_cell: int  # number of the first one among the cells of all files
+    folder: Path  # where its counts are put aside
+
+    @property
+    def pieces(self) -> "list[Piece]":
+        """The same cells, a block at a time, once they are put aside."""
+        n = self.stop - self.start
+        return [Piece(self.folder, a, b, self.first_cell + a) for a, b in cut(0, n)]
+
+
+class Piece(NamedTuple):
+    """Cells whose counts were put aside."""
+
+    folder: Path
+    start: int
+    stop: int
+    first_cell: int
+
+
+class Kept(NamedTuple):
+    """The cells of a piece that stay."""
+
+    folder: Path
+    rows: NDArray[np.int64]  # in the folder
+    place: int  # of the first one among all cells that stay
+
+
+class ToRank(NamedTuple):
+    """Consecutive cells among those that stay."""
+
+    start: int
+    split: NDArray[np.int8]  # (n,), of each
+    places: tuple[int, ...]  # of the first one of each split, in that split
+
+
+def cut(start: int, stop: int, size: int | None = None) -> list[tuple[int, int]]:
+    """Cut a range into stretches of ``size`` cells, a block by default."""
+    size = BLOCK_CELLS if size is None else size
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def put_aside(share: Share, measures: Path, is_mitochondrial: NDArray[np.bool_]) -> int:
+    """Read cells, check and measure them, and write their counts uncompressed.
+
+    Parameters
+    ----------
+    share
+        What to read.
+    measures
+        Folder of the arrays of ``Measures`` of all cells.
+    is_mitochondrial
+        Of each gene.
+
+    Returns
+    -------
+    Number of cells.
+    """
+    aside = share.folder.with_name(f".{share.folder.name}-{uuid.uuid4().hex}")
+    measured = []
+    with CsrWriter(aside, share.file.n_genes) as writer:
+        for _, block in share.file.blocks(cut(share.start, share.stop)):
+            writer.append(Rows(block.indptr, block.indices, block.data))
+            measured.append(measure_block(block, is_mitochondrial))
+    for name, parts in zip(Measures._fields, zip(*measured, strict=True), strict=True):
+        write_rows(measures / f"{name}.npy", share.first_cell, np.concatenate(parts))
+    try:
+        aside.rename(share.folder)
+    except OSError:
+        if not share.folder.exists():
+            raise
+        shutil.rmtree(aside)  # another worker was thought dead, and was not
+    return share.stop - share.start
+
+
+@dataclass(frozen=True)
+class TrainBlocks:
+    """The train cells of some pieces: what ``gene_medians`` counts."""
+
+    pieces: list[Piece]
+    is_train: Path  # .npy, (n_cells,)
+    library_size: Path  # .npy, (n_cells,), over all genes
+
+    def __call__(self) -> Iterator[Block]:
+        """Read them, a block at a time."""
+        is_train, library_size = open_npy(self.is_train), open_npy(self.library_size)
+        for piece in self.pieces:
+            these = slice(piece.first_cell, piece.first_cell + piece.stop - piece.start)
+            rows = CsrFile(piece.folder).rows(piece.start, piece.stop)
+            yield Block(rows, np.where(is_train[these], library_size[these], 0.0))
+
+
+def size_counts(kept: Kept, columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Say how many values stay of each cell, and the largest."""
+    return size_kept(CsrFile(kept.folder), kept.rows, columns)
+
+
+def keep_counts(kept: Kept, columns: NDArray[np.int64], n_genes: int, folder: Path) -> None:
+    """Write the counts of some cells and genes to their place in ``folder``."""
+    rows = take_columns(CsrFile(kept.folder).take(kept.rows), columns, n_genes)
+    first = int(open_npy(folder / "indptr.npy")[kept.place])
+    write_rows(folder / "gene_index.npy", first, rows.gene_index)
+    write_rows(folder / "counts.npy", first, rows.counts)
+
+
+def rank_cells(
+    cells: ToRank,
+    folder: Path,
+    medians: NDArray[np.float32],
+    n_tokens: int,
+    dtypes: dict[str, np.dtype],
+    previous: PreviousProfiles | None,
+) -> int:
+    """Write the tokens of some cells to their places in ``train/``, ``val/`` and ``test/``.
+
+    Returns
+    -------
+    Number of cells.
+    """
+    expression = CsrFile(folder / "expression")
+    library_size = open_npy(folder / "expression" / "library_size.npy")
+    for code, (split, place) in enumerate(zip(SPLITS, cells.places, strict=True)):
+        rows = cells.start + np.flatnonzero(cells.split == code)
+        if not len(rows):
+            continue
+        segments, libraries = [expression.take(rows)], [library_size[rows]]
+        if previous is not None:
+            before, library = previous.of(rows)
+            segments.append(before)
+            libraries.append(library)
+        ranked = rank_rows(
+            segments,
+            medians,
+            n_tokens=n_tokens,
+            token_dtype=dtypes["token_ids"],
+            counts_dtype=dtypes["counts"],
+        )
+        for name, part in zip(("token_ids", "counts", "lengths"), ranked, strict=True):
+            write_rows(folder / split / f"{name}.npy", place, part)
+        write_rows(folder / split / "library_size.npy", place, np.stack(libraries, axis=1))
+    return len(cells.split)
