@@ -10,13 +10,10 @@ the same command carries on from the last epoch; finished, it says so and does n
 
 import argparse
 import logging
-import math
 import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 # Threads that wait for work sleep. Spinning, they fight over the cores with whatever else runs:
@@ -26,31 +23,41 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.base import ConfigError
 from configs.schema import TrainConfig
-from dataset.encoded_folder import EncodedFolder, EncodedFolderError, EncodedSplit
-from dataset.npy_dataset import Batch, LengthBucketSampler, NpyDataset, collate, to_device
+from dataset.encoded_folder import EncodedFolder, EncodedFolderError
+from dataset.npy_dataset import (
+    Batch,
+    LengthBucketSampler,
+    NpyDataset,
+    Update,
+    collate,
+    deal_updates,
+    to_device,
+)
 from dataset.vocabulary import N_SPECIALS
 from evaluation import METRICS
 from models.objectives import balanced_class_weights, classify
-from training import checkpoint
 from training.augment import augment
+from training.checkpoint import CheckpointError
+from training.counter_random import update_key
 from training.distributed import (
     Ranks,
-    gather_rows,
+    averaging,
     mixed_precision,
     seed_everything,
     start_ranks,
     stop_ranks,
-    sum_over_ranks,
     wrap,
 )
-from training.optim import learning_rate, make_optimizer, set_learning_rate
+from training.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from training.predict import Predictions, predict
 from training.run_folder import RunFolder, RunFolderError, environment
+from training.sharding import share
+from training.state import Training
 from training.tracking import Curve, Tracker, leave
 
 logger = logging.getLogger("train")
@@ -66,7 +73,7 @@ USER_ERRORS = (
     ConfigError,
     EncodedFolderError,
     RunFolderError,
-    checkpoint.CheckpointError,
+    CheckpointError,
     TrainingError,
     OSError,
 )
@@ -89,32 +96,15 @@ def read_config(arguments: list[str] | None) -> TrainConfig:
 # ============================================================================== data
 
 
-def training_batches(
+def training_updates(
     data: EncodedFolder, config: TrainConfig, epoch: int, ranks: Ranks
-) -> DataLoader:
-    """Deal an epoch's batches: every process gets its share of each, of cells of like length."""
-    cells = data.split("train")
+) -> Iterator[Update]:
+    """Deal an epoch's cells: every process gets its share of each update."""
+    cells, optim = data.split("train"), config.optim
     sampler = LengthBucketSampler(
-        cells.lengths,
-        batch_size=config.optim.batch_size,
-        seed=config.seed,
-        epoch=epoch,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        cells.lengths, optim.batch_size, config.seed, epoch, ranks.rank, ranks.world_size
     )
-    # No worker processes: rows come out of a memory map faster than they cross between processes.
-    return DataLoader(NpyDataset(cells), batch_sampler=sampler, collate_fn=collate)
-
-
-def timed(loader: DataLoader) -> Iterator[tuple[Batch, float]]:
-    """Yield each batch with the seconds it was waited for."""
-    batches = iter(loader)
-    while True:
-        start = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch, time.perf_counter() - start
+    return deal_updates(sampler, cells, optim.tokens_per_batch)
 
 
 # ============================================================================= model
@@ -143,36 +133,6 @@ def build_network(config: TrainConfig, data: EncodedFolder) -> nn.Module:
 # ========================================================================== evaluate
 
 
-class Predictions(NamedTuple):
-    """What a model says of each cell of a split, in the split's order."""
-
-    probabilities: np.ndarray  # (n_cells, n_classes), float32
-    embeddings: np.ndarray | None  # (n_cells, d), float32
-
-
-def predict(
-    network: nn.Module, cells: EncodedSplit, config: TrainConfig, ranks: Ranks
-) -> Predictions:
-    """Predict every cell once, each process its share, and put the shares together."""
-    order = np.argsort(cells.lengths, kind="stable")  # cells of like length need little padding
-    mine = order[ranks.rank :: ranks.world_size]
-    size = 2 * config.optim.batch_size
-    rows = NpyDataset(cells)
-    network.eval()
-    probabilities, embeddings = [], []
-    with torch.inference_mode(), mixed_precision(config.precision, ranks.device):
-        for start in range(0, max(len(mine), 1), size):  # with no share, an empty batch
-            batch = collate(rows.__getitems__(mine[start : start + size]))
-            output = network(to_device(batch, ranks.device))
-            probabilities.append(output.logits.float().softmax(dim=1))
-            embeddings.append(output.cell_embedding.float())
-    back = np.argsort(order, kind="stable")
-    n = len(order)
-    return Predictions(
-        gather_rows(probabilities, n, ranks)[back], gather_rows(embeddings, n, ranks)[back]
-    )
-
-
 def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Every metric of evaluation/, by name."""
     return {name: float(metric(labels, probabilities)) for name, metric in METRICS.items()}
@@ -191,56 +151,25 @@ class Fitted(NamedTuple):
     step: int = 0
 
 
-@dataclass
-class Training:
-    """What the loop changes, and what its checkpoint therefore holds."""
-
-    network: nn.Module
-    model: nn.Module  # the network as the loop calls it: itself, or wrapped for several processes
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0  # epochs done
-    step: int = 0  # optimiser updates done
-    seconds: float = 0.0
-    best_epoch: int = -1
-    best_rating: tuple[float, float] = (-1.0, -math.inf)  # val macro-F1, then minus val loss
-    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint. It needs no random state: see ``seed_everything``."""
-        names = ("epoch", "step", "seconds", "best_epoch", "best_rating")
-        checkpoint.save_tensors(
-            path,
-            {f"model/{name}": t for name, t in self.network.state_dict().items()}
-            | {f"best/{name}": t for name, t in self.best_weights.items()}
-            | checkpoint.optimizer_tensors(self.optimizer, self.network, "optimizer/"),
-            header={name: getattr(self, name) for name in names},
-        )
-
-    def resume(self, path: Path) -> None:
-        """Go on where ``save`` left off."""
-        tensors, header = checkpoint.load_tensors(path)
-        checkpoint.load_weights(self.network, checkpoint.take(tensors, "model/"), path)
-        checkpoint.load_optimizer(
-            self.optimizer, self.network, checkpoint.take(tensors, "optimizer/")
-        )
-        self.best_weights = checkpoint.take(tensors, "best/")
-        for name, value in header.items():
-            setattr(self, name, tuple(value) if isinstance(value, list) else value)
-
-
 def fit_network(
     config: TrainConfig, data: EncodedFolder, run: RunFolder, ranks: Ranks, tracker: Tracker
 ) -> Fitted:
     """Train until val macro-F1 stops rising; leave the network as it was at its best."""
     optim, val = config.optim, data.split("val")
-    network = build_network(config, data).to(ranks.device)
+    if optim.tokens_per_batch is not None and optim.tokens_per_batch < data.n_tokens:
+        raise ConfigError(
+            f"optim.tokens_per_batch: found {optim.tokens_per_batch}, and a cell of {data.path} "
+            f"may have {data.n_tokens} tokens; say {data.n_tokens} or more"
+        )
+    network = build_network(config, data)
+    model = wrap(network, ranks)
     optimizer = make_optimizer(network, lr=optim.lr, weight_decay=optim.weight_decay)
-    training = Training(network, wrap(network, ranks), optimizer)
-    if run.checkpoint.exists():
+    training = Training(network, model, optimizer, ranks)
+    if share(run.checkpoint.exists(), ranks):
         training.resume(run.checkpoint)
         tracker.forget_after(training.step)
         logger.info("%s: carrying on after epoch %d", run.partial, training.epoch)
-    n_steps = optim.max_epochs * len(training_batches(data, config, 0, ranks))
+    n_steps = optim.max_epochs * -(-len(data.split("train")) // optim.batch_size)
     bar = tqdm(desc=config.name, total=n_steps, initial=training.step, disable=not ranks.is_first)
     with bar, logging_redirect_tqdm():
         while training.epoch < optim.max_epochs:
@@ -248,7 +177,7 @@ def fit_network(
                 logger.info("val macro-F1 has not risen for %d epochs: stopping", optim.patience)
                 break
             start = time.perf_counter()
-            train_epoch(training, config, data, ranks, tracker, bar)
+            train_epoch(training, config, data, tracker, bar)
             probabilities = predict(network, val, config, ranks).probabilities
             if not np.isfinite(probabilities).all():
                 raise TrainingError(
@@ -258,16 +187,11 @@ def fit_network(
             scores = score(val.labels, probabilities)
             tracker.log({f"val/{name}": value for name, value in scores.items()}, training.step)
             warn_of_collapse(probabilities, data.class_names, training.epoch)
-            rating = (scores["macro_f1"], -scores["log_loss"])  # ties go to the lower loss
-            if rating > training.best_rating:
-                training.best_rating, training.best_epoch = rating, training.epoch
-                weights = network.state_dict().items()
-                training.best_weights = {k: v.detach().cpu().clone() for k, v in weights}
+            training.rate((scores["macro_f1"], -scores["log_loss"]))  # ties: the lower loss
             training.epoch += 1
             training.seconds += time.perf_counter() - start
-            if ranks.is_first:
-                training.save(run.checkpoint)
-    checkpoint.load_weights(network, training.best_weights, run.checkpoint)
+            training.save(run.checkpoint)
+    training.return_to_best()
     return Fitted(
         val=predict(network, val, config, ranks),
         test=predict(network, data.split("test"), config, ranks),  # read here and nowhere else
@@ -282,15 +206,11 @@ def fit_network(
 
 
 def train_epoch(
-    training: Training,
-    config: TrainConfig,
-    data: EncodedFolder,
-    ranks: Ranks,
-    tracker: Tracker,
-    bar: tqdm,
+    training: Training, config: TrainConfig, data: EncodedFolder, tracker: Tracker, bar: tqdm
 ) -> None:
     """Make one pass over the training cells."""
-    optim, cells = config.optim, data.split("train")
+    optim, cells, ranks = config.optim, data.split("train"), training.ranks
+    rows = NpyDataset(cells)
     medians = np.concatenate([np.ones(N_SPECIALS, np.float32), data.gene_medians])
     medians = torch.from_numpy(medians).to(ranks.device)
     class_weights = None
@@ -299,19 +219,29 @@ def train_epoch(
         class_weights = class_weights.to(ranks.device)
     training.network.train()
     curve = Curve(ranks)
-    for batch, waited in timed(training_batches(data, config, training.epoch, ranks)):
+    for update in training_updates(data, config, training.epoch, ranks):
         seed_everything(config.seed, training.step, ranks.rank)
-        n_tokens = int(cells.lengths[batch["cell_index"]].sum())
-        batch = augment(to_device(batch, ranks.device), medians, **dict(config.augment))
-        with mixed_precision(config.precision, ranks.device):
-            output = training.model(batch)
-        losses = classify(
-            output, batch, class_weights=class_weights, label_smoothing=optim.label_smoothing
-        )
-        # Mean over the cells of all processes. DDP averages their gradients: undo its division.
-        (n_cells,) = sum_over_ranks([len(losses)], ranks)
-        (losses.sum() * (ranks.world_size / n_cells)).backward()
-        norm = nn.utils.clip_grad_norm_(training.network.parameters(), optim.gradient_clip)
+        key = update_key(config.seed, training.step)
+        for i, some in enumerate(update.batches):
+            # Read here: rows come out of a memory map faster than from a worker process.
+            with curve.waiting():
+                batch = collate(rows.__getitems__(some))
+            batch = to_device(batch, ranks.device)
+            batch = augment(batch, medians, key=key, **dict(config.augment))
+            with averaging(training.model, now=i == len(update.batches) - 1):
+                with mixed_precision(config.precision, ranks.device):
+                    output = training.model(batch)
+                losses = classify(
+                    output,
+                    batch,
+                    class_weights=class_weights,
+                    label_smoothing=optim.label_smoothing,
+                )
+                # Mean over the update's cells. The gradients of all processes are averaged: undo
+                # that division.
+                (losses.sum() * (ranks.world_size / update.n_cells)).backward()
+            curve.add(losses, cells.lengths[some])
+        norm = clip_gradients(training.network, optim.gradient_clip)
         lr = learning_rate(
             training.step, peak=optim.lr, n_steps=bar.total, warmup_fraction=optim.warmup_fraction
         )
@@ -319,7 +249,6 @@ def train_epoch(
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
         training.step += 1
-        curve.add(losses, n_tokens=n_tokens, waited=waited)
         bar.update()
         if training.step % LOG_EVERY == 0:
             point = curve.read() | {"optim/lr": lr, "optim/gradient_norm": float(norm)}

@@ -12,7 +12,6 @@ from benchmarks.train_step import (
     SHAPES,
     compare,
     cuda_rows,
-    forward_flop,
     has_transformers,
     lengths,
     make_batch,
@@ -21,6 +20,7 @@ from benchmarks.train_step import (
     make_model,
     trim,
 )
+from models.flops import forward_flop
 
 
 def ours(
@@ -67,7 +67,7 @@ def _timed(predict, batches: list[np.ndarray], shape: dict, n_cells: int) -> dic
     return {
         "cells_per_second": n_cells / elapsed,
         "tokens_per_second": float(lengths(n_cells).sum()) / elapsed,
-        "flop_per_second": forward_flop(shape, lengths(n_cells)) / elapsed,
+        "flop_per_second": forward_flop(lengths(n_cells), **shape) / elapsed,
         "peak_mb": memory.peak - memory.start,
     }
 

@@ -1,8 +1,7 @@
 """The training step: ours, the peers, and how much of the machine it uses.
 
 Cells have the lengths of an atlas (log-normal, median 1,100 genes, 300 to 2,048): most of the work
-of a padded model is on padding. Useful FLOP are counted from the real tokens, with every layer in
-full: 3 x (forward products), nothing for embeddings, norms and softmax.
+of a padded model is on padding. Useful FLOP are those of ``models/flops.py``, times 3.
 """
 
 import math
@@ -11,6 +10,7 @@ import time
 import numpy as np
 
 from benchmarks.measure import PeakMemory, alone, show
+from models.flops import forward_flop
 
 CONTEXT = 2048
 N_GENES, N_CLASSES = 20_000, 16
@@ -28,14 +28,6 @@ def lengths(n_cells: int, seed: int = 0) -> np.ndarray:
     """Tokens of each cell, ``<cls>`` included."""
     drawn = np.random.default_rng(seed).lognormal(math.log(1100), 0.5, n_cells)
     return np.clip(drawn, 300, CONTEXT).astype(np.int64)
-
-
-def forward_flop(shape: dict, n_tokens: np.ndarray) -> float:
-    """FLOP of the matrix products of one forward pass over cells of these lengths."""
-    width = shape["n_heads"] * shape["d_head"]
-    t = np.asarray(n_tokens, dtype=np.float64)
-    linear = 2 * shape["d_model"] * (4 * width + 2 * shape["d_feed_forward"])
-    return float((shape["n_layers"] * (linear * t + 4 * width * t**2)).sum())
 
 
 def make_batches(n_cells: int, batch_size: int, *, bucketed: bool) -> list[np.ndarray]:
@@ -197,7 +189,7 @@ def _timed(step, batches: list[np.ndarray], shape: dict, n_cells: int) -> dict:
     return {
         "cells_per_second": n_cells / elapsed,
         "tokens_per_second": float(lengths(n_cells).sum()) / elapsed,
-        "flop_per_second": 3 * forward_flop(shape, lengths(n_cells)) / elapsed,
+        "flop_per_second": 3 * forward_flop(lengths(n_cells), **shape) / elapsed,
         "peak_mb": memory.peak - memory.start,
     }
 

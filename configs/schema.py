@@ -96,6 +96,13 @@ class OptimConfig(Config):
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
     gradient_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     batch_size: int = Field(default=32, ge=1, description="cells an update, over all ranks")
+    tokens_per_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="most tokens, padding included, that a process computes on at once: an "
+        "update's cells are cut to fit and their gradients added up, so that the device's memory "
+        "does not bound batch_size; null: a process's share of the update at once",
+    )
     max_epochs: int = Field(default=25, ge=1)
     patience: int = Field(default=8, ge=1, description="epochs without a better val macro-F1")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)

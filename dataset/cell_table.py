@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dataset.cell_file import CellFileError, named_errors, open_store, read_table
 from dataset.cell_url import CellPath
 
-CHUNK = 65_536  # names or strings held at once
+CHUNK = 16_384  # names or strings held at once
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 from configs.base import ConfigError
 from configs.schema import PreprocessConfig
 from dataset.cell_file import file_sha256, fingerprint
+from dataset.cell_url import CellUrl
 from dataset.choose_cells import ChosenCells, choose_cells
 from dataset.csr_file import CsrFile, counts_dtype, create_npy, index_dtype, open_npy
 from dataset.encode_steps import (
@@ -65,7 +66,7 @@ from dataset.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 SHARE_CELLS = 2048  # read in one go by one worker
-TABLE_CELLS = 65_536  # lines of cells.csv written in one go
+TABLE_CELLS = 16_384  # lines of cells.csv written in one go
 # What does not change a byte of the output; the input's bytes are compared by their hash.
 NOT_COMPARED = {"input", "data_dir", "n_threads", "cluster"}
 Item = TypeVar("Item")
@@ -201,7 +202,9 @@ def read_counts(
     shares: list[Share] = []
     offset = 0
     for file in cells.files:
-        size = file.n_cells if file.by_columns else SHARE_CELLS  # columns are turned in one go
+        # Columns are turned in one go, and an address is asked as rarely as can be.
+        whole = file.by_columns or isinstance(file.path, CellUrl)
+        size = file.n_cells if whole else SHARE_CELLS
         for start, stop in cut(0, file.n_cells, size):
             place = folder / f"{len(shares):06d}"
             shares.append(Share(file, start, stop, offset + start, place))

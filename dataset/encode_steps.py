@@ -31,7 +31,7 @@ from dataset.quality_control import Measures, measure_block
 from dataset.read import CellFile
 from dataset.tokenizers.rank import rank_rows
 
-BLOCK_CELLS = 1024
+BLOCK_CELLS = 512
 
 
 class Share(NamedTuple):

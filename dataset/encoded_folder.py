@@ -17,7 +17,7 @@ from dataset.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
-CHECKED_LINES = 65_536  # of cells.csv at a time
+CHECKED_LINES = 16_384  # of cells.csv at a time
 ADVICE = "preprocess again (01_preprocess_sc_data.ipynb, overwrite)"
 
 

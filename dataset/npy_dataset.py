@@ -5,7 +5,7 @@ reading: use ``num_workers=0``.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class NpyDataset(Dataset):
         """Read one cell; arrays as of ``__getitems__``."""
         return self.__getitems__([index])
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, NDArray]:
+    def __getitems__(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, NDArray]:
         """Read the cells asked for, trimmed to the longest (rounded up to a multiple of 64)."""
         cells, split = np.asarray(indices, dtype=np.int64), self.split
         t = padded_length(int(split.lengths[cells].max(initial=1)), split.token_ids.shape[1])
@@ -69,13 +69,92 @@ def padded_length(longest: int, row_length: int) -> int:
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """Move a batch and only then widen its 16-bit rows: token ids to int64, counts to float32."""
+    to_cuda = torch.device(device).type == "cuda"
+
+    def move(rows: Tensor) -> Tensor:
+        # From pinned memory the copy runs beside the card's work, and nobody waits for it.
+        return (rows.pin_memory() if to_cuda else rows).to(device, non_blocking=True)
+
     return {
-        "token_ids": batch["token_ids"].to(device, non_blocking=True).long(),
-        "counts": batch["counts"].to(device, non_blocking=True).float(),
-        "library_size": batch["library_size"].to(device, non_blocking=True),
-        "labels": batch["labels"].to(device, non_blocking=True),
-        "cell_index": batch["cell_index"].to(device, non_blocking=True),
+        "token_ids": move(batch["token_ids"]).long(),
+        "counts": move(batch["counts"]).float(),
+        "library_size": move(batch["library_size"]),
+        "labels": move(batch["labels"]),
+        "cell_index": move(batch["cell_index"]),
     }
+
+
+def cut_to_budget(
+    cells: NDArray[np.int64], split: EncodedSplit, tokens_per_batch: int
+) -> list[NDArray[np.int64]]:
+    """Cut cells, in the order of length, into batches that a device can hold.
+
+    Parameters
+    ----------
+    cells
+        Places in the split, ``(n,)``.
+    split
+        Where the cells are.
+    tokens_per_batch
+        Most tokens of a batch, padding included: its cells times its longest cell's length, as
+        ``padded_length`` rounds it. A cell that is longer by itself makes a batch alone.
+
+    Returns
+    -------
+    Every cell once; for no cells one empty batch.
+    """
+    cells = cells[np.argsort(split.lengths[cells], kind="stable")]
+    row_length, start, cuts = split.token_ids.shape[1], 0, []
+    for i, length in enumerate(split.lengths[cells].tolist()):
+        if i > start and (i + 1 - start) * padded_length(length, row_length) > tokens_per_batch:
+            cuts.append(i)
+            start = i
+    return np.split(cells, cuts)
+
+
+def even_rounds(batches: list[list[NDArray[np.int64]]], rank: int) -> list[NDArray[np.int64]]:
+    """Return one process's batches, with empty ones to make as many as any process has.
+
+    Parameters
+    ----------
+    batches
+        Those of every process.
+    rank
+        The process. Sharded networks are gathered by all processes together, for every batch.
+    """
+    most = max(len(of_one) for of_one in batches)
+    nothing = np.empty(0, dtype=np.int64)
+    return batches[rank] + [nothing] * (most - len(batches[rank]))
+
+
+class Update(NamedTuple):
+    """What one process computes of one optimiser update."""
+
+    batches: list[NDArray[np.int64]]  # places of the cells; as many batches on every process
+    n_cells: int  # of the update, on all processes
+
+
+def deal_updates(
+    sampler: "LengthBucketSampler", split: EncodedSplit, tokens_per_batch: int | None
+) -> Iterator[Update]:
+    """Deal each batch of the sampler to the processes, cut into what their devices can hold.
+
+    Parameters
+    ----------
+    sampler
+        Its rank's part is returned.
+    split
+        Where the cells are.
+    tokens_per_batch
+        As of ``cut_to_budget``; None: each process takes its share at once.
+    """
+    for batch in sampler.global_batches():
+        shares = sampler.shares(batch)
+        if tokens_per_batch is None:
+            yield Update([shares[sampler.rank]], len(batch))
+        else:
+            cut = [cut_to_budget(share, split, tokens_per_batch) for share in shares]
+            yield Update(even_rounds(cut, sampler.rank), len(batch))
 
 
 class LengthBucketSampler(Sampler[list[int]]):
@@ -133,8 +212,12 @@ class LengthBucketSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches():
-            edges = np.linspace(0, len(batch), self.world_size + 1).astype(int)
-            yield batch[edges[self.rank] : edges[self.rank + 1]].tolist()
+            yield self.shares(batch)[self.rank].tolist()
+
+    def shares(self, batch: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cut a batch of all ranks into each one's slice."""
+        edges = np.linspace(0, len(batch), self.world_size + 1).astype(int)
+        return np.split(batch, edges[1:-1])
 
     def global_batches(self) -> list[NDArray[np.int64]]:
         """Return the batches of all ranks together."""

@@ -15,7 +15,8 @@ the previous profile follow. Deliberate differences:
 Presets: the defaults (width 64, 2 layers) suit some thousand cells on a CPU. For the shape of
 Geneformer V1 say ``d_model: 256, n_layers: 6, n_heads: 4, d_feed_forward: 512``.
 
-Legend: ``b`` cells, ``t`` tokens, ``d`` width, ``c`` classes.
+Legend: ``b`` cells, ``t`` tokens of a padded row, ``n`` real tokens of all cells, ``d`` width,
+``c`` classes.
 """
 
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from models.gene_svd import gene_svd
 from models.mlp_classifier import MLPClassifier
 from models.objectives import Output
+from models.packing import Cells, pack
 from models.transformer import Encoder, initialize_weights
 
 if TYPE_CHECKING:
@@ -57,7 +59,12 @@ class RankTransformerConfig(Config):
     )
     dropout: float = Field(default=0.1, ge=0, lt=1)
     attention_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="leaves the fast attention kernel on a CPU"
+        default=0.0, ge=0, lt=1, description="leaves the fast attention kernels"
+    )
+    checkpoint_activations: bool = Field(
+        default=False,
+        description="compute each block again for its gradients instead of keeping what happened "
+        "in it: the same numbers in less memory, for one more forward pass",
     )
     rank_position: Literal["none", "learned", "sinusoidal"] = "learned"
     value_embedding: Literal["none", "mlp"] = Field(
@@ -81,6 +88,16 @@ class RankTransformerConfig(Config):
         if self.rank_position == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"sinusoidal positions need an even d_model, found {self.d_model}")
         return self
+
+    def encoder_shape(self) -> dict[str, int]:
+        """Return the sizes of the encoder, those left out filled in."""
+        return {
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "n_heads": self.n_heads,
+            "d_head": self.d_head or self.d_model // self.n_heads,
+            "d_feed_forward": self.d_feed_forward or 4 * self.d_model,
+        }
 
     def build(
         self, *, n_vocabulary: int, n_classes: int, n_tokens: int, n_segments: int
@@ -158,17 +175,13 @@ class RankTransformer(nn.Module):
         self.expression_norm = nn.LayerNorm(d) if config.cls_init == "expression" else None
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = Encoder(
-            n_layers=config.n_layers,
-            d_model=d,
-            n_heads=config.n_heads,
-            d_head=config.d_head or d // config.n_heads,
-            d_feed_forward=config.d_feed_forward or 4 * d,
+            **config.encoder_shape(),
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
+            checkpoint_activations=config.checkpoint_activations,
         )
         self.head = MLPClassifier(d, config.d_hidden or d, n_classes, config.dropout)
-        self.rank_position = config.rank_position
-        self.n_tokens = config.n_tokens
+        self.config = config
         self.n_segments = n_segments
         initialize_weights(self)
         nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)
@@ -178,41 +191,44 @@ class RankTransformer(nn.Module):
 
         Uses ``token_ids`` and ``counts`` ``(b, t)`` and ``library_size`` ``(b, segments)``.
         """
-        x, padding_mask = self.embed(batch)  # (b, t, d), (b, t)
-        # The last block is asked for one row, <cls>: the head reads no other.
-        x = self.encoder(self.dropout(x), padding_mask, n_outputs=1)  # (b, 1, d)
-        cell_embedding = x[:, 0]
+        x, cells = self.embed(batch)  # (n, d)
+        # The last block is asked for one row a cell, <cls>: the head reads no other.
+        cell_embedding = self.encoder(self.dropout(x), cells, first_only=True)  # (b, d)
         return Output(logits=self.head(cell_embedding), cell_embedding=cell_embedding)
 
-    def embed(self, batch: "Batch") -> tuple[Tensor, Tensor]:
+    def embed(self, batch: "Batch") -> tuple[Tensor, Cells]:
         """Sum what is known of each token: gene, rank, segment, value.
 
         Returns
         -------
-        The tokens that enter the blocks, ``(b, t, d)``, and where they are padding, ``(b, t)``.
+        The tokens that enter the blocks, ``(n, d)``, and where each cell lies among them.
         """
         top = batch
-        if self.n_tokens is not None:
-            top = highest_ranks(batch, self.n_tokens, self.n_segments)
-        token_ids = top["token_ids"]
-        x = self.gene_embedding(token_ids)  # (b, t, d)
-        if self.rank_position != "none":
-            ranks = rank_positions(token_ids)  # (b, t)
+        if self.config.n_tokens is not None:
+            top = highest_ranks(batch, self.config.n_tokens, self.n_segments)
+        real, cells = pack(top["token_ids"] == PAD)  # (n,) in b * t
+        token_ids = top["token_ids"].flatten()[real]  # (n,)
+        x = self.gene_embedding(token_ids)  # (n, d)
+        if self.config.rank_position != "none":
+            ranks = rank_positions(top["token_ids"]).flatten()[real]  # (n,)
             if self.position_embedding is not None:
                 x = x + self.position_embedding(ranks)
             else:
                 x = x + self.sinusoids[ranks]
         if self.segment_embedding is not None:
-            x = x + self.segment_embedding(segments_of(token_ids))
+            x = x + self.segment_embedding(segments_of(top["token_ids"]).flatten()[real])
         if self.value_embedding is not None:
-            values = self.value_embedding(token_expression(top)[..., None])  # (b, t, d)
-            x = x + values * (token_ids >= N_SPECIALS)[..., None]
+            expression = token_expression(top).flatten()[real]
+            values = self.value_embedding(expression[:, None])  # (n, d)
+            x = x + values * (token_ids >= N_SPECIALS)[:, None]
         if self.expression_norm is not None:
             # Each half is summed, over the whole row, into the token that opens it.
             for segment, opening in enumerate((CLS, SEP)[: self.n_segments]):
                 total = self.expression_norm(self.sum_expression(batch, segment))  # (b, d)
-                x = x + total[:, None] * (token_ids == opening)[..., None]
-        return x, token_ids == PAD
+                is_opening = top["token_ids"] == opening  # (b, t), once in a row at most
+                place = cells.first + is_opening.long().argmax(dim=1)
+                x = x.index_add(0, place, total * is_opening.any(dim=1, keepdim=True))
+        return x, cells
 
     def sum_expression(self, batch: "Batch", segment: int) -> Tensor:
         """Sum the embeddings of a half's genes, weighted by log1p expression, ``(b, d)``."""

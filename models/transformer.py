@@ -3,13 +3,16 @@
 Normalising before each branch (Xiong et al. 2020) trains from scratch without the collapse to one
 class that post-norm stacks show on small cell sets.
 
-Legend: ``b`` cells, ``t`` tokens, ``q`` tokens asked for, ``d`` width.
+Legend: ``b`` cells, ``n`` tokens of all cells, ``q`` tokens asked for, ``d`` width.
 """
 
 import math
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from models.packing import Cells
 from models.self_attention import SelfAttention
 
 
@@ -37,15 +40,26 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, padding_mask: Tensor, n_queries: int | None = None) -> Tensor:
-        """Return the first ``n_queries`` tokens after the block, ``(b, q, d)``; all by default."""
-        attended = self.attention(self.norm_attention(x), padding_mask, n_queries)
-        x = x[:, :n_queries] + self.dropout(attended)
+    def forward(self, x: Tensor, cells: Cells, *, first_only: bool = False) -> Tensor:
+        """Return the tokens after the block, ``(q, d)``: all, or the first of each cell."""
+        attended = self.attention(self.norm_attention(x), cells, first_only=first_only)
+        x = (x[cells.first] if first_only else x) + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and a closing layer norm."""
+    """A stack of blocks and a closing layer norm.
+
+    Parameters
+    ----------
+    n_layers, d_model, n_heads, d_head, d_feed_forward
+        Its shape.
+    dropout, attention_dropout
+        Of the two branches of a block, and of the attention weights.
+    checkpoint_activations
+        Keep only what enters each block for the backward pass and compute the block again there
+        (Chen et al. 2016): the same gradients in less memory, for one more forward pass.
+    """
 
     def __init__(
         self,
@@ -56,34 +70,42 @@ class Encoder(nn.Module):
         d_feed_forward: int,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        *,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         self.blocks = nn.ModuleList(
             Block(d_model, n_heads, d_head, d_feed_forward, dropout, attention_dropout)
             for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, x: Tensor, padding_mask: Tensor, n_outputs: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, cells: Cells, *, first_only: bool = False) -> Tensor:
         """Encode each cell's tokens.
 
         Parameters
         ----------
         x
-            Embedded tokens, ``(b, t, d)``.
-        padding_mask
-            True where a token is padding, ``(b, t)``.
-        n_outputs
-            How many leading tokens are wanted. The blocks before the last must update every token,
-            but the last one then computes these rows alone: the same numbers for less work.
+            Embedded tokens of all cells, ``(n, d)``.
+        cells
+            Where each cell lies in ``x``.
+        first_only
+            Only the first token of each cell is wanted. The blocks before the last must update
+            every token, but the last one then computes these rows alone: the same numbers for
+            less work.
 
         Returns
         -------
-        ``(b, n_outputs or t, d)``.
+        ``(q, d)``, where ``q`` is ``b`` for the first tokens only and else ``n``.
         """
-        for block in self.blocks[:-1]:
-            x = block(x, padding_mask)
-        return self.norm(self.blocks[-1](x, padding_mask, n_outputs))
+        for number, block in enumerate(self.blocks, start=1):
+            only = first_only and number == len(self.blocks)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, cells, first_only=only, use_reentrant=False)
+            else:
+                x = block(x, cells, first_only=only)
+        return self.norm(x)
 
 
 def initialize_weights(model: nn.Module, embedding_std: float = 0.02) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset.vocabulary import N_SPECIALS, PAD, SEP
+from training.counter_random import binomial, uniform
 
 if TYPE_CHECKING:
     from dataset.npy_dataset import Batch
@@ -19,10 +20,14 @@ def augment(
     batch: "Batch",
     gene_medians: Tensor,
     *,
+    key: int,
     token_dropout: float = 0.0,
     count_thinning: float = 0.0,
 ) -> "Batch":
     """Return changed copies of the batch's cells.
+
+    What becomes of a cell follows from ``key`` and from its ``cell_index``: it does not depend on
+    the other cells of the batch, nor on the process that has it.
 
     Parameters
     ----------
@@ -30,6 +35,8 @@ def augment(
         Cells as ``to_device`` gives them.
     gene_medians
         Median of every token's gene, ``(n_vocabulary,)``, 1 for the special tokens.
+    key
+        Of the update, from ``counter_random.update_key``.
     token_dropout
         Each gene token is left out with this probability; ``<cls>`` and ``<sep>`` never are.
     count_thinning
@@ -38,19 +45,20 @@ def augment(
         are ranked again, as the tokeniser would; genes beyond the row's end do not move up into
         it, for their counts are not in the batch. The library size shrinks by the same factor.
     """
-    if token_dropout == 0 and count_thinning == 0:
+    is_empty = len(batch["token_ids"]) == 0  # a process without a share of the last batch
+    if is_empty or (token_dropout == 0 and count_thinning == 0):
         return batch
     token_ids, counts = batch["token_ids"], batch["counts"].float()
-    library_size = batch["library_size"]
+    library_size, cells, t = batch["library_size"], batch["cell_index"], token_ids.shape[1]
     is_gene = token_ids >= N_SPECIALS
     keep = token_ids != PAD
     if count_thinning > 0:
-        kept_share = 1 - count_thinning * torch.rand(len(token_ids), 1, device=counts.device)
-        counts = torch.binomial(counts, kept_share.expand_as(counts))
+        kept_share = 1 - count_thinning * uniform(key, cells, 1, stream=0)
+        counts = binomial(counts, kept_share.expand_as(counts), uniform(key, cells, t, stream=1))
         library_size = library_size * kept_share
         keep &= ~is_gene | (counts > 0)
     if token_dropout > 0:
-        keep &= ~is_gene | (torch.rand_like(counts) >= token_dropout)
+        keep &= ~is_gene | (uniform(key, cells, t, stream=2) >= token_dropout)
 
     # Sort by (half, falling value), padding last. Stable sorts from the last key to the first;
     # <cls> and <sep> open their halves, so their value is infinite.

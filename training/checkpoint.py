@@ -76,7 +76,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: nn.Module, prefix: str
+    optimizer: torch.optim.Optimizer, model: nn.Module, prefix: str = ""
 ) -> dict[str, Tensor]:
     """Name every tensor of an optimiser's state ``<prefix><parameter>/<state>``."""
     return {
@@ -86,17 +86,17 @@ def optimizer_tensors(
     }
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
-) -> None:
-    """Put back what ``optimizer_tensors`` returned, each beside its parameter."""
-    parameters = dict(model.named_parameters())
-    for name, value in tensors.items():
-        parameter_name, key = name.rsplit("/", 1)
-        parameter = parameters[parameter_name]
-        # AdamW keeps its step count on the CPU unless it is fused, then beside the parameter.
-        moves = key != "step" or optimizer.defaults["fused"]
-        optimizer.state[parameter][key] = value.to(parameter.device) if moves else value
+def start_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW the state it makes itself in its first update, to be written over."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            # The step count is on the CPU unless the update is fused, then beside the parameter.
+            device = parameter.device if group["fused"] else "cpu"
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

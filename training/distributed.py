@@ -4,6 +4,7 @@ With one process nothing is started and every function below is the identity.
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,9 +85,22 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device(name)
 
 
-def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """Average the gradients of all processes in every backward pass."""
-    return nn.parallel.DistributedDataParallel(model) if ranks.world_size > 1 else model
+def wrap(network: nn.Module, ranks: Ranks) -> nn.Module:
+    """Move a network to its device and let all processes average their gradients."""
+    network = network.to(ranks.device)
+    if ranks.world_size == 1:
+        return network
+    return nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
+
+
+def averaging(model: nn.Module, *, now: bool) -> AbstractContextManager:
+    """Return the context of one of several backward passes whose gradients are added up.
+
+    DDP averages over the processes once, in the last pass (``now``).
+    """
+    if now or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
 
 
 def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
@@ -127,6 +141,9 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
     """Make an update's random numbers a function of (seed, step, process) and of nothing else.
 
     A resumed run therefore draws what an undisturbed one does, with no generator state to keep.
+    Dropout in the network draws from here, for the cells that a process has at a time: with it,
+    the number of processes changes which units are dropped, but not the order of the cells, the
+    learning rates or the augmentation (``counter_random``), which do not draw from here.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 

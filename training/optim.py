@@ -3,7 +3,8 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -48,6 +49,15 @@ def learning_rate(step: int, *, peak: float, n_steps: int, warmup_fraction: floa
         return peak * (step + 1) / n_warmup
     progress = min((step - n_warmup) / max(n_steps - n_warmup, 1), 1.0)
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+    """Scale all gradients down if their norm is above ``largest``; return what it was.
+
+    Sharded or not, it is the norm of the whole gradient. Nobody waits for the device here.
+    """
+    norm = nn.utils.clip_grad_norm_(model.parameters(), largest)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

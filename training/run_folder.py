@@ -11,18 +11,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from safetensors.numpy import save_file
 
+from configs.base import ConfigError
 from configs.schema import TrainConfig
 from dataset.encoded_folder import EncodedFolder, EncodedSplit
 from training.checkpoint import flush_to_disk, write_atomically, write_text
 
-# What a run is made of. How it is watched and where it runs may change between two commands.
-NOT_COMPARED = ("tracking", "runs_dir", "device", "data")
+# What a run is made of. How it is watched, where it runs and how much of an update is computed at
+# once may change between two commands.
+NOT_COMPARED: dict[str, Any] = {
+    "tracking": True,
+    "runs_dir": True,
+    "device": True,
+    "data": True,
+    "optim": {"tokens_per_batch"},
+}
 SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer")
 # All that a run goes on with. Killed, it may have left halves of files under names of any kind.
 CARRIED_ON = ("checkpoint.safetensors", "config.yaml", "data", "metrics.jsonl")
@@ -136,18 +144,16 @@ class RunFolder:
 
     def _check_same(self, folder: Path, what: str) -> None:
         try:
-            text = (folder / "config.yaml").read_text(encoding="utf-8")
-            found = yaml.safe_load(text)
-        except (OSError, yaml.YAMLError):
-            found = None
-        if not isinstance(found, dict):
-            raise RunFolderError(f"{folder}: has no readable config.yaml; delete it and run again")
-        wanted = self.config.model_dump(mode="json")
-        differing = [
-            key
-            for key in sorted(wanted.keys() | found.keys())
-            if key not in NOT_COMPARED and wanted.get(key) != found.get(key)
-        ]
+            found = TrainConfig.load(folder / "config.yaml")
+        except ConfigError:
+            raise RunFolderError(
+                f"{folder}: its config.yaml is missing, damaged or of another version; choose "
+                "another name=..., or delete that folder"
+            ) from None
+        before, now = (
+            c.model_dump(mode="json", exclude=NOT_COMPARED) for c in (found, self.config)
+        )
+        differing = sorted(key for key in now if now[key] != before[key])
         # The cells are compared by what they are, wherever they lie; gone, they cannot differ.
         cells, meant = _meta(folder / "data"), _meta(Path(self.config.data))
         if meant and any(cells.get(key) != meant.get(key) for key in SAME_CELLS):

@@ -16,7 +16,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -188,12 +189,18 @@ class Curve:
         self.loss: Tensor | float
         self._reset()
 
-    def add(self, losses: Tensor, *, n_tokens: int, waited: float) -> None:
-        """Count one batch: its cells' losses, its tokens, the seconds it was waited for."""
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the seconds that the block, which reads a batch, takes."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def add(self, losses: Tensor, lengths: np.ndarray) -> None:
+        """Count one batch: the losses of its cells and their tokens, before augmentation."""
         self.loss = self.loss + losses.detach().sum()
         self.n_cells += len(losses)
-        self.n_tokens += n_tokens
-        self.waited += waited
+        self.n_tokens += int(lengths.sum())
 
     def read(self) -> dict[str, float]:
         """Return the point and start the next one."""

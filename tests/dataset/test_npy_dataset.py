@@ -8,6 +8,9 @@ from dataset.npy_dataset import (
     LengthBucketSampler,
     NpyDataset,
     collate,
+    cut_to_budget,
+    deal_updates,
+    even_rounds,
     padded_length,
     to_device,
 )
@@ -119,3 +122,46 @@ def test_impossible_shares_are_refused(lengths):
         LengthBucketSampler(lengths, 8, rank=2, world_size=2)
     with pytest.raises(ValueError, match="batch_size 1"):
         LengthBucketSampler(lengths, 1, rank=0, world_size=2)
+
+
+@pytest.mark.parametrize("budget", [100, 300, 100_000])
+def test_batches_keep_to_the_budget_of_tokens(cells, budget):
+    asked = np.random.default_rng(0).permutation(len(cells))[:90]
+    batches = cut_to_budget(asked, cells, budget)
+    assert sorted(np.concatenate(batches)) == sorted(asked)
+    sizes = [
+        collate(NpyDataset(cells).__getitems__(batch))["token_ids"].numel() for batch in batches
+    ]
+    assert max(sizes) <= budget
+    # No two neighbours would have fitted together.
+    row = cells.token_ids.shape[1]
+    for a, b in zip(batches, batches[1:], strict=False):
+        longest = padded_length(int(cells.lengths[b[0]]), row)
+        assert (len(a) + 1) * longest > budget
+
+
+def test_a_cell_beyond_the_budget_makes_a_batch_alone(cells):
+    assert [len(batch) for batch in cut_to_budget(np.arange(4), cells, 1)] == [1, 1, 1, 1]
+    assert [len(batch) for batch in cut_to_budget(np.arange(0), cells, 1)] == [0]
+
+
+def test_every_process_has_as_many_batches():
+    batches = [[np.arange(3)], [np.arange(2), np.arange(1), np.arange(4)]]
+    assert [len(b) for b in even_rounds(batches, 0)] == [3, 0, 0]
+    assert even_rounds(batches, 1) == batches[1]
+
+
+@pytest.mark.parametrize("budget", [None, 200])
+def test_an_update_is_dealt_whole(cells, budget):
+    n = len(cells)
+    dealt = [
+        list(deal_updates(LengthBucketSampler(cells.lengths, 50, 1, 2, rank, 3), cells, budget))
+        for rank in range(3)
+    ]
+    batches = LengthBucketSampler(cells.lengths, 50, 1, 2).global_batches()
+    assert sum(update.n_cells for update in dealt[0]) == n
+    for whole, *shares in zip(batches, *dealt, strict=True):
+        assert {share.n_cells for share in shares} == {len(whole)}
+        assert len({len(share.batches) for share in shares}) == 1
+        found = np.concatenate([cells for share in shares for cells in share.batches])
+        assert sorted(found) == sorted(whole)

@@ -97,6 +97,65 @@ def test_extra_padding_never_moves_the_answer(batch, choice):
     )
 
 
+def padded_forward(model: RankTransformer, batch: dict, *, mask: bool = True) -> torch.Tensor:
+    """Compute the logits over padded rows, every row in every layer, attention as a formula."""
+    ids, d = batch["token_ids"], model.config.d_model
+    half = (ids == SEP).cumsum(1)
+    index = torch.arange(ids.shape[1]).expand_as(ids)
+    ranks = index - torch.where(ids == SEP, index, 0).cummax(1).values
+    expression = torch.log1p(1e4 * batch["counts"] / batch["library_size"].gather(1, half))
+    genes = model.gene_embedding(ids)
+    x = genes + model.position_embedding(ranks) + model.segment_embedding(half)
+    x = x + model.value_embedding(expression[..., None]) * (ids >= N_SPECIALS)[..., None]
+    for segment, opening in enumerate((CLS, SEP)):
+        total = (genes * (expression * (half == segment))[..., None]).sum(1)
+        x = x + model.expression_norm(total)[:, None] * (ids == opening)[..., None]
+    for block in model.encoder.blocks:
+        attention, z = block.attention, block.norm_attention(x)
+        q, k, v = (
+            y.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+            for y in (attention.to_q(z), *attention.to_kv(z).chunk(2, dim=-1))
+        )
+        scores = q @ k.transpose(-1, -2) / (d / attention.n_heads) ** 0.5
+        if mask:
+            scores = scores.masked_fill((ids == PAD)[:, None, None], -torch.inf)
+        x = x + attention.to_out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        x = x + block.feed_forward(block.norm_feed_forward(x))
+    return model.head(model.encoder.norm(x[:, 0]))
+
+
+def test_packed_cells_give_the_logits_and_gradients_of_padded_rows(two_halves):
+    model = build(2, value_embedding="mlp", n_layers=3).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    packed, padded = model(two_halves).logits, padded_forward(model, two_halves)
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)
+    assert (packed - padded_forward(model, two_halves, mask=False)).abs().max() > 1e-2
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    for name, a, b in zip(
+        names,
+        torch.autograd.grad(packed.square().sum(), parameters),
+        torch.autograd.grad(padded.square().sum(), parameters),
+        strict=True,
+    ):
+        if not name.endswith("to_kv.bias"):  # half of it is 0 but for rounding
+            assert (a - b).norm() <= 1e-5 * b.norm(), name
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_batch_without_cells_has_gradients_of_zero(batch):
+    # A process whose share of the last batch is empty takes part in the update all the same.
+    model = build(value_embedding="mlp").train()
+    output = model({name: value[:0] for name, value in batch.items()})
+    assert output.logits.shape == (0, N_CLASSES)
+    assert output.cell_embedding.shape == (0, 16)
+    output.logits.sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_order_of_genes_matters_with_rank_positions_only(batch, choice):
     model = build(**choice)
@@ -174,16 +233,17 @@ def test_the_halves_are_told_apart(two_halves, choice):
 
 def test_cls_starts_from_the_expression_weighted_genes(batch):
     model = build(rank_position="none", cls_init="expression")
-    embedded, padding_mask = model.embed(batch)
+    embedded, cells = model.embed(batch)
     genes = model.gene_embedding.weight
     cell = 2
     total = torch.zeros(16)
     for token, count in zip(batch["token_ids"][cell], batch["counts"][cell], strict=True):
         total += torch.log1p(count * 1e4 / batch["library_size"][cell, 0]) * genes[token]
     expected = genes[CLS] + torch.nn.functional.layer_norm(total, (16,))
-    torch.testing.assert_close(embedded[cell, 0], expected)
-    torch.testing.assert_close(embedded[cell, 1], genes[batch["token_ids"][cell, 1]])
-    assert torch.equal(padding_mask, batch["token_ids"] == PAD)
+    first = int(cells.first[cell])
+    torch.testing.assert_close(embedded[first], expected)
+    torch.testing.assert_close(embedded[first + 1], genes[batch["token_ids"][cell, 1]])
+    assert cells.lengths == [13, 10, 6, 3, 1]
 
 
 def test_only_the_highest_ranks_enter_the_blocks(batch, two_halves):
@@ -233,7 +293,8 @@ def test_a_random_start_does_not_read_the_expression():
 def test_the_expression_given_to_cls_starts_standardized(batch):
     model = build(rank_position="none", cls_init="expression")
     model.standardize_expression(batch)
-    given = model.embed(batch)[0][:, 0] - model.gene_embedding.weight[CLS]
+    embedded, cells = model.embed(batch)
+    given = embedded[cells.first] - model.gene_embedding.weight[CLS]
     torch.testing.assert_close(given.mean(dim=0), torch.zeros(16), atol=1e-5, rtol=0)
     torch.testing.assert_close(given.std(dim=0), torch.ones(16), atol=1e-4, rtol=0)
     build(cls_init="learned").standardize_expression(batch)  # nothing to do
@@ -264,6 +325,11 @@ def test_the_largest_token_and_the_longest_row_fit(batch):
 def test_impossible_configs_say_why(fields, message):
     with pytest.raises(ValidationError, match=message):
         RankTransformerConfig(**fields)
+
+
+def test_the_config_says_whether_blocks_are_computed_again():
+    assert build(checkpoint_activations=True).encoder.checkpoint_activations
+    assert not build().encoder.checkpoint_activations
 
 
 def test_head_width_may_be_chosen_freely():

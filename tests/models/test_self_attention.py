@@ -4,8 +4,11 @@ import pytest
 import torch
 from einops import rearrange
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models.self_attention import SelfAttention
+from models import self_attention
+from models.packing import cells_of
+from models.self_attention import SelfAttention, flash_can
 
 
 @pytest.fixture
@@ -15,14 +18,18 @@ def attention() -> SelfAttention:
 
 
 @pytest.fixture
-def cells() -> tuple[torch.Tensor, torch.Tensor]:
+def padded() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three cells of 7, 4 and 1 tokens as padded rows, and where they are padding."""
     torch.manual_seed(1)
     padding = torch.arange(7)[None, :] >= torch.tensor([7, 4, 1])[:, None]
     return torch.randn(3, 7, 12), padding
 
 
+CELLS = cells_of([7, 4, 1])
+
+
 def explicit(attention: SelfAttention, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-    """The textbook formula, without the kernel."""
+    """Compute the textbook formula over padded rows, without any kernel."""
     q = attention.to_q(x)
     k, v = attention.to_kv(x).chunk(2, dim=-1)
     q, k, v = (rearrange(z, "b t (h e) -> b h t e", h=attention.n_heads) for z in (q, k, v))
@@ -31,8 +38,8 @@ def explicit(attention: SelfAttention, x: torch.Tensor, padding: torch.Tensor) -
     return attention.to_out(rearrange(weights @ v, "b h t e -> b t (h e)"))
 
 
-def test_equals_torchs_multi_head_attention(attention, cells):
-    x, padding = cells
+def test_equals_torchs_multi_head_attention(attention, padded):
+    x, padding = padded
     reference = nn.MultiheadAttention(12, 3, batch_first=True)
     with torch.no_grad():
         reference.in_proj_weight.copy_(torch.cat([attention.to_q.weight, attention.to_kv.weight]))
@@ -40,12 +47,14 @@ def test_equals_torchs_multi_head_attention(attention, cells):
         reference.out_proj.weight.copy_(attention.to_out.weight)
         reference.out_proj.bias.copy_(attention.to_out.bias)
     expected, _ = reference(x, x, x, key_padding_mask=padding)
-    torch.testing.assert_close(attention(x, padding), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        attention(x[~padding], CELLS), expected[~padding], atol=1e-6, rtol=1e-5
+    )
 
 
-def test_equals_the_explicit_formula_in_values_and_gradients(attention, cells):
-    x, padding = cells
-    ours, theirs = attention(x, padding), explicit(attention, x, padding)
+def test_equals_the_explicit_formula_in_values_and_gradients(attention, padded):
+    x, padding = padded
+    ours, theirs = attention(x[~padding], CELLS), explicit(attention, x, padding)[~padding]
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     parameters = list(attention.parameters())
     for a, b in zip(
@@ -54,49 +63,107 @@ def test_equals_the_explicit_formula_in_values_and_gradients(attention, cells):
         strict=True,
     ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    unmasked = explicit(attention, x, torch.zeros_like(padding))[~padding]
+    assert (unmasked - ours).abs().max() > 1e-2
 
 
-def test_every_head_sees_every_token(attention, cells):
+def test_every_head_sees_every_token(attention, padded):
     # Reshaped without a transpose, a head would see a third of the tokens only.
-    x = cells[0][:1].clone().requires_grad_()
-    nothing_padded = torch.zeros(1, 7, dtype=torch.bool)
+    x = padded[0][0].clone().requires_grad_()
     for head in range(3):
         with torch.no_grad():
             attention.to_out.weight.zero_()
             attention.to_out.weight[:, 4 * head : 4 * head + 4] = torch.randn(12, 4)
-        (gradient,) = torch.autograd.grad(attention(x, nothing_padded)[0, 0].sum(), x)
-        assert (gradient[0].abs().sum(-1) > 1e-6).all(), f"head {head}"
+        (gradient,) = torch.autograd.grad(attention(x, cells_of([7]))[0].sum(), x)
+        assert (gradient.abs().sum(-1) > 1e-6).all(), f"head {head}"
 
 
-def test_padding_has_no_influence(attention, cells):
-    x, padding = cells
-    changed = torch.where(padding[..., None], torch.full_like(x, 1e3), x)
-    real = ~padding
-    torch.testing.assert_close(attention(changed, padding)[real], attention(x, padding)[real])
+@pytest.mark.parametrize("lengths", [[3, 3, 3, 3], [3, 3, 6], [6, 3, 3], [1, 1, 9, 1]])
+def test_a_cell_does_not_see_its_neighbors(attention, lengths):
+    # Cells of one length share a call of the kernel: the first and last of a run, and lone ones.
+    x = torch.randn(12, 12)
+    alone = [attention(one, cells_of([len(one)])) for one in x.split(lengths)]
+    torch.testing.assert_close(attention(x, cells_of(lengths)), torch.cat(alone))
 
 
-def test_a_row_of_padding_gives_numbers(attention, cells):
-    x, padding = cells
-    padding = padding.clone()
-    padding[1] = True
-    output = attention(x, padding)
-    output.sum().backward()
-    assert output.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in attention.parameters())
-
-
-@pytest.mark.parametrize("n_queries", [1, 3])
-def test_first_queries_only_are_the_first_rows(attention, cells, n_queries):
-    x, padding = cells
+@pytest.mark.parametrize("lengths", [[7, 4, 1], [4, 4, 4], [12]])
+def test_first_tokens_only_are_the_rows_of_the_first_tokens(attention, lengths):
+    x, cells = torch.randn(12, 12), cells_of(lengths)
     torch.testing.assert_close(
-        attention(x, padding, n_queries), attention(x, padding)[:, :n_queries]
+        attention(x, cells, first_only=True), attention(x, cells)[cells.first]
     )
 
 
-def test_attention_dropout_acts_in_training_only(cells):
-    x, padding = cells
+@pytest.mark.parametrize("first_only", [False, True])
+def test_no_cells_give_no_rows_and_gradients_of_zero(attention, first_only):
+    output = attention(torch.randn(0, 12), cells_of([]), first_only=first_only)
+    assert output.shape == (0, 12)
+    output.sum().backward()
+    assert all(not p.grad.any() for p in attention.parameters())
+
+
+def test_attention_dropout_acts_in_training_only():
+    x = torch.randn(12, 12)
     torch.manual_seed(0)
     attention = SelfAttention(12, 3, 4, dropout=0.5)
-    assert not torch.equal(attention(x, padding), attention(x, padding))
+    assert not torch.equal(attention(x, CELLS), attention(x, CELLS))
     attention.eval()
-    assert torch.equal(attention(x, padding), attention(x, padding))
+    assert torch.equal(attention(x, CELLS), attention(x, CELLS))
+
+
+def one_cell_after_the_other(q, k, v, q_offsets, k_offsets, longest_q, longest_k):
+    """Stand in for torch's kernel: the same arguments, read as its documentation says."""
+    assert q_offsets.dtype == k_offsets.dtype == torch.int32
+    assert (longest_q, longest_k) == (int(q_offsets.diff().max()), int(k_offsets.diff().max()))
+    parts = []
+    for i in range(len(q_offsets) - 1):
+        here, there = (slice(int(o[i]), int(o[i + 1])) for o in (q_offsets, k_offsets))
+        scores = torch.einsum("qhe,khe->hqk", q[here], k[there]) / math.sqrt(q.shape[-1])
+        parts.append(torch.einsum("hqk,khe->qhe", scores.softmax(-1), v[there]))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_the_cuda_kernel_is_told_where_the_cells_lie(monkeypatch, attention, first_only):
+    # Without a card: the call that it would be given, answered by the plain formula.
+    x = torch.randn(12, 12)
+    expected = attention(x, CELLS, first_only=first_only)
+    monkeypatch.setattr(self_attention, "flash_can", lambda *_: True)
+    monkeypatch.setattr(self_attention, "varlen_attn", one_cell_after_the_other)
+    torch.testing.assert_close(attention(x, CELLS, first_only=first_only), expected)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_the_cuda_kernel_takes_the_call_and_gives_gradients(monkeypatch, first_only):
+    # Without a card: torch's own account of the kernel's shapes, forward and backward.
+    monkeypatch.setattr(self_attention, "flash_can", lambda *_: True)
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
+        attention = SelfAttention(12, 3, 16)
+        output = attention(torch.randn(12, 12), cells_of([7, 4, 1]), first_only=first_only)
+        output.sum().backward()
+        assert output.shape == (3 if first_only else 12, 12)
+        assert all(p.grad.shape == p.shape for p in attention.parameters())
+
+
+def test_the_cuda_kernel_is_not_asked_on_a_cpu():
+    assert not flash_can(torch.zeros(3, 2, 16, dtype=torch.bfloat16), 0.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("d_head", [16, 64])
+def test_the_cuda_kernel_in_half_precision_equals_float32(d_head, first_only):
+    torch.manual_seed(0)
+    attention = SelfAttention(64, 4, d_head).cuda()
+    cells = cells_of([300, 7, 1, 128], "cuda")
+    x = torch.randn(436, 64, device="cuda")
+    results = []
+    for half in (False, True):
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            assert flash_can(attention.to_q(x).view(-1, 4, d_head), 0.0) == half
+            output = attention(x, cells, first_only=first_only).float()
+        gradients = torch.autograd.grad(output.square().mean(), list(attention.parameters()))
+        results.append((output, *gradients))
+    for exact, rough in zip(*results, strict=True):
+        assert (exact - rough).norm() < 0.02 * exact.norm() + 1e-6

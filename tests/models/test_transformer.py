@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.packing import cells_of
 from models.transformer import Encoder, initialize_weights
 
 
@@ -15,15 +16,15 @@ def encoder() -> Encoder:
     return encoder
 
 
-def test_asking_for_the_cls_row_changes_nothing_but_the_work(encoder):
-    x = torch.randn(4, 9, 16)
-    padding = torch.arange(9)[None, :] >= torch.tensor([9, 5, 2, 1])[:, None]
-    full, short = encoder(x, padding), encoder(x, padding, n_outputs=1)
-    assert short.shape == (4, 1, 16)
-    torch.testing.assert_close(short, full[:, :1])
+def test_asking_for_the_first_tokens_changes_nothing_but_the_work(encoder):
+    cells = cells_of([9, 5, 2, 1])
+    x = torch.randn(17, 16)
+    full, short = encoder(x, cells), encoder(x, cells, first_only=True)
+    assert short.shape == (4, 16)
+    torch.testing.assert_close(short, full[[0, 9, 14, 16]])
     parameters = list(encoder.parameters())
     for a, b in zip(
-        torch.autograd.grad(full[:, 0].square().sum(), parameters),
+        torch.autograd.grad(full[[0, 9, 14, 16]].square().sum(), parameters),
         torch.autograd.grad(short.square().sum(), parameters),
         strict=True,
     ):
@@ -51,9 +52,32 @@ def test_equals_torchs_pre_norm_encoder_layer():
     x = torch.randn(2, 6, 16)
     padding = torch.zeros(2, 6, dtype=torch.bool)
     padding[1, 4:] = True
-    real = ~padding
-    expected = ours.norm(theirs(x, src_key_padding_mask=padding))
-    torch.testing.assert_close(ours(x, padding)[real], expected[real], atol=1e-5, rtol=1e-5)
+    expected = ours.norm(theirs(x, src_key_padding_mask=padding))[~padding]
+    torch.testing.assert_close(ours(x[~padding], cells_of([6, 4])), expected, atol=1e-5, rtol=1e-5)
+
+
+def step(first_only: bool, **fields) -> tuple[list[torch.Tensor], float]:
+    """Return output and gradients of an encoder with dropout, and what was kept for them."""
+    torch.manual_seed(0)
+    encoder = Encoder(3, 16, 2, 8, 32, dropout=0.3, attention_dropout=0.2, **fields)
+    initialize_weights(encoder)
+    x = torch.randn(17, 16, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        output = encoder(x, cells_of([9, 5, 2, 1]), first_only=first_only)
+    gradients = torch.autograd.grad(output.square().sum(), [x, *encoder.parameters()])
+    return [output, *gradients, torch.rand(3)], sum(kept)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_computing_blocks_again_changes_no_bit_and_keeps_less(first_only):
+    expected, all_kept = step(first_only)
+    found, kept = step(first_only, checkpoint_activations=True)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    assert kept < all_kept / 5
 
 
 def test_feed_forward_expands_and_comes_back(encoder):
@@ -66,10 +90,9 @@ def test_initialization_keeps_the_size_of_the_residual_stream():
     torch.manual_seed(0)
     encoder = Encoder(n_layers=12, d_model=64, n_heads=4, d_head=16, d_feed_forward=256)
     initialize_weights(encoder)
-    x = torch.randn(8, 20, 64)
-    padding = torch.zeros(8, 20, dtype=torch.bool)
+    x = torch.randn(8 * 20, 64)
     for block in encoder.blocks:
-        x = block(x, padding)
+        x = block(x, cells_of([20] * 8))
     assert 0.5 < x.std() < 2
 
 

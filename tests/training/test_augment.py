@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from torch.nn.functional import pad
 
 from dataset.tokenizers.rank import rank_tokens
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
@@ -28,6 +29,7 @@ def encoded(counts: csr_matrix, medians: torch.Tensor) -> dict[str, torch.Tensor
         "counts": torch.from_numpy(at_tokens.astype(np.float32)),
         "library_size": torch.from_numpy(np.asarray(counts.sum(1), dtype=np.float32)),
         "labels": torch.zeros(6, dtype=torch.int64),
+        "cell_index": torch.arange(6),
     }
 
 
@@ -41,12 +43,11 @@ def well_formed(token_ids: torch.Tensor) -> bool:
 
 
 def test_nothing_asked_nothing_done(batch, medians):
-    assert augment(batch, medians) is batch
+    assert augment(batch, medians, key=0) is batch
 
 
 def test_token_dropout_leaves_out_genes_and_keeps_the_rest_in_order(batch, medians):
-    torch.manual_seed(0)
-    changed = augment(batch, medians, token_dropout=0.3)
+    changed = augment(batch, medians, key=0, token_dropout=0.3)
     assert well_formed(changed["token_ids"])
     n_genes = (batch["token_ids"] >= N_SPECIALS).sum()
     n_left = (changed["token_ids"] >= N_SPECIALS).sum()
@@ -61,13 +62,12 @@ def test_token_dropout_leaves_out_genes_and_keeps_the_rest_in_order(batch, media
 
 
 def test_dropping_nearly_everything_keeps_cls(batch, medians):
-    changed = augment(batch, medians, token_dropout=0.9999)
+    changed = augment(batch, medians, key=0, token_dropout=0.9999)
     assert well_formed(changed["token_ids"])
 
 
 def test_thinned_rows_are_what_the_tokeniser_gives_for_thinned_cells(batch, medians):
-    torch.manual_seed(0)
-    changed = augment(batch, medians, count_thinning=0.8)
+    changed = augment(batch, medians, key=0, count_thinning=0.8)
     counts = np.zeros((6, N_GENES), dtype=np.uint16)
     for cell, (tokens, values) in enumerate(
         zip(changed["token_ids"], changed["counts"], strict=True)
@@ -82,8 +82,7 @@ def test_thinned_rows_are_what_the_tokeniser_gives_for_thinned_cells(batch, medi
 
 
 def test_thinning_only_removes_counts_and_shrinks_the_library(batch, medians):
-    torch.manual_seed(0)
-    changed = augment(batch, medians, count_thinning=0.5)
+    changed = augment(batch, medians, key=0, count_thinning=0.5)
     share = changed["library_size"] / batch["library_size"]
     assert ((share >= 0.5) & (share <= 1)).all()
     kept = changed["counts"].sum(1) / batch["counts"].sum(1)
@@ -93,7 +92,6 @@ def test_thinning_only_removes_counts_and_shrinks_the_library(batch, medians):
 
 @pytest.mark.parametrize("choice", [{"token_dropout": 0.5}, {"count_thinning": 0.9}], ids=str)
 def test_halves_stay_apart(medians, choice):
-    torch.manual_seed(0)
     now, previous = torch.arange(4, 14), torch.arange(20, 30)
     row = torch.cat(
         [torch.tensor([CLS]), now, torch.tensor([SEP]), previous, torch.zeros(3).long()]
@@ -102,9 +100,9 @@ def test_halves_stay_apart(medians, choice):
         "token_ids": row[None],
         "counts": torch.where(row >= 4, 2.0, 0.0)[None],
         "library_size": torch.tensor([[20.0, 20.0]]),
-        "labels": torch.zeros(1).long(),
+        "cell_index": torch.zeros(1).long(),
     }
-    changed = augment(batch, medians, **choice)
+    changed = augment(batch, medians, key=0, **choice)
     assert well_formed(changed["token_ids"])
     kept = changed["token_ids"][0].tolist()
     sep = kept.index(SEP)
@@ -119,15 +117,33 @@ def test_a_cell_without_genes_survives(medians):
         "token_ids": torch.tensor([[CLS, PAD]]),
         "counts": torch.zeros(1, 2),
         "library_size": torch.ones(1, 1),
+        "cell_index": torch.zeros(1).long(),
     }
-    changed = augment(batch, medians, token_dropout=0.5, count_thinning=0.5)
+    changed = augment(batch, medians, key=0, token_dropout=0.5, count_thinning=0.5)
     assert changed["token_ids"].tolist() == [[CLS]]
 
 
-def test_the_seed_decides(batch, medians):
-    rows = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        rows.append(augment(batch, medians, token_dropout=0.3)["token_ids"])
-    assert torch.equal(rows[0], rows[1])
-    assert rows[0].shape != rows[2].shape or not torch.equal(rows[0], rows[2])
+def test_no_cells_stay_no_cells(batch, medians):
+    none = {name: rows[:0] for name, rows in batch.items()}
+    changed = augment(none, medians, key=0, token_dropout=0.5, count_thinning=0.5)
+    assert len(changed["token_ids"]) == 0
+
+
+def test_the_key_decides(batch, medians):
+    rows = [
+        augment(batch, medians, key=key, token_dropout=0.3)["token_ids"].tolist()
+        for key in (0, 0, 1)
+    ]
+    assert rows[0] == rows[1] != rows[2]
+
+
+@pytest.mark.parametrize("choice", [{"token_dropout": 0.3}, {"count_thinning": 0.7}], ids=str)
+def test_a_cell_is_changed_the_same_way_in_any_company(batch, medians, choice):
+    together = augment(batch, medians, key=5, **choice)
+    for cells in ([4], [2, 0, 5]):
+        wider = {**batch, **{k: pad(batch[k], (0, 7)) for k in ("token_ids", "counts")}}
+        apart = augment({k: v[cells] for k, v in wider.items()}, medians, key=5, **choice)
+        t = apart["token_ids"].shape[1]
+        assert torch.equal(apart["token_ids"], together["token_ids"][cells, :t])
+        assert torch.equal(apart["counts"], together["counts"][cells, :t])
+        assert torch.equal(apart["library_size"], together["library_size"][cells])

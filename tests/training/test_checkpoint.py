@@ -43,7 +43,11 @@ def test_optimizer_goes_on_as_if_never_saved(tmp_path, model):
     other_optimizer = make_optimizer(other, lr=0.1, weight_decay=0.1)
     tensors, _ = checkpoint.load_tensors(tmp_path / "x.safetensors")
     checkpoint.load_weights(other, checkpoint.take(tensors, "model/"), tmp_path)
-    checkpoint.load_optimizer(other_optimizer, other, checkpoint.take(tensors, "optimizer/"))
+    checkpoint.start_optimizer(other_optimizer)
+    started = checkpoint.optimizer_tensors(other_optimizer, other, "optimizer/")
+    assert started.keys() == {name for name in tensors if name.startswith("optimizer/")}
+    for name, state in started.items():
+        state.copy_(tensors[name])
     update(other, other_optimizer, 1)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)

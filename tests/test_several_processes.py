@@ -1,0 +1,143 @@
+"""What one process computes at once, two give, and parts: they only differ by rounding."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from dataset.encoded_folder import EncodedFolder
+from tests.two_processes import ROOT, load_script, run_until
+from training.tracking import read_metrics
+
+# Sums of float32 in another order, over 12 updates of a learning rate of 3e-3: found were 3e-6.
+WEIGHTS, NUMBERS = 1e-5, 1e-4
+N_EPOCHS, STOPPED_IN = 6, 2
+IN_PARTS = "optim.tokens_per_batch=300"  # a few cells at a time
+
+
+def run_on_two(lines: list[str]) -> None:
+    """Hand the lines to two processes of ``tests/two_processes.py``."""
+    listening = [socket.create_server(("127.0.0.1", 0)) for _ in lines]
+    ports = [free.getsockname()[1] for free in listening]
+    for free in listening:
+        free.close()
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "two_processes.py")],
+            cwd=ROOT,
+            env=os.environ | shared | {"RANK": str(rank)},
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    text = "".join(f"{port} {line}\n" for port, line in zip(ports, lines, strict=True))
+    for process in processes:
+        process.stdin.write(text)
+        process.stdin.close()
+        process.stdin = None
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors[0] + errors[1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, encoded_folder) -> Path:
+    """Make the same run in every way: alone, on two, in parts, stopped here and resumed there.
+
+    Augmentation is on, dropout off. The last batch of an epoch holds one cell, so that one of the
+    two processes has none of it.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    n_cells = len(EncodedFolder(encoded_folder).split("train"))
+    size = next(size for size in range(11, n_cells) if n_cells % size == 1)
+    values = {
+        "name": "one",
+        "data": str(encoded_folder),
+        "runs_dir": str(folder),
+        "model": {
+            "kind": "rank_transformer", "d_model": 16, "n_heads": 2, "n_tokens": 24, "dropout": 0,
+        },
+        "optim": {
+            "max_epochs": N_EPOCHS, "batch_size": size, "lr": 3e-3, "class_balanced": True,
+        },
+        "augment": {"token_dropout": 0.2, "count_thinning": 0.5},
+        "tracking": {"wandb": "disabled"},
+        "device": "cpu",
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    script, command = load_script(), f"--config {path} name="
+
+    def alone(line: str) -> None:
+        epoch, *arguments = line.split()
+        assert run_until(script, int(epoch), arguments) in (0, 130)
+
+    alone(f"-1 {command}one")
+    alone(f"-1 {command}one_in_parts {IN_PARTS}")
+    alone(f"{STOPPED_IN} {command}one_then_two {IN_PARTS}")
+    run_on_two(
+        [
+            f"-1 {command}two",
+            f"-1 {command}two_in_parts {IN_PARTS}",
+            f"-1 {command}one_then_two",
+            f"{STOPPED_IN} {command}two_then_one",
+        ]
+    )
+    assert (folder / ".two_then_one.partial" / "checkpoint.safetensors").exists()
+    alone(f"-1 {command}two_then_one")
+    return folder
+
+
+def weights_of(run: Path) -> dict[str, np.ndarray]:
+    """Read a run's weights, without the bias of the attention's keys.
+
+    It adds the same to the logits of all tokens: its gradient is 0 but for rounding, and AdamW
+    makes steps of a usual size out of that.
+    """
+    weights = load_file(run / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith("to_kv.bias"):
+            weight[: len(weight) // 2] = 0
+    return weights
+
+
+@pytest.mark.parametrize(
+    "name", ["two", "one_in_parts", "two_in_parts", "one_then_two", "two_then_one"]
+)
+def test_neither_processes_nor_parts_of_an_update_matter(runs, name):
+    assert not list(runs.glob(".*partial"))
+    one, other = (weights_of(runs / n) for n in ("one", name))
+    assert one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_allclose(other[key], one[key], atol=WEIGHTS, rtol=0, err_msg=key)
+    one, other = (json.loads((runs / n / "metrics.json").read_text()) for n in ("one", name))
+    assert one["best_epoch"] == other["best_epoch"] > STOPPED_IN + 1
+    for split in ("val", "test"):
+        assert one[split] == pytest.approx(other[split], abs=NUMBERS)
+        a, b = (np.load(runs / n / f"predictions_{split}.npz") for n in ("one", name))
+        assert a["cell_names"].tolist() == b["cell_names"].tolist()
+        np.testing.assert_allclose(a["probabilities"], b["probabilities"], atol=NUMBERS)
+    one, other = (
+        [
+            {k: v for k, v in line.items() if not k.startswith("perf/")}
+            for line in read_metrics(runs / n / "metrics.jsonl")
+        ]
+        for n in ("one", name)
+    )
+    assert len(one) == len(other)
+    assert any("train/loss" in line for line in one)
+    for a, b in zip(one, other, strict=True):
+        assert a == pytest.approx(b, abs=NUMBERS)

@@ -1,0 +1,73 @@
+"""What training changes, and what a checkpoint of it therefore holds."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from training import checkpoint
+from training.distributed import Ranks
+from training.sharding import gather_whole, share, spread_whole
+
+COUNTERS = ("epoch", "step", "seconds", "best_epoch", "best_rating")
+
+
+@dataclass
+class Training:
+    """A network on its way, on this process and, by ``ranks``, on the others."""
+
+    network: nn.Module
+    model: nn.Module  # the network as the loop calls it: itself, or wrapped for several processes
+    optimizer: torch.optim.Optimizer
+    ranks: Ranks
+    epoch: int = 0  # epochs done
+    step: int = 0  # optimiser updates done
+    seconds: float = 0.0
+    best_epoch: int = -1
+    best_rating: tuple[float, float] = (-1.0, -math.inf)  # val macro-F1, then minus val loss
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)  # on the first process
+
+    def rate(self, rating: tuple[float, float]) -> None:
+        """Remember the weights if they are the best so far."""
+        if rating > self.best_rating:
+            self.best_rating, self.best_epoch = rating, self.epoch
+            self.best_weights = gather_whole(self.network.state_dict(), self.ranks)
+
+    def return_to_best(self) -> None:
+        """Give the network its best weights."""
+        spread_whole(self.best_weights, self.network.state_dict(), self.ranks)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; all processes call it and the first one writes.
+
+        It needs no random state (see ``seed_everything``) and nothing that depends on the number
+        of processes.
+        """
+        tensors = gather_whole(
+            {f"model/{name}": t for name, t in self.network.state_dict().items()}
+            | checkpoint.optimizer_tensors(self.optimizer, self.network, "optimizer/"),
+            self.ranks,
+        )
+        if self.ranks.is_first:
+            best = {f"best/{name}": t for name, t in self.best_weights.items()}
+            header = {name: getattr(self, name) for name in COUNTERS}
+            checkpoint.save_tensors(path, tensors | best, header=header)
+
+    def resume(self, path: Path) -> None:
+        """Go on where ``save`` left off, on any number of processes; the first one reads."""
+        tensors: dict[str, torch.Tensor] = {}
+        header: dict = {}
+        if self.ranks.is_first:
+            tensors, header = checkpoint.load_tensors(path)
+        self.best_weights = checkpoint.take(tensors, "best/")
+        spread_whole(checkpoint.take(tensors, "model/"), self.network.state_dict(), self.ranks)
+        checkpoint.start_optimizer(self.optimizer)
+        spread_whole(
+            checkpoint.take(tensors, "optimizer/"),
+            checkpoint.optimizer_tensors(self.optimizer, self.network),
+            self.ranks,
+        )
+        for name, value in share(header, self.ranks).items():
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
