@@ -102,30 +102,48 @@ class NpyWriter:
 
 
 def create_npy(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Create an array of zeros whose rows ``write_rows`` fills in, in any order."""
+    """Create an array of zeros whose rows ``NpyRows`` fills in, in any order."""
     with NpyWriter(path, dtype, shape[1:]) as writer:
         writer.n_rows = shape[0]
         row_bytes = writer.dtype.itemsize * math.prod(shape[1:])
         writer.file.truncate(writer.header_bytes + shape[0] * row_bytes)
 
 
-def write_rows(path: Path, start: int, rows: NDArray) -> None:
-    """Write rows of an array on the disk, from row ``start`` on.
+class NpyRows:
+    """An array on the disk whose rows are written anywhere, by anyone who has some of them.
 
     Plain writes, not a memory map: a full disk is then an ``OSError``, not a killed process.
     Written twice they are the same, so whoever is interrupted may start again.
     """
-    with path.open("r+b", buffering=0) as file:
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):
-            raise ValueError(f"{path}: .npy version {version}, expected (1, 0)")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        if rows.shape[1:] != shape[1:] or start + len(rows) > shape[0]:
-            raise ValueError(f"{path}: {rows.shape} from row {start} do not fit into {shape}")
-        at = file.tell() + start * dtype.itemsize * math.prod(shape[1:])
-        left = np.ascontiguousarray(rows, dtype=dtype).ravel().view(np.uint8).data
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        self.file = self.path.open("r+b", buffering=0)
+        try:
+            if np.lib.format.read_magic(self.file) != (1, 0):
+                raise ValueError(f"{self.path}: expected .npy version 1.0")
+            self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
+        except (OSError, ValueError):
+            self.file.close()
+            raise
+        self.header_bytes = self.file.tell()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, start: int, rows: NDArray) -> None:
+        """Write rows from row ``start`` on."""
+        if rows.shape[1:] != self.shape[1:] or start + len(rows) > self.shape[0]:
+            raise ValueError(
+                f"{self.path}: rows {rows.shape} from {start} on do not fit into {self.shape}"
+            )
+        at = self.header_bytes + start * self.dtype.itemsize * math.prod(self.shape[1:])
+        left = np.ascontiguousarray(rows, dtype=self.dtype).ravel().view(np.uint8).data
         while len(left):
-            n = os.pwrite(file.fileno(), left, at)
+            n = os.pwrite(self.file.fileno(), left, at)
             left, at = left[n:], at + n
 
 

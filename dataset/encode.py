@@ -65,7 +65,7 @@ from dataset.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 
-SHARE_CELLS = 2048  # read in one go by one worker
+SHARE_CELLS = 2048  # one worker's share of a step
 TABLE_CELLS = 16_384  # lines of cells.csv written in one go
 # What does not change a byte of the output; the input's bytes are compared by their hash.
 NOT_COMPARED = {"input", "data_dir", "n_threads", "cluster"}
@@ -232,7 +232,7 @@ def learn_genes(
     is_train[rows] = True
     np.save(work / "is_train.npy", is_train)
     library_size = work / "now" / "total_counts.npy"
-    pieces = [piece for share in shares for piece in share.pieces]
+    pieces = [piece for share in shares for piece in share.pieces(SHARE_CELLS)]
     n_groups = min(len(pieces), steps.workers.n_workers)
     medians = gene_medians(
         steps.workers,
@@ -273,7 +273,7 @@ def keep_cells(
         To write; may exist.
     """
     kept = []
-    for piece in (piece for share in shares for piece in share.pieces):
+    for piece in (piece for share in shares for piece in share.pieces(SHARE_CELLS)):
         last = piece.first_cell + piece.stop - piece.start
         a, b = np.searchsorted(rows, [piece.first_cell, last]).tolist()
         if a < b:
@@ -293,8 +293,8 @@ def keep_cells(
     del indptr
     step = partial(keep_counts, columns=columns, n_genes=n_genes, folder=folder)
     steps.finish("counts", step, kept)
-    for share in shares:
-        shutil.rmtree(share.folder)
+    for _ in steps.workers.map(shutil.rmtree, [share.folder for share in shares]):
+        pass
 
 
 def rank_splits(
@@ -324,12 +324,12 @@ def rank_splits(
         np.save(folder / name / "rows.npy", rows)
         np.save(folder / name / "labels.npy", chosen.labels.codes[rows].astype(np.int64))
     items, places = [], np.zeros(len(SPLITS), dtype=int)
-    for start, stop in cut(0, len(chosen.rows)):
+    for start, stop in cut(0, len(chosen.rows), SHARE_CELLS):
         split = chosen.split.codes[start:stop]
         items.append(ToRank(start, split, tuple(places.tolist())))
         places += np.bincount(split, minlength=len(SPLITS))
     step = partial(
-        rank_cells, folder=folder, medians=medians, n_tokens=tokenizer.n_tokens, dtypes=dtypes,
+        rank_cells, folder=folder, medians=medians, n_tokens=tokenizer.n_tokens,
         previous=previous,
     )  # fmt: skip
     steps.finish("rank", step, items)

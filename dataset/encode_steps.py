@@ -8,6 +8,7 @@ interrupted may be done again, by anyone, and ends with the same bytes.
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from dataset.csr_file import (
     CsrFile,
     CsrWriter,
+    NpyRows,
     Rows,
     open_npy,
     size_kept,
     take_columns,
-    write_rows,
 )
 from dataset.encoded_folder import SPLITS
 from dataset.gene_medians import Block
@@ -43,11 +44,10 @@ class Share(NamedTuple):
     first_cell: int  # number of the first one among the cells of all files
     folder: Path  # where its counts are put aside
 
-    @property
-    def pieces(self) -> "list[Piece]":
-        """The same cells, a block at a time, once they are put aside."""
+    def pieces(self, size: int) -> "list[Piece]":
+        """Return the same cells, once they are put aside, ``size`` at a time."""
         n = self.stop - self.start
-        return [Piece(self.folder, a, b, self.first_cell + a) for a, b in cut(0, n)]
+        return [Piece(self.folder, a, b, self.first_cell + a) for a, b in cut(0, n, size)]
 
 
 class Piece(NamedTuple):
@@ -104,7 +104,8 @@ def put_aside(share: Share, measures: Path, is_mitochondrial: NDArray[np.bool_])
             writer.append(Rows(block.indptr, block.indices, block.data))
             measured.append(measure_block(block, is_mitochondrial))
     for name, parts in zip(Measures._fields, zip(*measured, strict=True), strict=True):
-        write_rows(measures / f"{name}.npy", share.first_cell, np.concatenate(parts))
+        with NpyRows(measures / f"{name}.npy") as rows:
+            rows.write(share.first_cell, np.concatenate(parts))
     try:
         aside.rename(share.folder)
     except OSError:
@@ -138,10 +139,17 @@ def size_counts(kept: Kept, columns: NDArray[np.int64]) -> tuple[NDArray[np.int6
 
 def keep_counts(kept: Kept, columns: NDArray[np.int64], n_genes: int, folder: Path) -> None:
     """Write the counts of some cells and genes to their place in ``folder``."""
-    rows = take_columns(CsrFile(kept.folder).take(kept.rows), columns, n_genes)
-    first = int(open_npy(folder / "indptr.npy")[kept.place])
-    write_rows(folder / "gene_index.npy", first, rows.gene_index)
-    write_rows(folder / "counts.npy", first, rows.counts)
+    counts = CsrFile(kept.folder)
+    at = int(open_npy(folder / "indptr.npy")[kept.place])
+    with (
+        NpyRows(folder / "gene_index.npy") as new_gene_index,
+        NpyRows(folder / "counts.npy") as new_counts,
+    ):
+        for a, b in cut(0, len(kept.rows)):
+            rows = take_columns(counts.take(kept.rows[a:b]), columns, n_genes)
+            new_gene_index.write(at, rows.gene_index)
+            new_counts.write(at, rows.counts)
+            at += len(rows.counts)
 
 
 def rank_cells(
@@ -149,7 +157,6 @@ def rank_cells(
     folder: Path,
     medians: NDArray[np.float32],
     n_tokens: int,
-    dtypes: dict[str, np.dtype],
     previous: PreviousProfiles | None,
 ) -> int:
     """Write the tokens of some cells to their places in ``train/``, ``val/`` and ``test/``.
@@ -161,22 +168,27 @@ def rank_cells(
     expression = CsrFile(folder / "expression")
     library_size = open_npy(folder / "expression" / "library_size.npy")
     for code, (split, place) in enumerate(zip(SPLITS, cells.places, strict=True)):
-        rows = cells.start + np.flatnonzero(cells.split == code)
-        if not len(rows):
-            continue
-        segments, libraries = [expression.take(rows)], [library_size[rows]]
-        if previous is not None:
-            before, library = previous.of(rows)
-            segments.append(before)
-            libraries.append(library)
-        ranked = rank_rows(
-            segments,
-            medians,
-            n_tokens=n_tokens,
-            token_dtype=dtypes["token_ids"],
-            counts_dtype=dtypes["counts"],
-        )
-        for name, part in zip(("token_ids", "counts", "lengths"), ranked, strict=True):
-            write_rows(folder / split / f"{name}.npy", place, part)
-        write_rows(folder / split / "library_size.npy", place, np.stack(libraries, axis=1))
+        of_split = cells.start + np.flatnonzero(cells.split == code)
+        with ExitStack() as stack:
+            arrays = {
+                name: stack.enter_context(NpyRows(folder / split / f"{name}.npy"))
+                for name in ("token_ids", "counts", "lengths", "library_size")
+            }
+            for a, b in cut(0, len(of_split)):
+                rows = of_split[a:b]
+                segments, libraries = [expression.take(rows)], [library_size[rows]]
+                if previous is not None:
+                    before, library = previous.of(rows)
+                    segments.append(before)
+                    libraries.append(library)
+                ranked = rank_rows(
+                    segments,
+                    medians,
+                    n_tokens=n_tokens,
+                    token_dtype=arrays["token_ids"].dtype,
+                    counts_dtype=arrays["counts"].dtype,
+                )
+                for name, part in ranked._asdict().items():
+                    arrays[name].write(place + a, part)
+                arrays["library_size"].write(place + a, np.stack(libraries, axis=1))
     return len(cells.split)

@@ -5,7 +5,7 @@ digit: count how many values share each leading digit, keep the digit that holds
 and count the next digit among the values that start like it. Each digit is one pass over the
 cells with one small histogram a gene; nothing else is collected. With an even number of values
 numpy's median lies half-way between the two middle ones; the upper of the two is the lower one
-again, or the next value that occurs.
+again, or the next value that occurs, for which one more pass looks where it is far away.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ from dataset.log_expression import TARGET_SUM
 from dataset.workers import Workers, start_workers
 
 DIGIT_BITS = 7  # 10 MB of histogram at 20,000 genes: larger ones fall out of the cache
-NONE_ABOVE = np.iinfo(np.int64).max
+NONE_ABOVE = np.int32(2**31 - 1)
 
 
 class Block(NamedTuple):
@@ -38,14 +38,6 @@ class Digit(NamedTuple):
     smallest: int
     high: int
     low: int
-    find_above: bool  # also look for the next value beyond those that share the prefix
-
-
-class Counted(NamedTuple):
-    """What a pass found; the sum, and the least, over all cells are what matters."""
-
-    histogram: NDArray[np.uint32]  # (n_genes, 128), values that share the gene's prefix
-    above: NDArray[np.int64]  # (n_genes,), smallest offset beyond them
 
 
 def gene_medians(
@@ -77,42 +69,66 @@ def gene_medians(
     n_bits = max(int(largest - smallest).bit_length(), 1)
     widths = [len(part) for part in np.array_split(np.arange(n_bits), -(-n_bits // DIGIT_BITS))]
 
-    prefix = np.zeros(n_genes, dtype=np.int64)  # leading digits of the lower middle value
-    above = np.full(n_genes, NONE_ABOVE)  # smallest value beyond those that share them
+    lower = np.zeros(n_genes, dtype=np.int32)  # leading digits of the lower middle value
     n_values = rank = upper = np.zeros(n_genes, dtype=np.int64)
     shift = n_bits
     for width in widths:
-        digit = Digit(smallest, shift, shift - width, find_above=shift == widths[-1])
+        digit = Digit(smallest, shift, shift - width)
         shift -= width
         histogram = np.zeros((n_genes, 2**width), dtype=np.uint32)
-        for counted in workers.map(partial(count_digit, prefix=prefix, digit=digit), groups):
-            histogram += counted.histogram
-            above = np.minimum(above, counted.above)
+        for counted in workers.map(partial(count_digit, prefix=lower, digit=digit), groups):
+            histogram += counted
         if width + shift == n_bits:  # the first pass sees every value
             n_values = histogram.sum(axis=1, dtype=np.int64)
             rank = np.maximum(n_values - 1, 0) // 2
         value, rank, upper = _pick_digit(histogram, rank)
-        # The next value up: in the lower's own histogram if there is one, else beyond it.
-        upper = np.where(upper >= 0, (prefix << width) | upper, above)
-        prefix = (prefix << width) | value
+        # The next value up, if it differs in the last digit at most.
+        upper = np.where(upper >= 0, (lower << width) | upper, -1)
+        lower = (lower << width) | value
 
-    lower_value = _values(prefix + smallest)
-    upper = np.where((n_values % 2 == 1) | (upper == NONE_ABOVE), prefix, upper)
-    medians = (lower_value + _values(upper + smallest)) / np.float32(2)
+    beyond = (n_values > 0) & (n_values % 2 == 0) & (upper < 0)
+    if beyond.any():
+        upper[beyond] = NONE_ABOVE
+        for above in workers.map(
+            partial(next_values, beyond=beyond, lower=lower, smallest=smallest), groups
+        ):
+            upper[beyond] = np.minimum(upper, above)[beyond]
+    upper = np.where(n_values % 2 == 1, lower, upper)
+    medians = (_values(lower + smallest) + _values(upper + smallest)) / np.float32(2)
     return np.where(n_values > 0, medians, np.float32(np.nan))
 
 
 def count_digit(
-    blocks: Callable[[], Iterable[Block]], prefix: NDArray[np.int64], digit: Digit
-) -> Counted:
-    """Count one digit of the values of a group of cells: one worker's part of a pass."""
-    n_bins = 2 ** (digit.high - digit.low)
-    counted = Counted(
-        np.zeros((len(prefix), n_bins), dtype=np.uint32), np.full(len(prefix), NONE_ABOVE)
-    )
+    blocks: Callable[[], Iterable[Block]], prefix: NDArray[np.int32], digit: Digit
+) -> NDArray[np.uint32]:
+    """Count one digit of the values of some cells, those that share the gene's prefix.
+
+    Returns
+    -------
+    ``(n_genes, 128)``: one worker's part of a pass, to be summed.
+    """
+    histogram = np.zeros((len(prefix), 2 ** (digit.high - digit.low)), dtype=np.uint32)
     for block in blocks():
-        _count_digit(*block.rows, block.library_size, prefix, *digit, *counted)
-    return counted
+        _count_digit(*block.rows, block.library_size, prefix, *digit, histogram)
+    return histogram
+
+
+def next_values(
+    blocks: Callable[[], Iterable[Block]],
+    beyond: NDArray[np.bool_],
+    lower: NDArray[np.int32],
+    smallest: int,
+) -> NDArray[np.int32]:
+    """Find the smallest offset above ``lower`` among some cells, for the genes ``beyond``.
+
+    These have an even number of values and the upper middle one far from the lower: rare genes,
+    so few values take part in this pass.
+    """
+    floor = np.where(beyond, lower, NONE_ABOVE)
+    above = np.full(len(lower), NONE_ABOVE)
+    for block in blocks():
+        _find_next(*block.rows, block.library_size, floor, smallest, above)
+    return above
 
 
 def gene_medians_of(
@@ -131,34 +147,54 @@ def _bits(value: float) -> int:
     return int(np.float32(value).view(np.uint32))
 
 
-def _values(bits: NDArray[np.int64]) -> NDArray[np.float32]:
+def _values(bits: NDArray[np.integer]) -> NDArray[np.float32]:
     return bits.astype(np.uint32).view(np.float32)
 
 
 @compiled
-def _count_digit(
-    indptr, gene_index, counts, library_size, prefix, smallest, high, low, find_above, histogram,
-    above,
-):  # fmt: skip
+def _cell_bits(counts, library_size, value):
+    """Put counts per 10,000 into ``value`` and return their bits."""
+    for i in range(len(counts)):
+        value[i] = np.float32(counts[i] * 1e4 / library_size)
+    return value.view(np.uint32)
+
+
+@compiled
+def _longest(indptr):
     longest = np.int64(0)
     for row in range(len(indptr) - 1):
         longest = max(longest, indptr[row + 1] - indptr[row])
-    value = np.empty(longest, np.float32)
-    bits = value.view(np.uint32)
+    return longest
+
+
+@compiled
+def _count_digit(indptr, gene_index, counts, library_size, prefix, smallest, high, low, histogram):
+    value = np.empty(_longest(indptr), np.float32)
     mask = (1 << (high - low)) - 1
     for row in range(len(indptr) - 1):
         if library_size[row] <= 0:
             continue
-        start, n = indptr[row], indptr[row + 1] - indptr[row]
-        for i in range(n):
-            value[i] = np.float32(counts[start + i] * 1e4 / library_size[row])
-        for i in range(n):
+        start, stop = indptr[row], indptr[row + 1]
+        bits = _cell_bits(counts[start:stop], library_size[row], value)
+        for i in range(stop - start):
             gene = gene_index[start + i]
             offset = np.int64(bits[i]) - smallest
-            head = offset >> high
-            if head == prefix[gene]:
+            if offset >> high == prefix[gene]:
                 histogram[gene, (offset >> low) & mask] += 1
-            elif find_above and head > prefix[gene] and offset < above[gene]:
+
+
+@compiled
+def _find_next(indptr, gene_index, counts, library_size, floor, smallest, above):
+    value = np.empty(_longest(indptr), np.float32)
+    for row in range(len(indptr) - 1):
+        if library_size[row] <= 0:
+            continue
+        start, stop = indptr[row], indptr[row + 1]
+        bits = _cell_bits(counts[start:stop], library_size[row], value)
+        for i in range(stop - start):
+            gene = gene_index[start + i]
+            offset = np.int64(bits[i]) - smallest
+            if offset > floor[gene] and offset < above[gene]:
                 above[gene] = offset
 
 
@@ -170,7 +206,7 @@ def _pick_digit(histogram, rank):
     later bin of this histogram is filled.
     """
     n_genes, n_bins = histogram.shape
-    digit = np.zeros(n_genes, np.int64)
+    digit = np.zeros(n_genes, np.int32)
     inside = np.zeros(n_genes, np.int64)
     following = np.full(n_genes, -1, np.int64)
     for gene in range(n_genes):
