@@ -96,7 +96,7 @@ def open_store(path: CellPath) -> Iterator[Any]:
             if path.is_dir():
                 root = _open_zarr(path)
             else:
-                file = stack.enter_context(path.open("rb")) if isinstance(path, CellUrl) else path
+                file = path.open_shared() if isinstance(path, CellUrl) else path
                 root = stack.enter_context(_open_hdf5(path, file))
         with named_errors(path, "reading it"):
             yield root

@@ -5,21 +5,24 @@ which of the two they were given. The addresses that work are those whose packag
 s3fs for s3://, gcsfs for gs://, aiohttp and requests for https://.
 """
 
+import weakref
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-# Values and genes are read in turn, each from front to back, far apart in the file. Whole blocks
-# are fetched and the latest kept, so that each of the two finds its block again after the other
-# had its turn, and every byte is fetched about once. Larger blocks cost memory, and the first
-# look at a file fetches about ten; smaller ones cost round trips.
-BLOCK_BYTES = 4 * 2**20
-KEPT_BLOCKS = 8
+# Values and genes are read in turn, each from front to back, far apart in the file, and threads
+# read several stretches at once. Whole blocks are fetched and the latest kept, so that each reader
+# finds its block again after the others had their turn, and every byte is fetched about once.
+# Larger blocks cost memory, smaller ones round trips.
+BLOCK_BYTES = 2 * 2**20
+KEPT_BLOCKS = 32
+KEPT_FILES = 2
 # What a store says of an object that changes when its content does. What else it says, such as
 # the address a server redirected to, may change by itself.
 MARKS = frozenset(
@@ -85,6 +88,16 @@ class CellUrl:
             path, mode, block_size=BLOCK_BYTES, cache_type="blockcache", cache_options=cache
         )
 
+    def open_shared(self) -> "SharedFile":
+        """Open the file as it is now, for HDF5, or return the one that is open already.
+
+        Each share of the cells is read through a file opened anew, and finds here the blocks that
+        others fetched. The one position is no harm: HDF5 lets a single thread in at a time.
+        """
+        fingerprint = self.fingerprint()
+        with _KEPT_LOCK:
+            return _kept_open(self, fingerprint)
+
     def parts(self) -> list[tuple[str, "CellUrl"]]:
         """List the files of a folder with their paths inside it."""
         fs, root = self._place
@@ -121,4 +134,22 @@ class CellUrl:
         return CellUrl("::".join(links))
 
 
+class SharedFile:
+    """An open file that is closed when the last who uses it is done."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        weakref.finalize(self, file.close)
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the file in everything else."""
+        return getattr(self._file, name)
+
+
+@lru_cache(KEPT_FILES)
+def _kept_open(url: CellUrl, fingerprint: tuple) -> SharedFile:
+    return SharedFile(url.open())
+
+
+_KEPT_LOCK = Lock()
 CellPath = Path | CellUrl

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata as ad
@@ -144,19 +145,43 @@ def test_what_is_told_of_an_address():
     assert len({url, CellUrl(url.url)}) == 1
 
 
+@pytest.fixture
+def far_size(put, far, monkeypatch):
+    """Return a function that puts 3000 cells at far://, in 100 blocks; it returns their bytes."""
+
+    def write(change):
+        counts = np.random.default_rng(0).poisson(0.2, (3000, 1000)).astype(np.float32)
+        size = put(ad.AnnData(change(csr_matrix(counts)))).stat().st_size
+        monkeypatch.setattr(dataset.cell_url, "BLOCK_BYTES", size // 100)
+        return size
+
+    return write
+
+
 @pytest.mark.parametrize(("change", "passes"), [(csr_matrix, 1), (csc_matrix, 1.5)])
-def test_every_byte_is_fetched_about_once(put, far, monkeypatch, change, passes):
+def test_every_byte_is_fetched_about_once(far_size, far, change, passes):
     # A column-wise matrix is turned: its row numbers, half of the file, are read twice.
-    counts = np.random.default_rng(0).poisson(0.2, (3000, 1000)).astype(np.float32)
-    cells = ad.AnnData(change(csr_matrix(counts)))
-    size = put(cells).stat().st_size
-    monkeypatch.setattr(dataset.cell_url, "BLOCK_BYTES", size // 40)
-    ours = open_cells("far://atlas/cells.h5ad")
+    size = far_size(change)
+    cells = open_cells("far://atlas/cells.h5ad")
     assert sum(far.fetched) < size  # a look needs a part of it
     far.fetched.clear()
-    for _ in ours.blocks(256):
+    for _ in cells.blocks(256):
         pass
     assert 0.8 * size < sum(far.fetched) < 1.25 * passes * size
+
+
+def test_also_in_shares_that_threads_read_side_by_side(far_size, far):
+    size = far_size(csr_matrix)
+    (file,) = open_cells("far://atlas/cells.h5ad").files
+    far.fetched.clear()
+    with ThreadPoolExecutor(2) as threads:
+        shares = [[(row, row + 100)] for row in range(0, 3000, 100)]
+        read = threads.map(
+            lambda share: sum(block.sum() for _, block in file.blocks(share)), shares
+        )
+        total = sum(read)
+    assert total == sum(block.sum() for _, block in file.blocks([(0, 3000)]))
+    assert sum(far.fetched) < 1.5 * 2 * size  # both passes
 
 
 def test_an_object_that_changes_between_two_passes_is_noticed(put, cells):
@@ -211,6 +236,8 @@ class TokenExpired(Exception):
 @pytest.mark.parametrize("fault", [ConnectionResetError("reset by peer"), TokenExpired("at noon")])
 def test_a_connection_that_breaks_is_one_sentence(put, far, monkeypatch, cells, fault):
     put(cells)
+    monkeypatch.setattr(dataset.cell_url, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(dataset.cell_url, "KEPT_BLOCKS", 1)
     ours = open_cells("far://atlas/cells.h5ad")
     monkeypatch.setattr(far, "fault", fault)
     for use in (lambda: open_cells("far://atlas/cells.h5ad"), lambda: next(ours.blocks())):

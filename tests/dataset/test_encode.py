@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -488,6 +489,59 @@ def test_a_bad_value_in_a_later_block_names_file_and_cell(config_of):
     with pytest.raises(CellFileError, match=r"cells\.h5ad.*cell_1700"):
         run(config)
     assert leftovers(config) == []
+
+
+def cut_in_a_chunk(path):
+    with h5py.File(path) as file:
+        chunk = file["X/data"].id.get_chunk_info(1)
+    path.write_bytes(path.read_bytes()[: chunk.byte_offset + chunk.size // 2])
+
+
+def zeros_in_a_chunk(path):
+    with h5py.File(path) as file:
+        chunk = file["X/data"].id.get_chunk_info(1)
+    with path.open("r+b") as file:
+        file.seek(chunk.byte_offset + chunk.size // 2)
+        file.write(bytes(40))
+
+
+def entry_of_cell_150(array, value):
+    def change(path):
+        with h5py.File(path, "r+") as file:
+            at = 150 if array == "indptr" else file["X/indptr"][150]
+            file[f"X/{array}"][at] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_in_a_chunk, "cut short"),
+        (zeros_in_a_chunk, "reading X.* damaged"),
+        (entry_of_cell_150("data", -1), "'cell_150' .* negative"),
+        (entry_of_cell_150("data", 0.5), "'cell_150' .* fractional"),
+        (entry_of_cell_150("data", np.nan), "'cell_150' .* not finite"),
+        (entry_of_cell_150("data", 3e9), "'cell_150' .* larger than"),
+        (entry_of_cell_150("indices", 80), "'cell_150' .* outside the matrix"),
+        (entry_of_cell_150("indptr", 7), "indptr"),
+    ],
+)
+def test_a_mended_file_gives_what_it_gave_before_it_broke(
+    cells, config_of, tmp_path, monkeypatch, damage, message
+):
+    monkeypatch.setattr("dataset.read.PEEK_CELLS", 4)  # the first look passes over the damage
+    monkeypatch.setattr("dataset.encode.SHARE_CELLS", 50)
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path, compression="gzip")
+    whole, expected = path.read_bytes(), contents(run(config_of(None, "before")))
+    damage(path)
+    config = config_of(None, data_dir=str(tmp_path / "other"))
+    with pytest.raises(CellFileError, match=rf"cells\.h5ad: .*{message}"):
+        run(config)
+    assert leftovers(config) == []
+    path.write_bytes(whole)
+    assert contents(run(config)) == expected
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(cells, config_of, monkeypatch):
