@@ -287,9 +287,10 @@ def keep_cells(
     create_npy(folder / "counts.npy", counts_dtype(np.array([largest])), n_all)
     del indptr
     step = partial(keep_counts, columns=columns, n_genes=n_genes, folder=folder)
-    steps.finish("counts", step, kept)
-    for _ in steps.workers.map(shutil.rmtree, [share.folder for share in shares]):
-        pass
+    for i, _ in enumerate(steps.run("counts", step, kept)):
+        # What is done with goes at once: it would crowd the rest out of the disk cache.
+        if i + 1 == len(kept) or kept[i + 1].folder != kept[i].folder:
+            shutil.rmtree(kept[i].folder)
 
 
 def rank_splits(
