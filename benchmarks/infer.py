@@ -78,7 +78,6 @@ def run(*, quick: bool = False, rounds: int = 1) -> list[dict]:
     rows = []
     for name, shape in SHAPES.items():
         results: dict[str, list[dict]] = {"ours": [], "BERT, padded to the batch": []}
-        limits = []
         for _ in range(rounds):
             for label, found in results.items():
                 function = "ours" if label == "ours" else "bert"
@@ -86,8 +85,7 @@ def run(*, quick: bool = False, rounds: int = 1) -> list[dict]:
                     continue
                 arguments = {"shape": shape, "batch_size": batch_size, "n_cells": n_cells}
                 found.append(alone(f"benchmarks.infer:{function}", **arguments))
-                limits.append(alone("benchmarks.limits:matrix_rate")["flop_per_second"])
-        rows += compare(name, results, limits)
+        rows += compare(name, results)
     show(f"Inference, CPU, one thread, fp32, batches of {batch_size}", rows)
     on_cuda = cuda_rows(__name__, "Inference", n_cells=4096)
     for row in on_cuda[:2]:  # of 6 x 256, 4 heads

@@ -1,5 +1,6 @@
 """What this machine can do at best: inflate a file, multiply matrices."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -35,10 +36,10 @@ def inflate(path: str, threads: int = 1) -> dict:
     return {"cells_per_second": n_cells / seconds(one_pass)}
 
 
-def matrix_rate(device: str = "cpu", dtype: str = "float32", n: int = 2048) -> dict:
-    """FLOP per second of an ``n x n x n`` matrix product in torch."""
+def matrix_product(device: str = "cpu") -> tuple[Callable[[], object], float]:
+    """Return a plain matrix product in torch and its FLOP: float32, on a card bfloat16."""
     import torch
 
-    from training import speed
-
-    return {"flop_per_second": speed.matrix_rate(device, getattr(torch, dtype), n)}
+    n, dtype = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+    return partial(torch.matmul, a, b), 2.0 * n**3

@@ -60,6 +60,12 @@ def test_simulated_cells_are_thinned_real_ones_however_compressed(tmp_path, sour
     assert slow.X.sum(axis=1).max() <= most
 
 
+def test_the_matrix_product_and_its_flop():
+    product, flop = limits.matrix_product()
+    n = len(product())
+    assert flop == 2 * n**3
+
+
 def test_tokenisers_and_their_limit(tmp_path, cells):
     own = tokenise.ours(cells, "cell_type", n_tokens=32)
     output = tmp_path / "dense.npy"
@@ -93,11 +99,12 @@ def test_networks(part):
             "cells_per_second",
             "tokens_per_second",
             "flop_per_second",
+            "matmul_flop_per_second",
             "peak_mb",
         }
-    rate = limits.matrix_rate(n=32)["flop_per_second"]
-    (row,) = train_step.compare("tiny", {"ours": [found], "absent": []}, [rate])
-    assert row["ours is"] == "1.0x"
+    twice = found | {"cells_per_second": found["cells_per_second"] / 2}
+    row, other = train_step.compare("tiny", {"ours": [found], "theirs": [twice], "absent": []})
+    assert (row["ours is"], other["ours is"]) == ("1.0x", "2.0x")
     assert {"cells/s", "tokens/s", "peak MB", "of matmul"} <= set(row)
 
 
@@ -112,15 +119,13 @@ def test_useful_work_is_that_of_the_real_tokens():
 
 @pytest.mark.parametrize("part", [train_step, infer])
 def test_what_would_run_on_a_card(monkeypatch, capsys, part):
-    rate = {"flop_per_second": 1e15}
-    speed = rate | {"cells_per_second": 8590.0, "tokens_per_second": 1.0, "peak_mb": 1.0}
+    speed = {"cells_per_second": 8590.0, "tokens_per_second": 1.0, "peak_mb": 1.0}
+    speed |= {"flop_per_second": 4e14, "matmul_flop_per_second": 8e14}
     calls = []
 
     def alone(function, **arguments):
-        if not function.endswith(":ours"):
-            return speed if "matrix_rate" not in function else rate
         bound = inspect.signature(part.ours).bind(**arguments).arguments
-        if "device" in bound:
+        if function == f"{part.__name__}:ours" and "device" in bound:
             calls.append(bound)
         return speed
 
@@ -139,6 +144,39 @@ def test_what_would_run_on_a_card(monkeypatch, capsys, part):
     assert len(calls) == 2 * shapes * checkpoints  # compiled or not
     assert {call["compiled"] for call in calls} == {False, True}
     assert {call["device"] for call in calls} == {"cuda"}
+
+
+def test_the_naive_peer_is_the_same_function_in_logits_and_gradients():
+    torch.manual_seed(0)
+    shape = SHAPE | {"n_layers": 3}
+    ours = train_step.make_model(shape, n_vocabulary=404, n_tokens=320)
+    naive = reference_like.NaiveTransformer(n_vocabulary=404, n_classes=5, **shape)
+    ours.head = torch.nn.Linear(16, 5)
+    pairs = [(naive.embedding, ours.gene_embedding), (naive.norm, ours.encoder.norm)]
+    pairs.append((naive.head, ours.head))
+    for theirs, block in zip(naive.blocks, ours.encoder.blocks, strict=True):
+        pairs += [(theirs.norm1, block.norm_attention), (theirs.norm2, block.norm_feed_forward)]
+        pairs += [(theirs.out, block.attention.to_out)]
+        pairs += [(theirs.ff[0], block.feed_forward[0]), (theirs.ff[2], block.feed_forward[3])]
+    with torch.no_grad():
+        ours.position_embedding.weight.zero_()  # the peer has none
+        for theirs, own in pairs:
+            theirs.load_state_dict(own.state_dict())
+        for theirs, block in zip(naive.blocks, ours.encoder.blocks, strict=True):
+            for name in ("weight", "bias"):
+                own = [getattr(to, name) for to in (block.attention.to_q, block.attention.to_kv)]
+                getattr(theirs.to_qkv, name).copy_(torch.cat(own))
+    (ids,) = train_step.make_batches(4, 4, 320, bucketed=True)
+    ids[0, 20:] = ids[1, 250:] = 0  # ragged
+    found, expected = ours(train_step.make_batch(ids)).logits, naive(torch.from_numpy(ids))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for theirs, own in pairs:
+        for a, b in zip(theirs.parameters(), own.parameters(), strict=True):
+            assert (a.grad - b.grad).norm() <= 1e-5 * a.grad.norm()
+    ids[0, 20:] = 9  # what was padding is seen
+    assert (ours(train_step.make_batch(ids)).logits - expected)[0].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -176,9 +214,9 @@ def test_scale_compares_with_the_first_size_and_leaves_nothing(
 
 
 def test_a_measurement_has_a_process_of_its_own():
-    assert measure.alone("benchmarks.limits:matrix_rate", n=16)["flop_per_second"] > 0
-    with pytest.raises(RuntimeError, match="matrix_rate"):
-        measure.alone("benchmarks.limits:matrix_rate", n="many")
+    assert measure.alone("benchmarks.measure:own_memory") > 0
+    with pytest.raises(RuntimeError, match="own_memory"):
+        measure.alone("benchmarks.measure:own_memory", n="many")
 
 
 def test_command_prints_and_writes_json(monkeypatch, tmp_path, capsys):
