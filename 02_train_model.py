@@ -43,7 +43,12 @@ from dataset.vocabulary import N_SPECIALS
 from evaluation import METRICS
 from models.objectives import balanced_class_weights, classify
 from models.transformer import compile_blocks
-from training.alarms import TrainingError, refuse_what_is_no_number, warn_of_collapse
+from training.alarms import (
+    TrainingError,
+    refuse_batches,
+    refuse_what_is_no_number,
+    warn_of_collapse,
+)
 from training.augment import augment
 from training.baseline import fit_baseline
 from training.checkpoint import CheckpointError
@@ -146,11 +151,7 @@ def fit_network(
 ) -> Fitted:
     """Train until val macro-F1 stops rising; leave the network as it was at its best."""
     optim, val = config.optim, data.split("val")
-    if optim.tokens_per_batch is not None and optim.tokens_per_batch < data.n_tokens:
-        raise ConfigError(
-            f"optim.tokens_per_batch: found {optim.tokens_per_batch}, and a cell of {data.path} "
-            f"may have {data.n_tokens} tokens; say {data.n_tokens} or more"
-        )
+    refuse_batches(optim, data.n_tokens, ranks.world_size)
     network = build_network(config, data)
     model = wrap(network, ranks, config.parallel, config.precision)
     if config.compile:

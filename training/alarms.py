@@ -1,14 +1,42 @@
-"""What is said when training goes wrong, and what to do about it."""
+"""What is said when training cannot start or goes wrong, and what to do about it."""
 
 import logging
 
 import numpy as np
+
+from configs.base import ConfigError
+from configs.schema import OptimConfig
 
 logger = logging.getLogger("train")
 
 
 class TrainingError(ValueError):
     """The loss is not a number any more."""
+
+
+def refuse_batches(optim: OptimConfig, n_tokens: int, world_size: int) -> None:
+    """Refuse sizes of batches that these cells or processes have no use for.
+
+    Parameters
+    ----------
+    optim
+        The config's.
+    n_tokens
+        Most tokens that a cell of the folder may have.
+    world_size
+        Number of processes.
+    """
+    budget, size = optim.tokens_per_batch, optim.batch_size
+    if budget is not None and budget < n_tokens:
+        raise ConfigError(
+            f"optim.tokens_per_batch: found {budget}, and a cell of this folder may have "
+            f"{n_tokens} tokens; say {n_tokens} or more"
+        )
+    if size < world_size:
+        raise ConfigError(
+            f"optim.batch_size: found {size} cells for {world_size} processes, and each needs one "
+            "of every update; raise it or start fewer processes"
+        )
 
 
 def refuse_what_is_no_number(probabilities: np.ndarray, epoch: int) -> None:

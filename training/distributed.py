@@ -55,7 +55,9 @@ def start_ranks(device: str = "auto") -> Ranks:
     if world_size > 1:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            dist.init_process_group("nccl", device_id=chosen)
+        else:
+            dist.init_process_group("gloo")
     return Ranks(rank, world_size, chosen)
 
 

@@ -1,0 +1,24 @@
+import numpy as np
+import pytest
+
+from configs.base import ConfigError
+from configs.schema import OptimConfig
+from training.alarms import TrainingError, refuse_batches, refuse_what_is_no_number
+
+
+def test_batches_must_hold_a_cell_and_serve_every_process():
+    refuse_batches(OptimConfig(batch_size=2, tokens_per_batch=97), 97, 2)
+    refuse_batches(OptimConfig(batch_size=1), 4096, 1)
+    with pytest.raises(ConfigError, match="found 96, and a cell of this folder may have 97"):
+        refuse_batches(OptimConfig(tokens_per_batch=96), 97, 1)
+    with pytest.raises(ConfigError, match="found 3 cells for 4 processes"):
+        refuse_batches(OptimConfig(batch_size=3), 97, 4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_overflowed_is_stopped(value):
+    probabilities = np.full((3, 2), 0.5)
+    refuse_what_is_no_number(probabilities, epoch=0)
+    probabilities[1, 1] = value
+    with pytest.raises(TrainingError, match="epoch 5: .* lower optim.lr"):
+        refuse_what_is_no_number(probabilities, epoch=4)

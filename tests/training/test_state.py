@@ -1,0 +1,58 @@
+"""Alone; on several processes it is tested in tests/test_several_processes.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from training.distributed import Ranks
+from training.optim import make_optimizer
+from training.state import Training
+
+
+@pytest.fixture
+def make_training():
+    def make(seed: int) -> Training:
+        torch.manual_seed(seed)
+        network = nn.Linear(3, 2)
+        optimizer = make_optimizer(network, lr=0.1, weight_decay=0.1)
+        return Training(network, network, optimizer, Ranks(0, 1, torch.device("cpu")))
+
+    return make
+
+
+def update(training: Training) -> list[torch.Tensor]:
+    training.network(torch.ones(1, 3)).square().sum().backward()
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    training.step += 1
+    return [p.detach().clone() for p in training.network.parameters()]
+
+
+def test_the_best_weights_come_back(make_training):
+    training = make_training(0)
+    seen = []
+    for epoch, rating in enumerate([(0.5, -1.0), (0.7, -2.0), (0.7, -2.0), (0.6, -0.1)]):
+        training.epoch = epoch
+        seen.append(update(training))
+        training.rate(rating)
+    assert (training.best_epoch, training.best_rating) == (1, (0.7, -2.0))
+    training.return_to_best()
+    assert all(
+        torch.equal(a, b) for a, b in zip(training.network.parameters(), seen[1], strict=True)
+    )
+
+
+def test_a_resumed_training_goes_on_as_if_never_stopped(make_training, tmp_path):
+    one, other = make_training(0), make_training(1)
+    update(one)
+    one.epoch, one.seconds = 1, 2.5
+    one.rate((0.25, -0.5))
+    update(one)
+    one.save(tmp_path / "checkpoint.safetensors")
+    other.resume(tmp_path / "checkpoint.safetensors")
+    for name in ("epoch", "step", "seconds", "best_epoch", "best_rating"):
+        assert getattr(other, name) == getattr(one, name)
+    assert all(torch.equal(one.best_weights[k], other.best_weights[k]) for k in one.best_weights)
+    for _ in range(3):
+        for a, b in zip(update(one), update(other), strict=True):
+            assert torch.equal(a, b)
