@@ -32,11 +32,13 @@ def written_aside(folder: Path, marker: str) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{folder.name}.partial-"
     for left in folder.parent.glob(f"{prefix}*"):
-        with _locked(left, f"{folder}: another process is writing it now; wait for it"):
+        with locked(
+            left, FolderError(f"{folder}: another process is writing it now; wait for it")
+        ):
             shutil.rmtree(left)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
-        with _locked(aside, f"{aside}: is in use"):
+        with locked(aside, FolderError(f"{aside}: is in use")):
             yield aside
             aside.chmod(0o755)
             fsync_folder(aside)
@@ -58,13 +60,14 @@ def written_aside(folder: Path, marker: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, otherwise: str) -> Iterator[None]:
+def locked(folder: Path, otherwise: Exception) -> Iterator[None]:
+    """Hold a folder for this process; raise ``otherwise`` where another one holds it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise FolderError(otherwise) from None
+            raise otherwise from None
         yield
     finally:
         os.close(descriptor)

@@ -76,7 +76,7 @@ def contents(folder: Path) -> dict[str, bytes | list | dict]:
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()
         found[name] = content
         if path.name in ("meta.json", "metrics.json"):
-            differ = ("seconds", "peak_memory_mb", "git_commit")
+            differ = ("seconds", "cells_per_second", "peak_memory_mb", "git_commit")
             found[name] = {k: v for k, v in json.loads(content).items() if k not in differ}
         elif path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in content.splitlines()]

@@ -468,3 +468,21 @@ def test_two_processes_report_what_one_does(script, write_config, encoded_folder
         for n in ("one", "two")
     )
     assert a == pytest.approx(b, abs=1e-3)
+
+
+def test_two_processes_do_not_train_one_run(script, write_config, tmp_path, monkeypatch, capsys):
+    config = write_config()
+    predict = script.predict
+    second = []
+
+    def meanwhile(*arguments):
+        if not second:
+            second.append(None)
+            second[0] = script.main(["--config", config])
+        return predict(*arguments)
+
+    monkeypatch.setattr(script, "predict", meanwhile)
+    assert script.main(["--config", config]) == 0
+    assert second == [2]
+    assert "another process trains it now" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "run" / "metrics.json").exists()

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from configs.base import ConfigError
 from configs.schema import TrainConfig
 from dataset.encoded_folder import EncodedFolder, EncodedSplit
+from dataset.written_aside import locked
 from training.checkpoint import flush_to_disk, write_atomically, write_text
 
 # What a run is made of. How it is watched, where it runs and how much of an update is computed at
@@ -85,25 +86,37 @@ class RunFolder:
         if not writes:
             yield
             return
-        try:
-            if self.checkpoint.exists():
-                for path in self.partial.iterdir():
-                    if path.name not in CARRIED_ON:
-                        path.unlink()
+        self.partial.mkdir(parents=True, exist_ok=True)
+        busy = f"{self.final}: another process trains it now: wait for it, or choose another name"
+        with locked(self.partial, RunFolderError(busy)):
+            try:
+                self._clear(keep=CARRIED_ON if self.checkpoint.exists() else ())
+                if not self.checkpoint.exists():
+                    self._copy_facts(data.path)
+                write_text(self.partial / "config.yaml", self.config.to_yaml())
+                yield
+            finally:
+                if self.partial.exists() and not self.checkpoint.exists():
+                    shutil.rmtree(self.partial)
+
+    def _clear(self, keep: tuple[str, ...]) -> None:
+        for path in self.partial.iterdir():
+            if path.name in keep:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
             else:
-                shutil.rmtree(self.partial, ignore_errors=True)
-                (self.partial / "data").mkdir(parents=True)
-                for name in COPIED:
-                    source, copy = data.path / name, self.partial / "data" / name
-                    if source.is_dir():
-                        shutil.copytree(source, copy)
-                    elif source.exists():
-                        shutil.copyfile(source, copy)
-            write_text(self.partial / "config.yaml", self.config.to_yaml())
-            yield
-        finally:
-            if self.partial.exists() and not self.checkpoint.exists():
-                shutil.rmtree(self.partial)
+                path.unlink()
+
+    def _copy_facts(self, data: Path) -> None:
+        """Copy what new cells are read with, so that the run is complete without its data."""
+        (self.partial / "data").mkdir()
+        for name in COPIED:
+            source, copy = data / name, self.partial / "data" / name
+            if source.is_dir():
+                shutil.copytree(source, copy)
+            elif source.exists():
+                shutil.copyfile(source, copy)
 
     def write_predictions(
         self,
