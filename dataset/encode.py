@@ -18,6 +18,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -102,13 +103,13 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
     paths = resolve(config.input)
     with start_workers(config.n_threads, config.cluster) as workers:
         marks = [fingerprint(path) for path in paths]
-        files = list(zip(marks, workers.map(file_sha256, paths), strict=True))
+        hashes = [workers.executor.submit(file_sha256, path) for path in paths]
         if folder.exists() and not overwrite:
-            _check_finished(folder, config, [sha256 for _, sha256 in files])
+            _check_finished(folder, config, [sha256.result() for sha256 in hashes])
             logger.info("%s: already encoded", folder)
             return folder
         with written_aside(folder, "meta.json") as aside:
-            _encode_into(aside, config, files, Steps(workers, progress))
+            _encode_into(aside, config, marks, hashes, Steps(workers, progress))
             EncodedFolder(aside)  # what was written can be read
     return folder
 
@@ -137,8 +138,13 @@ class Steps:
 
 
 def _encode_into(
-    folder: Path, config: PreprocessConfig, files: list[tuple[tuple, str]], steps: Steps
+    folder: Path,
+    config: PreprocessConfig,
+    marks: list[tuple],
+    hashes: "list[Future[str]]",
+    steps: Steps,
 ) -> None:
+    """Do the steps; ``marks`` and ``hashes`` are the files' before anything was read."""
     work = folder / "work"  # gone when the folder is whole
     work.mkdir()
     tokenizer = config.tokenizer
@@ -149,7 +155,7 @@ def _encode_into(
         gene_symbol_key=config.gene_symbol_key,
         genes=config.genes,
     )
-    if [file.fingerprint for file in source.files] != [mark for mark, _ in files]:
+    if [file.fingerprint for file in source.files] != marks:
         raise EncodeError(f"{config.input}: a file changed while it was read; start again")
     shares, measures = read_counts(
         source, work / "now", config.quality_control.mitochondrial_prefix, steps
@@ -172,11 +178,11 @@ def _encode_into(
         messages += notes
     rank_splits(folder, chosen, medians, tokenizer, previous, steps)
 
+    sha256 = [future.result() for future in hashes]
     source.check_unchanged()
     write_cells(folder, source, chosen, measures)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    hashes = [sha256 for _, sha256 in files]
-    meta = describe(config, source, chosen, hashes, vocabulary, CsrFile(expression), messages)
+    meta = describe(config, source, chosen, sha256, vocabulary, CsrFile(expression), messages)
     _write_json(folder / "meta.json", meta)
     shutil.rmtree(work)
     for message in chosen.messages:

@@ -33,10 +33,14 @@ class NpyDataset(Dataset):
     """The cells of a split, read a list at a time; ``collate`` makes a ``Batch`` of them."""
 
     def __init__(self, split: EncodedSplit) -> None:
-        self.split = split
+        # The same memory on the disk, without what np.memmap does at each slice of it.
+        self.token_ids, self.counts, self.lengths, self.library_size, self.labels = map(
+            np.asarray,
+            (split.token_ids, split.counts, split.lengths, split.library_size, split.labels),
+        )
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, NDArray]:
         """Read one cell; arrays as of ``__getitems__``."""
@@ -44,13 +48,13 @@ class NpyDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, NDArray]:
         """Read the cells asked for, trimmed to the longest (rounded up to a multiple of 64)."""
-        cells, split = np.asarray(indices, dtype=np.int64), self.split
-        t = padded_length(int(split.lengths[cells].max(initial=1)), split.token_ids.shape[1])
+        cells = np.asarray(indices, dtype=np.int64)
+        t = padded_length(int(self.lengths[cells].max(initial=1)), self.token_ids.shape[1])
         return {
-            "token_ids": split.token_ids[cells, :t],
-            "counts": split.counts[cells, :t],
-            "library_size": split.library_size[cells],
-            "labels": split.labels[cells],
+            "token_ids": self.token_ids[cells, :t],
+            "counts": self.counts[cells, :t],
+            "library_size": self.library_size[cells],
+            "labels": self.labels[cells],
             "cell_index": cells,
         }
 
