@@ -15,14 +15,14 @@ def encode_train_predict(
 ) -> dict:
     """Do it once, with the project's own functions; cells, and seconds and peak MB by part."""
     import torch
-    from torch.utils.data import DataLoader
 
+    from benchmarks.load import read_batches
     from benchmarks.measure import PeakMemory, own_memory
     from benchmarks.tokenise import load_compiled
     from configs.schema import PreprocessConfig
     from dataset.encode import encode
     from dataset.encoded_folder import EncodedFolder
-    from dataset.npy_dataset import LengthBucketSampler, NpyDataset, collate, to_device
+    from dataset.npy_dataset import to_device
     from models.objectives import classify
     from models.rank_transformer import RankTransformerConfig
     from training.optim import make_optimizer
@@ -53,8 +53,7 @@ def encode_train_predict(
             n_segments=data.n_segments,
         )
         optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.01)
-        sampler = LengthBucketSampler(train.lengths, batch_size=batch_size)
-        for batch in DataLoader(NpyDataset(train), batch_sampler=sampler, collate_fn=collate):
+        for batch in read_batches(train, batch_size):
             batch = to_device(batch, "cpu")
             classify(model(batch), batch).mean().backward()
             optimizer.step()
@@ -64,9 +63,7 @@ def encode_train_predict(
     model.eval()
     with PeakMemory() as predicting, torch.inference_mode():
         for name in ("val", "test"):
-            cells = data.split(name)
-            sampler = LengthBucketSampler(cells.lengths, batch_size=batch_size, shuffle=False)
-            for batch in DataLoader(NpyDataset(cells), batch_sampler=sampler, collate_fn=collate):
+            for batch in read_batches(data.split(name), batch_size):
                 batch = to_device(batch, "cpu")
                 right += int((model(batch).logits.argmax(1) == batch["labels"]).sum())
                 n_predicted += len(batch["labels"])

@@ -37,20 +37,25 @@ def encoded(path: str, label_key: str, n_tokens: int = 2048) -> Path:
 
 
 def ours(folder: str, rounds: int = 3) -> dict:
-    """Sampler, dataset and collate, as the training script puts them together."""
-    from torch.utils.data import DataLoader
-
+    """Shuffling, dealing, reading and collating, as the training script puts them together."""
     from dataset.encoded_folder import EncodedFolder
-    from dataset.npy_dataset import LengthBucketSampler, NpyDataset, collate
 
     cells = EncodedFolder(folder).split("train")
-    sampler = LengthBucketSampler(cells.lengths, batch_size=BATCH_CELLS)
 
     def one_pass() -> int:
-        loader = DataLoader(NpyDataset(cells), batch_sampler=sampler, collate_fn=collate)
-        return sum(batch["token_ids"].numel() for batch in loader)
+        return sum(batch["token_ids"].numel() for batch in read_batches(cells, BATCH_CELLS))
 
     return {"cells_per_second": len(cells) / seconds(one_pass, rounds=rounds)}
+
+
+def read_batches(cells, batch_size: int):
+    """Yield an epoch's batches as the training script reads them, on the CPU and not widened."""
+    from dataset.npy_dataset import LengthBucketSampler, NpyDataset, collate, deal_updates
+
+    rows, sampler = NpyDataset(cells), LengthBucketSampler(cells.lengths, batch_size)
+    for update in deal_updates(sampler, cells, None):
+        for some in update.batches:
+            yield collate(rows.__getitems__(some))
 
 
 def plain_numpy(folder: str, rounds: int = 3) -> dict:
@@ -121,11 +126,10 @@ def ann_loader(path: str, n_cells: int | None = None) -> dict:
 def step_share(folder: str, n_batches: int = 2, batch_size: int = 8) -> dict:
     """Share of a training step that waits for its batch: 6 x 256, 4 heads, whole rows."""
     import torch
-    from torch.utils.data import DataLoader
 
     from benchmarks.train_step import SHAPES, make_model
     from dataset.encoded_folder import EncodedFolder
-    from dataset.npy_dataset import LengthBucketSampler, NpyDataset, collate, to_device
+    from dataset.npy_dataset import to_device
     from models.objectives import classify
     from training.optim import make_optimizer
 
@@ -140,9 +144,8 @@ def step_share(folder: str, n_batches: int = 2, batch_size: int = 8) -> dict:
         n_tokens=data.n_tokens,
     )
     optimizer = make_optimizer(model, lr=1e-4, weight_decay=0.01)
-    sampler = LengthBucketSampler(cells.lengths, batch_size=batch_size)
-    loader = DataLoader(NpyDataset(cells), batch_sampler=sampler, collate_fn=collate)
-    batches, waited, began = iter(loader), 0.0, time.perf_counter()
+    batches, waited = read_batches(cells, batch_size), 0.0
+    began = time.perf_counter()
     for number in range(n_batches + 1):
         if number == 1:  # the first step warms up
             waited, began = 0.0, time.perf_counter()

@@ -164,12 +164,12 @@ def deal_updates(
 class LengthBucketSampler(Sampler[list[int]]):
     """Batches of cells of like length, so that little is computed on padding.
 
-    To train, the cells are shuffled, cut into pools of 50 batches, sorted by length in each pool
-    and cut into batches, whose order is shuffled again. To evaluate (``shuffle=False``), all cells
-    are sorted by length. Either way the batches follow from ``(lengths, batch_size, seed, epoch)``
-    alone: with several ranks each takes its slice of every batch, so the cells that make up an
-    update do not depend on the number of processes. Every cell comes exactly once; slices differ
-    by one cell at most, and a rank whose slice of the last batch is empty gets an empty list.
+    The cells are shuffled, cut into pools of 50 batches, sorted by length in each pool and cut
+    into batches, whose order is shuffled again. They follow from ``(lengths, batch_size, seed,
+    epoch)`` alone: with several ranks each takes its slice of every batch, so the cells that make
+    up an update do not depend on the number of processes. Every cell comes exactly once; slices
+    differ by one cell at most, and a rank whose slice of the last batch is empty gets an empty
+    list.
 
     Parameters
     ----------
@@ -181,8 +181,6 @@ class LengthBucketSampler(Sampler[list[int]]):
         Of the shuffle.
     rank, world_size
         This process and how many there are.
-    shuffle
-        False: in the order of length, for evaluation.
     """
 
     def __init__(
@@ -193,8 +191,6 @@ class LengthBucketSampler(Sampler[list[int]]):
         epoch: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        *,
-        shuffle: bool = True,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not one of {world_size}")
@@ -204,12 +200,8 @@ class LengthBucketSampler(Sampler[list[int]]):
                 "process needs a cell of each batch"
             )
         self.lengths, self.batch_size = np.asarray(lengths), batch_size
-        self.seed, self.epoch, self.shuffle = seed, epoch, shuffle
+        self.seed, self.epoch = seed, epoch
         self.rank, self.world_size = rank, world_size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle anew; an epoch always gives the same batches."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
@@ -226,8 +218,6 @@ class LengthBucketSampler(Sampler[list[int]]):
     def global_batches(self) -> list[NDArray[np.int64]]:
         """Return the batches of all ranks together."""
         n, size = len(self.lengths), self.batch_size
-        if not self.shuffle:
-            return _cut(np.argsort(self.lengths, kind="stable"), size)
         rng = np.random.default_rng([self.seed, self.epoch])
         shuffled = rng.permutation(n)
         batches = []
