@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -15,6 +16,9 @@ from dataset.compiled import compiled
 
 UINT16_MAX = 65_535
 BLOCK_VALUES = 2**22
+# numpy has Python parse the header of a .npy file, and in Python 3.11 two threads that parse at
+# once can fail: "AST constructor recursion depth mismatch".
+ONE_PARSER = threading.Lock()
 
 
 class Rows(NamedTuple):
@@ -124,7 +128,8 @@ class NpyRows:
         try:
             if np.lib.format.read_magic(self.file) != (1, 0):
                 raise ValueError(f"{self.path}: expected .npy version 1.0")
-            self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
+            with ONE_PARSER:
+                self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
         except (OSError, ValueError):
             self.file.close()
             raise
@@ -209,13 +214,14 @@ def counts_dtype(counts: NDArray) -> np.dtype:
 
 def open_npy(path: Path) -> NDArray:
     """Memory-map an array; an empty one cannot be mapped and is read. Nothing is unpickled."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        array = np.load(path, allow_pickle=False)
-        if array.size:
-            raise
-        return array
+    with ONE_PARSER:
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError:
+            array = np.load(path, allow_pickle=False)
+            if array.size:
+                raise
+            return array
 
 
 class CsrFile:
