@@ -104,8 +104,8 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
     with start_workers(config.n_threads, config.cluster) as workers:
         marks = [fingerprint(path) for path in paths]
         hashes = [workers.executor.submit(file_sha256, path) for path in paths]
-        # Files on the disk are hashed while they are looked at; what lies at an address is not, for
-        # all who open a memory:// file share its position.
+        # Files on the disk are hashed while they are looked at; what lies at an address is not,
+        # for all who open a memory:// file share its position.
         wait([done for path, done in zip(paths, hashes, strict=True) if isinstance(path, CellUrl)])
         if folder.exists() and not overwrite:
             _check_finished(folder, config, [sha256.result() for sha256 in hashes])
