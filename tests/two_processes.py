@@ -47,3 +47,5 @@ if __name__ == "__main__":
         os.environ["MASTER_PORT"], epoch, *arguments = line.split()
         if run_until(script, int(epoch), arguments) not in (0, 130):
             sys.exit(1)
+    sys.stderr.flush()
+    os._exit(0)  # threads of gloo that an interrupted run left can abort an orderly exit
