@@ -1,0 +1,76 @@
+"""``checksums.json``: what each file of a finished folder held when it was written.
+
+An array with the right shape may still hold something else: a vocabulary in another order, weights
+of another seed, labels of other cells. A folder that we finish therefore keeps a checksum of each
+of its files, and who opens the folder compares.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+CHECKSUMS = "checksums.json"
+PIECE = 2**20
+# Files up to this many bytes are hashed whole; of a larger one, this many bytes in evenly spaced
+# pieces, its first and last among them, and its size: an atlas is opened in a second, not minutes.
+HASHED_BYTES = 32 * PIECE
+
+
+def file_checksum(path: Path) -> str:
+    """Return the sha256 of a file's size and content; of a large file, of a fixed sample of it."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size}\n".encode())
+    n_pieces = HASHED_BYTES // PIECE
+    with path.open("rb") as file:
+        if size <= HASHED_BYTES:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+        else:
+            for i in range(n_pieces):
+                file.seek((size - PIECE) * i // (n_pieces - 1))
+                digest.update(file.read(PIECE))
+    return digest.hexdigest()
+
+
+def write_checksums(folder: Path) -> None:
+    """Write ``checksums.json`` for every file below the folder, itself left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): file_checksum(path) for path in files}
+    sums.pop(CHECKSUMS, None)
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Read ``checksums.json``.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it is missing, or is not a table of texts.
+    """
+    sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    if not isinstance(sums, dict) or not all(isinstance(v, str) for v in sums.values()):
+        raise ValueError("expected a table of checksums")
+    return sums
+
+
+def changed_files(
+    folder: Path, checksums: Mapping[str, str], names: Iterable[str] | None = None
+) -> list[str]:
+    """Return the files that are missing or hold something else than when they were written.
+
+    Parameters
+    ----------
+    folder, checksums
+        The folder, and what ``read_checksums`` said of it.
+    names
+        Files to look at; all that have a checksum by default. A name without a checksum counts as
+        changed.
+    """
+    changed = []
+    for name in checksums if names is None else names:
+        path = folder / name
+        if name not in checksums or not path.is_file() or file_checksum(path) != checksums[name]:
+            changed.append(name)
+    return changed
