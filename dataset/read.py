@@ -29,6 +29,7 @@ from dataset.cell_url import CellPath
 from dataset.count_values import FAULTS, Found, check_counts, describe_values
 from dataset.gene_names import gene_names
 from dataset.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
+from dataset.missing_chunks import check_matrix_chunks
 from dataset.sources import resolve
 from dataset.stored_table import read_table
 
@@ -390,6 +391,7 @@ def _places(root: Any) -> list[str]:
 
 def _inspect(root: Any, path: CellPath, place: str) -> Found:
     with named_errors(path, f"reading {place}"):
+        check_matrix_chunks(_node(root, place))
         matrix = open_matrix(_node(root, place))
         blocks = matrix.peek(PEEK_CELLS)
         return describe_values(blocks, rows_are_cells=not isinstance(matrix, CscRows))
