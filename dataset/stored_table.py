@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dataset.cell_file import CellFileError, DamagedError, EncodingError, named_errors
 from dataset.cell_url import CellPath, CellUrl
-from dataset.missing_chunks import check_chunks
+from dataset.missing_chunks import check_column_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def check_index(node: Any) -> int:
     """Return how many rows a table that is read by column has; raise if names are not whole."""
     index = index_of(node)
     texts = index["values"] if _encoding(index) == MASKED_STRINGS else index
-    check_chunks(index, zeros_possible=True)
-    check_chunks(texts, zeros_possible=not _holds_strings(texts))
+    check_column_chunks(index, zeros_possible=True)
+    check_column_chunks(texts, zeros_possible=not _holds_strings(texts))
     return n_rows(index)
 
 
@@ -153,7 +153,7 @@ def read_column(table: Any, name: str, n: int, key: str, path: CellPath) -> pd.S
         If it is damaged.
     """
     with named_errors(path, f"reading {key} {name!r}"):
-        check_chunks(table[name], zeros_possible=True)
+        check_column_chunks(table[name], zeros_possible=True)
         try:
             values = read_values(table[name])
         except EncodingError as error:
@@ -238,7 +238,7 @@ def _unknown_encoding(node: Any) -> tuple[str, str]:
 
 def _old_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
     node = root[key]
-    check_chunks(node, zeros_possible=True)
+    check_column_chunks(node, zeros_possible=True)
     if not hasattr(node, "dtype"):
         table = _by_anndata(node)
         if not isinstance(table, pd.DataFrame):
