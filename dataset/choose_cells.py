@@ -66,7 +66,7 @@ def choose_cells(cells: Cells, measures: Measures, config: PreprocessConfig) -> 
         messages += notes
     reasons = Reasons(n_cells)
     drop_cells(reasons, measures, config.quality_control, scores)
-    times = None if config.time_key is None else cells.column(config.time_key)
+    times = None if config.time_key is None else cells.column(config.time_key, needs_order=True)
     if times is not None:
         reasons.drop(times.isna().to_numpy(), f"no {config.time_key}")
     for key in dict.fromkeys((config.batch_key, config.split.key)):

@@ -24,6 +24,8 @@ InflateError: Any = inflater.error
 DEFLATE, SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 CHECKSUM_BYTES = 4  # a filter may add a checksum to a chunk before it is compressed
 
+REFERENCE_BYTES = 16  # what stands in a chunk for a string of any length: length, address, number
+
 
 def fast_array(array: Any) -> Any:
     """Wrap a gzip vector or matrix of numbers; return anything else as it came."""
@@ -58,7 +60,7 @@ class ChunkReader:
     def __init__(self, dataset: h5py.Dataset) -> None:
         self.dataset = dataset
         self.unpacked = 1 << _filters(dataset).index(DEFLATE)  # set of a chunk that is not gzip
-        item = dataset.id.get_type().get_size()
+        item = REFERENCE_BYTES if dataset.dtype.hasobject else dataset.dtype.itemsize
         self.n_bytes = int(np.prod(dataset.chunks, dtype=np.int64)) * item
 
     def read(self, at: tuple[int, ...]) -> bytes | None:

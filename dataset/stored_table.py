@@ -17,7 +17,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dataset.cell_file import CellFileError, DamagedError, EncodingError, named_errors
+from dataset.cell_file import (
+    CellFileError,
+    ColumnError,
+    DamagedError,
+    EncodingError,
+    named_errors,
+)
 from dataset.cell_url import CellPath, CellUrl
 from dataset.missing_chunks import check_column_chunks
 
@@ -131,15 +137,11 @@ def read_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
     for name in column_names(node):
         try:
             columns[name] = read_column(node, name, len(names), key, path)
-        except UnknownColumn as error:
+        except ColumnError as error:
             logger.warning("%s; it is left out", error)
     table = pd.DataFrame(columns, index=range(len(names)))
     table.index = names
     return table
-
-
-class UnknownColumn(CellFileError):
-    """A column has an encoding that is not known here; the rest of the file can be used."""
 
 
 def read_column(table: Any, name: str, n: int, key: str, path: CellPath) -> pd.Series:
@@ -147,7 +149,7 @@ def read_column(table: Any, name: str, n: int, key: str, path: CellPath) -> pd.S
 
     Raises
     ------
-    UnknownColumn
+    ColumnError
         If its encoding is not known here.
     CellFileError
         If it is damaged.
@@ -157,7 +159,7 @@ def read_column(table: Any, name: str, n: int, key: str, path: CellPath) -> pd.S
         try:
             values = read_values(table[name])
         except EncodingError as error:
-            raise UnknownColumn(f"{path}: {key} column {name!r} {error}") from error
+            raise ColumnError(f"{path}: {key} column {name!r} {error}") from error
         if len(values) != n:
             raise DamagedError(f"{len(values)} values for {n} rows")
     is_strings = isinstance(values, np.ndarray) and values.dtype == object
