@@ -90,7 +90,7 @@ def _places(root: Any) -> list[str]:
     if "raw" in root and not _is_null(root["raw"]) and "X" in root["raw"]:
         places.append("raw")
     if "layers" in root and not hasattr(root["layers"], "shape"):
-        places += [f"layers/{name}" for name in sorted(root["layers"])]
+        places += [f"layers/{name}" for name in sorted(map(str, root["layers"]))]
     return places
 
 

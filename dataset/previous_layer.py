@@ -39,7 +39,7 @@ def of_layer(cells: Cells, layer: str) -> Cells:
     files: list[CellFile] = []
     for file in cells.files:
         with open_store(file.path) as root:
-            layers = sorted(root["layers"]) if "layers" in root else []
+            layers = sorted(map(str, root["layers"])) if "layers" in root else []
             if layer not in layers:
                 raise CellFileError(
                     f"{file.path}: previous.layer: no layer {layer!r}"

@@ -127,7 +127,7 @@ def read_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
     """
     if key not in root:
         raise CellFileError(
-            f"{path}: no {key!r} in the file (it has {sorted(root)}); expected what anndata's "
+            f"{path}: no {key!r} in the file (it has {sorted(map(str, root))}); expected what anndata's "
             "write_h5ad writes"
         )
     with named_errors(path, f"reading {key}"):
