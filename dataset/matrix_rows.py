@@ -67,12 +67,6 @@ class Starts:
             )
         if node["indices"].shape[0] != self.n_entries:
             raise DamagedError(f"{node['indices'].shape[0]} indices but {self.n_entries} values")
-        # zarr reads a chunk whose file is gone as zeros.
-        for name in ("data", "indices"):
-            expected = getattr(node[name], "nchunks", None)
-            if expected is not None and node[name].nchunks_initialized < expected:
-                missing = expected - node[name].nchunks_initialized
-                raise DamagedError(f"{name}: {missing} chunks missing")
         if int(self.stored[0]) != 0 or int(self.stored[n_major]) != self.n_entries:
             raise DamagedError(f"indptr does not rise from 0 to {self.n_entries}")
         self.first, self.window = 0, np.zeros(0, dtype=np.int64)

@@ -16,13 +16,20 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
-from dataset.cell_file import CellFileError, fingerprint, named_errors, open_store
+from dataset.cell_file import (
+    CellFileError,
+    fingerprint,
+    named_errors,
+    open_store,
+    refuse_external_links,
+)
 from dataset.cell_names import unique_names
 from dataset.cell_table import CellTable
 from dataset.cell_url import CellPath
 from dataset.count_values import FAULTS, Found, check_counts, describe_values
 from dataset.gene_names import gene_names
 from dataset.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
+from dataset.missing_chunks import check_matrix_chunks
 from dataset.sources import resolve
 from dataset.stored_table import read_table
 
@@ -347,6 +354,7 @@ def _look(
 ) -> _Look:
     mark = fingerprint(path)
     with open_store(path) as root:
+        refuse_external_links(root, path)
         table = CellTable.look(root, path)
         location, found, messages = _find_counts(root, path, counts)
         var = read_table(root, "raw/var" if location == "raw" else "var", path)
@@ -383,6 +391,7 @@ def _places(root: Any) -> list[str]:
 
 def _inspect(root: Any, path: CellPath, place: str) -> Found:
     with named_errors(path, f"reading {place}"):
+        check_matrix_chunks(_node(root, place))
         matrix = open_matrix(_node(root, place))
         blocks = matrix.peek(PEEK_CELLS)
         return describe_values(blocks, rows_are_cells=not isinstance(matrix, CscRows))

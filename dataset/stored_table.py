@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dataset.cell_file import CellFileError, DamagedError, EncodingError, named_errors
 from dataset.cell_url import CellPath, CellUrl
+from dataset.missing_chunks import check_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,15 @@ def is_by_column(node: Any) -> bool:
 def index_of(node: Any) -> Any:
     """Return the stored names of the rows of a table that is read by column."""
     return node[as_text(node.attrs["_index"])]
+
+
+def check_index(node: Any) -> int:
+    """Return how many rows a table that is read by column has; raise if names are not whole."""
+    index = index_of(node)
+    texts = index["values"] if _encoding(index) == MASKED_STRINGS else index
+    check_chunks(index, zeros_possible=True)
+    check_chunks(texts, zeros_possible=not _holds_strings(texts))
+    return n_rows(index)
 
 
 def column_names(node: Any) -> tuple[str, ...]:
@@ -116,8 +126,7 @@ def read_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
             table = _old_table(root, key, path)
             table.index = _named(table.index.to_numpy(dtype=object), 0, key)
             return table
-        index = index_of(node)
-        names = _named(read_texts(index, 0, n_rows(index)), 0, key)
+        names = _named(read_texts(index_of(node), 0, check_index(node)), 0, key)
     columns = {}
     for name in column_names(node):
         try:
@@ -144,6 +153,7 @@ def read_column(table: Any, name: str, n: int, key: str, path: CellPath) -> pd.S
         If it is damaged.
     """
     with named_errors(path, f"reading {key} {name!r}"):
+        check_chunks(table[name], zeros_possible=True)
         try:
             values = read_values(table[name])
         except EncodingError as error:
@@ -228,6 +238,7 @@ def _unknown_encoding(node: Any) -> tuple[str, str]:
 
 def _old_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
     node = root[key]
+    check_chunks(node, zeros_possible=True)
     if not hasattr(node, "dtype"):
         table = _by_anndata(node)
         if not isinstance(table, pd.DataFrame):
