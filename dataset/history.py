@@ -15,6 +15,7 @@ cells a time point (a seeded sample) so that memory does not grow with the data.
 import json
 import re
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -247,7 +248,8 @@ def order_time_points(time: pd.Series) -> list[str]:
     """
     present = time.dropna()
     if isinstance(time.dtype, pd.CategoricalDtype) and time.dtype.ordered:
-        return [_plain(str(name)) for name in time.cat.categories if (present == name).any()]
+        known = [_plain(str(name)) for name in time.cat.categories if (present == name).any()]
+        return list(dict.fromkeys(known))
     return sorted(set(time_names(present).tolist()), key=_time_key)
 
 
@@ -269,8 +271,9 @@ def shuffled_within(groups: NDArray, seed: int) -> NDArray[np.int64]:
     own).
     """
     places = np.arange(len(groups))
-    rng = np.random.default_rng([seed, 2])
     for group in np.unique(groups):
+        # By the group's name: which other groups there are, or how large, changes nothing in it.
+        rng = np.random.default_rng([seed, 2, zlib.crc32(str(group).encode())])
         members = np.flatnonzero(groups == group)
         ring = rng.permutation(members)
         places[ring] = np.roll(ring, 1)

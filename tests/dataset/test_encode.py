@@ -235,8 +235,8 @@ def test_who_is_dropped_is_counted_listed_and_said(cells, config_of):
         "label 'unclear'": 1,
         "no counts": 1,
         "no label": 1,
-        "type 'lonely': 1 cells, fewer than 3": 1,
-        "type 'only in test': not in train": 5,
+        "type 'lonely': 1 train cells, fewer than 3": 1,
+        "type 'only in test': 0 train cells, fewer than 3": 5,
     }
     assert folder.meta["dropped"] == expected
     listed = pd.read_csv(folder.path / "dropped.csv")
@@ -248,8 +248,13 @@ def test_who_is_dropped_is_counted_listed_and_said(cells, config_of):
 
 
 def test_nobody_left_is_said(cells, config_of):
-    with pytest.raises(ValueError, match=r"no cell is left.*160: fewer than 500 genes"):
-        run(config_of(cells, quality_control={"min_genes": 500}))
+    config = config_of(cells, quality_control={"min_genes": 500})
+    with pytest.raises(EncodeError, match="min_genes 500 drops 160 of 160 cells; the median cell"):
+        run(config)
+    assert leftovers(config) == []
+    everything = {"min_genes": 500, "max_dropped_fraction": 1.0}
+    with pytest.raises(EncodeError, match=r"no cell is left.*160: fewer than 500 genes"):
+        run(config_of(None, quality_control=everything))
 
 
 def test_a_missing_column_is_said(cells, config_of):

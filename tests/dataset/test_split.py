@@ -4,6 +4,7 @@ import pytest
 
 from configs.schema import SplitConfig
 from dataset.choose_cells import categories
+from dataset.encode_error import EncodeError
 from dataset.split import split_cells
 
 
@@ -52,7 +53,7 @@ def test_chosen_groups_come_close_to_the_fractions_and_repeat(obs):
 def test_three_groups_are_enough_and_two_are_not(obs):
     for seed in range(10):
         split_of_donor(obs[obs["donor"].isin(["a", "b", "c"])], seed=seed)
-    with pytest.raises(ValueError, match=r"2 group\(s\) \(a, b\).*set key: null"):
+    with pytest.raises(EncodeError, match=r"2 group\(s\) with .* \(a, b\).*set key: null"):
         split_of_donor(obs[obs["donor"].isin(["a", "b"])])
 
 
