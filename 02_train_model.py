@@ -69,7 +69,7 @@ from training.predict import Fitted, predict
 from training.run_folder import RunFolder, RunFolderError, environment
 from training.sharding import share
 from training.state import Training
-from training.tracking import Tracker, leave
+from training.tracking import MetricsError, Tracker, leave
 
 logger = logging.getLogger("train")
 LOG_EVERY = 10  # optimiser updates between two points of the training curve
@@ -79,6 +79,7 @@ USER_ERRORS = (
     EncodedFolderError,
     RunFolderError,
     CheckpointError,
+    MetricsError,
     TrainingError,
     OSError,
 )
@@ -173,7 +174,7 @@ def fit_network(
             start = time.perf_counter()
             train_epoch(training, config, data, tracker, bar)
             probabilities = predict(network, val, config, ranks).probabilities
-            refuse_what_is_no_number(probabilities, training.epoch)
+            refuse_what_is_no_number(f"epoch {training.epoch + 1}: the answers", probabilities)
             scores = score(val.labels, probabilities)
             tracker.log({f"val/{name}": value for name, value in scores.items()}, training.step)
             warn_of_collapse(probabilities, data.class_names, training.epoch)

@@ -61,6 +61,10 @@ class Training:
         header: dict = {}
         if self.ranks.is_first:
             tensors, header = checkpoint.load_tensors(path)
+            if header.keys() != set(COUNTERS):
+                raise checkpoint.CheckpointError(
+                    f"{path}: written by another version of this code; {checkpoint.ADVICE}"
+                )
         self.best_weights = checkpoint.take(tensors, "best/")
         spread_whole(checkpoint.take(tensors, "model/"), self.network.state_dict(), self.ranks)
         checkpoint.start_optimizer(self.optimizer)
