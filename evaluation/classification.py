@@ -35,14 +35,30 @@ def balanced_accuracy(
     return float(np.mean(np.diag(counts)[n > 0] / n[n > 0]))
 
 
-def macro_f1(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
-    """Return the mean F1 over the classes present in the labels or in the predictions.
+def macro_f1(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    weights: Weights = None,
+    classes: np.ndarray | None = None,
+) -> float:
+    """Return the mean F1 over the classes present in ``labels``, NaN if there is none.
 
-    This is scikit-learn's default. A class that the test cells lack but the classifier hands out
-    counts with an F1 of 0; one that neither has does not count.
+    That is scikit-learn's with ``labels=np.unique(labels)``. Its default also averages over the
+    classes that are only predicted, each with an F1 of 0: two classifiers would then be averaged
+    over different classes, and one stray cell would cost as much as a whole cell type. Here a
+    stray cell costs what it is, a miss of its own class.
+
+    Parameters
+    ----------
+    classes
+        Ids of the classes whose cells are scored, as if there were no others; None: all.
     """
-    f1, n_true, n_predicted = _f1(_confusion(labels, probabilities, weights))
-    return float(np.mean(f1[n_true + n_predicted > 0]))
+    counts = _confusion(labels, probabilities, weights)
+    if classes is not None:
+        counts[np.setdiff1d(np.arange(len(counts)), classes)] = 0
+    f1, n_true, _ = _f1(counts)
+    return float(np.mean(f1[n_true > 0])) if n_true.any() else np.nan
 
 
 def weighted_f1(
@@ -60,8 +76,10 @@ def top3_accuracy(
 
     Among equal probabilities the class of the larger id is taken first, as in scikit-learn.
     """
-    top = np.argsort(probabilities, axis=1, kind="stable")[:, -3:]
-    return float(np.average((top == labels[:, None]).any(axis=1), weights=weights))
+    own = probabilities[np.arange(len(labels)), labels][:, None]
+    later = np.arange(probabilities.shape[1]) > labels[:, None]
+    n_before = ((probabilities > own) | ((probabilities == own) & later)).sum(axis=1)
+    return float(np.average(n_before < 3, weights=weights))
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
