@@ -7,8 +7,10 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from configs.user_error import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError):
     """A config file is missing, is not YAML, or says something that cannot be."""
 
 

@@ -8,20 +8,19 @@ knows which it is, and the place to add another kind of storage.
 import errno
 import hashlib
 import tempfile
-import warnings
+import traceback
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import h5py
 import hdf5plugin  # noqa: F401  registers the zstd, lz4 and blosc filters with HDF5
-import pandas as pd
 import zarr
 from zarr.storage import FsspecStore
 
+from configs.user_error import UserError
 from dataset.cell_url import CellPath, CellUrl
 
 # What h5py, zarr and anndata raise on a file that is damaged or cut short.
@@ -39,18 +38,34 @@ STORAGE_ERRORS = (
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-class CellFileError(ValueError):
+class CellFileError(UserError):
     """A file of cells cannot be used; the message names it and says what to do."""
+
+
+class DamagedError(ValueError):
+    """Parts of a file do not fit together; ``named_errors`` makes it a ``CellFileError``."""
+
+
+class EncodingError(ValueError):
+    """Something whole is stored in a way not known here; the message says what to do."""
 
 
 @contextmanager
 def named_errors(path: CellPath, doing: str) -> Iterator[None]:
-    """Turn what the storage libraries raise into one ``CellFileError`` that names the file."""
+    """Turn what the storage libraries raise into one ``CellFileError`` that names the file.
+
+    A file that is not understood is not thereby damaged: an encoding not known here says so by
+    itself, and what our own code raises is a fault of ours, to be seen with its traceback.
+    """
     try:
         yield
     except CellFileError:
         raise
+    except EncodingError as error:
+        raise CellFileError(f"{path}: {error}") from error
     except Exception as error:
+        if _is_ours(error):
+            raise
         detail = str(error).strip().splitlines()[0] if str(error).strip() else "no detail"
         if isinstance(path, CellUrl):  # each of fsspec's file systems has errors of its own
             raise CellFileError(f"{path}: {_fault_of_url(doing, error, detail)}") from error
@@ -65,6 +80,14 @@ def named_errors(path: CellPath, doing: str) -> Iterator[None]:
             f"{path}: {doing} failed ({type(error).__name__}: {detail}). The file is damaged or "
             "incomplete: copy or download it again, or write it anew with anndata"
         ) from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether our code raised this, and not a library on a file that it cannot read."""
+    if isinstance(error, OSError | UnicodeError | DamagedError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].partition(".")[0] in ("dataset", "evaluation")
 
 
 def _fault_of_url(doing: str, error: Exception, detail: str) -> str:
@@ -161,30 +184,3 @@ def _parts(folder: CellPath) -> Iterable[tuple[str, CellPath]]:
         return folder.parts()
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(path.relative_to(folder).as_posix(), path) for path in files]
-
-
-def read_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
-    """Read ``obs``, ``var`` or ``raw/var``, its index as text."""
-    if key not in root:
-        raise CellFileError(
-            f"{path}: no {key!r} in the file (it has {sorted(root)}); expected what anndata's "
-            "write_h5ad writes"
-        )
-    with named_errors(path, f"reading {key}"), warnings.catch_warnings():
-        # anndata warns about old encodings and odd column names; they are read all the same.
-        warnings.simplefilter("ignore")
-        node = root[key]
-        if hasattr(node, "dtype"):  # before anndata 0.7 a table was one compound array
-            if isinstance(path, CellUrl):
-                raise CellFileError(
-                    f"{path}: written before anndata 0.7, and such a file is read from a disk "
-                    "alone: download it and give its path"
-                )
-            old = ad.read_h5ad(path, backed="r")
-            table = old.raw.var if key == "raw/var" else getattr(old, key)
-            old.file.close()
-        else:
-            table = ad.io.read_elem(node)
-        table = table.copy()
-        table.index = table.index.astype(str)
-    return table

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from dataset.cell_table import CHUNK, CellTable
+from dataset.cell_table import CellTable
+from dataset.stored_table import CHUNK
 
 
 def unique_names(tables: list[CellTable], messages: list[str]) -> pd.Index | None:

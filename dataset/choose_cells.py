@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from configs.schema import PreprocessConfig
-from dataset.encoded_folder import SPLITS
+from dataset.encoded_layout import SPLITS
 from dataset.history import order_time_points, time_names
 from dataset.quality_control import Measures, Reasons, drop_cells, drop_labels, score_doublets
 from dataset.read import Cells

@@ -33,8 +33,10 @@ from configs.base import ConfigError
 from configs.schema import PreprocessConfig
 from dataset.cell_file import file_sha256, fingerprint
 from dataset.cell_url import CellUrl
+from dataset.checksums import write_checksums
 from dataset.choose_cells import ChosenCells, choose_cells
 from dataset.csr_file import CsrFile, counts_dtype, create_npy, index_dtype, open_npy
+from dataset.encode_error import EncodeError
 from dataset.encode_steps import (
     Kept,
     Share,
@@ -47,7 +49,8 @@ from dataset.encode_steps import (
     size_counts,
 )
 from dataset.encoded_facts import describe, write_cells
-from dataset.encoded_folder import SPLITS, EncodedFolder
+from dataset.encoded_folder import EncodedFolder
+from dataset.encoded_layout import SPLITS, check_replaceable
 from dataset.gene_medians import gene_medians
 from dataset.history import fit_history, shuffled_within
 from dataset.previous_layer import of_layer
@@ -69,10 +72,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class EncodeError(ValueError):
-    """The cells cannot be encoded as configured; nothing was written."""
-
-
 def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool = True) -> Path:
     """Encode a dataset into ``<data_dir>/<name>/``; return at once if that is done.
 
@@ -81,7 +80,8 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
     config
         What to read and how to encode it.
     overwrite
-        Replace a folder of this name that was made from another config or other files.
+        Replace a folder of this name that was made from another config or other files; one that
+        holds anything that ``encode`` does not write is left as it is.
     progress
         Show progress bars.
 
@@ -111,8 +111,9 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
             _check_finished(folder, config, [sha256.result() for sha256 in hashes])
             logger.info("%s: already encoded", folder)
             return folder
-        with written_aside(folder, "meta.json") as aside:
+        with written_aside(folder, check_replaceable) as aside:
             _encode_into(aside, config, marks, hashes, Steps(workers, progress))
+            write_checksums(aside)
             EncodedFolder(aside)  # what was written can be read
     return folder
 
@@ -400,7 +401,7 @@ def _previous_profiles(
 
 def _check_finished(folder: Path, config: PreprocessConfig, hashes: list[str]) -> None:
     """Raise unless the folder holds what this config and these files give."""
-    other = f"choose another name in the config, delete {folder}, or pass overwrite=True"
+    other = "choose another name in the config, or pass overwrite=True"
     done = EncodedFolder(folder)
     if [file.get("sha256") for file in done.meta["source"]["files"]] != hashes:
         raise EncodeError(f"{folder}: was made from other files: {other}")

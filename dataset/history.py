@@ -27,11 +27,11 @@ from sklearn.decomposition import PCA
 
 from dataset.compiled import compiled
 from dataset.csr_file import CsrFile, CsrWriter, Rows
+from dataset.encoded_layout import OF_HISTORY
 from dataset.log_expression import log_expression
 from dataset.tokenizers.rank import PreviousConfig
 
 MAX_ITERATIONS = 300
-ARRAYS = ("loadings", "center", "first_ancestor", "epsilon", "embedding", "potential", "library")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class History:
         folder.mkdir(parents=True)
         with CsrWriter(folder / "ancestors", self.counts.shape[1]) as writer:
             writer.append(Rows.from_csr(self.counts))
-        for name in ARRAYS:
+        for name in OF_HISTORY:
             np.save(folder / f"{name}.npy", getattr(self, name))
         facts = {"time_points": self.time_points, "n_ancestors": self.n_ancestors}
         (folder / "history.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -115,7 +115,7 @@ class History:
         """
         try:
             facts = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-            arrays = {n: np.load(folder / f"{n}.npy", allow_pickle=False) for n in ARRAYS}
+            arrays = {n: np.load(folder / f"{n}.npy", allow_pickle=False) for n in OF_HISTORY}
             matrix = CsrFile(folder / "ancestors")
             rows = matrix.rows(0, len(matrix))
             return cls(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
 
+from dataset.cell_file import DamagedError, EncodingError
 from dataset.hdf5_chunks import fast_array
 
 # Entries held at once when a column-wise matrix is turned: about 50 MB with the sorting.
@@ -43,7 +44,7 @@ def open_matrix(node: Any) -> "CsrRows | CscRows | DenseRows":
     encoding = attributes.get("encoding-type") or attributes.get("h5sparse_format")
     shape = attributes.get("shape", attributes.get("h5sparse_shape"))
     if shape is None or encoding not in ("csr_matrix", "csc_matrix", "csr", "csc"):
-        raise ValueError(f"expected a CSR, CSC or dense matrix, found {encoding!r}")
+        raise EncodingError(f"expected a CSR, CSC or dense matrix, found {encoding!r}")
     n_rows, n_columns = (int(n) for n in shape)
     reader = CsrRows if encoding.startswith("csr") else CscRows
     return reader(node, n_rows, n_columns)
@@ -61,17 +62,19 @@ class Starts:
     def __init__(self, node: Any, n_major: int) -> None:
         self.stored, self.n_entries = node["indptr"], int(node["data"].shape[0])
         if self.stored.shape[0] != n_major + 1:
-            raise ValueError(f"indptr has {self.stored.shape[0]} entries, expected {n_major + 1}")
+            raise DamagedError(
+                f"indptr has {self.stored.shape[0]} entries, expected {n_major + 1}"
+            )
         if node["indices"].shape[0] != self.n_entries:
-            raise ValueError(f"{node['indices'].shape[0]} indices but {self.n_entries} values")
+            raise DamagedError(f"{node['indices'].shape[0]} indices but {self.n_entries} values")
         # zarr reads a chunk whose file is gone as zeros.
         for name in ("data", "indices"):
             expected = getattr(node[name], "nchunks", None)
             if expected is not None and node[name].nchunks_initialized < expected:
                 missing = expected - node[name].nchunks_initialized
-                raise ValueError(f"{name}: {missing} chunks missing")
+                raise DamagedError(f"{name}: {missing} chunks missing")
         if int(self.stored[0]) != 0 or int(self.stored[n_major]) != self.n_entries:
-            raise ValueError(f"indptr does not rise from 0 to {self.n_entries}")
+            raise DamagedError(f"indptr does not rise from 0 to {self.n_entries}")
         self.first, self.window = 0, np.zeros(0, dtype=np.int64)
 
     def __getitem__(self, part: slice) -> np.ndarray:
@@ -84,7 +87,7 @@ class Starts:
             rising = (np.diff(self.window) >= 0).all()
             inside = self.window.min() >= 0 and self.window.max() <= self.n_entries
             if not (rising and inside):
-                raise ValueError(f"indptr does not rise from 0 to {self.n_entries}")
+                raise DamagedError(f"indptr does not rise from 0 to {self.n_entries}")
         return self.window[start - self.first : stop - self.first]
 
 
@@ -125,7 +128,7 @@ class DenseRows:
 
     def __init__(self, node: Any) -> None:
         if len(node.shape) != 2:
-            raise ValueError(f"expected a matrix, found an array of shape {tuple(node.shape)}")
+            raise DamagedError(f"expected a matrix, found an array of shape {tuple(node.shape)}")
         self.shape = (int(node.shape[0]), int(node.shape[1]))
         self.node = node
         self.dtype = node.dtype
@@ -239,7 +242,7 @@ class CscRows:
     def _row_numbers(self, a: int) -> np.ndarray:
         rows = _plain(self.indices[a : a + STRIPE_ENTRIES])
         if len(rows) and (rows.min() < 0 or rows.max() >= self.shape[0]):
-            raise ValueError(f"a row number outside 0..{self.shape[0] - 1}")
+            raise DamagedError(f"a row number outside 0..{self.shape[0] - 1}")
         return rows
 
     def _read_stripe(self, number: int, n_rows: int) -> csr_matrix:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
-from dataset.cell_file import CellFileError, fingerprint, named_errors, open_store, read_table
+from dataset.cell_file import CellFileError, fingerprint, named_errors, open_store
 from dataset.cell_names import unique_names
 from dataset.cell_table import CellTable
 from dataset.cell_url import CellPath
@@ -24,6 +24,7 @@ from dataset.count_values import FAULTS, Found, check_counts, describe_values
 from dataset.gene_names import gene_names
 from dataset.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
 from dataset.sources import resolve
+from dataset.stored_table import read_table
 
 __all__ = ["CellFile", "CellFileError", "Cells", "open_cells"]
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from configs.schema import SplitConfig
-from dataset.encoded_folder import SPLITS
+from dataset.encoded_layout import SPLITS
 
 
 def split_cells(

@@ -16,6 +16,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from configs.schema import TrainConfig
+from dataset.checksums import write_checksums
 from dataset.encoded_folder import EncodedFolder
 from evaluation import METRICS
 from training.distributed import Ranks
@@ -405,6 +406,7 @@ def test_shuffled_labels_are_not_learned(script, write_config, encoded_folder, t
     shutil.copytree(encoded_folder, folder)
     labels = np.load(folder / "train" / "labels.npy")
     np.save(folder / "train" / "labels.npy", np.random.default_rng(0).permutation(labels))
+    write_checksums(folder)
     assert script.main(["--config", write_config(data=str(folder))]) == 0
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
     assert metrics["test"]["balanced_accuracy"] < 0.5  # chance is 0.25; learned is above 0.8

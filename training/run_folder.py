@@ -5,7 +5,6 @@ import os
 import platform
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from safetensors.numpy import save_file
 from configs.base import ConfigError
 from configs.schema import TrainConfig
 from dataset.encoded_folder import EncodedFolder, EncodedSplit
+from dataset.provenance import git_commit
 from dataset.written_aside import locked
 from training.checkpoint import flush_to_disk, write_atomically, write_text
 
@@ -93,6 +93,7 @@ class RunFolder:
                 self._clear(keep=CARRIED_ON if self.checkpoint.exists() else ())
                 if not self.checkpoint.exists():
                     self._copy_facts(data.path)
+                    data.check_unchanged()
                 write_text(self.partial / "config.yaml", self.config.to_yaml())
                 yield
             finally:
@@ -197,17 +198,3 @@ def environment(device: torch.device) -> dict:
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("numpy", "scikit-learn", "torch")},
     }
-
-
-def git_commit() -> str | None:
-    """Return the commit of the code, marked when files differ from it; None outside git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("-changed" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

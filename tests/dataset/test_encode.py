@@ -16,8 +16,10 @@ import dataset.encode_steps
 import dataset.encoded_facts
 from configs.schema import PreprocessConfig
 from dataset.csr_file import NpyWriter
-from dataset.encode import EncodeError, encode
+from dataset.encode import encode
+from dataset.encode_error import EncodeError
 from dataset.encoded_folder import EncodedFolder, EncodedFolderError
+from dataset.encoded_layout import check_replaceable
 from dataset.history import History
 from dataset.read import CellFileError
 from dataset.sources import synthetic_cells
@@ -67,7 +69,7 @@ def contents(folder):
     return {
         str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in ("config.yaml", "meta.json")
+        if file.is_file() and file.name not in ("config.yaml", "meta.json", "checksums.json")
     }
 
 
@@ -346,6 +348,14 @@ def test_the_previous_profile_by_transport(cells, timed):
             np.testing.assert_array_equal(behind, previous[row].toarray()[0, genes])
 
 
+def test_a_folder_with_a_history_has_its_checksums_and_may_be_replaced(timed):
+    check_replaceable(timed.path)
+    path = timed.path / "history" / "potential.npy"
+    np.save(path, np.load(path)[::-1])
+    with pytest.raises(EncodedFolderError, match=r"history/potential\.npy: its content is not"):
+        EncodedFolder(timed.path)
+
+
 def test_the_history_looks_at_no_label(cells, config_of, timed):
     cells.obs["cell_type"] = np.random.default_rng(0).permutation(cells.obs["cell_type"])
     tokenizer = {"n_tokens": 20, "previous": {"n_ancestors": 3, "n_components": 4}}
@@ -447,6 +457,17 @@ def test_a_folder_of_something_else_is_never_overwritten(cells, config_of):
     thesis.write_text("years of work")
     with pytest.raises(FolderError, match="something else"):
         run(config, overwrite=True)
+    assert thesis.read_text() == "years of work"
+    assert leftovers(config) == ["set"]
+
+
+def test_a_file_of_somebody_else_in_our_folder_is_never_lost(cells, config_of):
+    config = config_of(cells)
+    thesis = run(config).path / "thesis.tex"
+    thesis.write_text("years of work")
+    other = config_of(None, tokenizer={"n_tokens": 9})
+    with pytest.raises(FolderError, match=r"encode does not write \(thesis\.tex\)"):
+        run(other, overwrite=True)
     assert thesis.read_text() == "years of work"
     assert leftovers(config) == ["set"]
 
