@@ -16,15 +16,17 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from configs.user_error import UserError
 from dataset.cell_file import CellFileError
 from dataset.cell_url import CellPath
+from dataset.stored_table import as_text
 from training.checkpoint import flush_to_disk
 
 UNS_KEY = "nanocell"  # where the copy says what it was annotated with
 TEXT = h5py.string_dtype()
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """The query cannot be annotated with this run; nothing was written."""
 
 
@@ -112,7 +114,7 @@ def refuse_odd_obs(file: h5py.File, path: CellPath, columns: list[str]) -> None:
             f"{path}: its obs was written before anndata 0.7 and cannot be added to; read the "
             "file with anndata, write it again, and give the new one"
         )
-    index = _text(obs.attrs.get("_index", "_index"))
+    index = as_text(obs.attrs.get("_index", "_index"))
     if index in columns:
         raise AnnotationError(
             f"{path}: the names of its cells are called {index!r}, as a column that is written; "
@@ -137,7 +139,7 @@ def _fault(error: Exception) -> str:
 
 
 def _add_columns(obs: h5py.Group, columns: pd.DataFrame) -> None:
-    order = [_text(name) for name in np.atleast_1d(obs.attrs["column-order"])]
+    order = [as_text(name) for name in np.atleast_1d(obs.attrs["column-order"])]
     for name in map(str, columns):
         values = columns[name].array
         if obs.attrs.get("encoding-version") == "0.1.0" and isinstance(values, pd.Categorical):
@@ -189,7 +191,3 @@ def _write(group: h5py.Group, key: str, value: Any) -> None:
 def _encode(node: Any, kind: str, version: str) -> Any:
     node.attrs["encoding-type"], node.attrs["encoding-version"] = kind, version
     return node
-
-
-def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
