@@ -35,6 +35,8 @@ STORAGE_ERRORS = (
     OverflowError,
     zlib.error,
 )
+# Parts of a file that are read.
+READ_PARTS = ("X", "layers", "obs", "raw", "var")
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -184,3 +186,41 @@ def _parts(folder: CellPath) -> Iterable[tuple[str, CellPath]]:
         return folder.parts()
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(path.relative_to(folder).as_posix(), path) for path in files]
+
+
+def refuse_external_links(root: Any, path: CellPath) -> None:
+    """Raise if what is read of an open file, or written to, lies in another file.
+
+    An HDF5 file may point at others: by external links, or by data sets whose values are kept in
+    other files. Following them would read, and with annotations write, files that nobody named.
+    Links inside the file are followed. A zarr store has no such links.
+
+    Raises
+    ------
+    CellFileError
+        Names the file, the place in it, and where it leads.
+    """
+    if not isinstance(root, h5py.Group):
+        return
+    with named_errors(path, "looking for links"):
+        _refuse_links(root, path, [name for name in READ_PARTS if name in root.keys()], set())
+
+
+def _refuse_links(group: h5py.Group, path: CellPath, names: list[str], seen: set) -> None:
+    for name in names:
+        place = f"{group.name.rstrip('/')}/{name}"
+        link = group.get(name, getlink=True)
+        advice = "write the file anew with anndata, all of it in one file"
+        if isinstance(link, h5py.ExternalLink):
+            raise CellFileError(f"{path}: {place} is a link to another file: {advice}")
+        node = group[name]
+        info = h5py.h5o.get_info(node.id)
+        if info.fileno != h5py.h5o.get_info(group.id).fileno:  # by way of a link that is inside
+            raise CellFileError(f"{path}: {place} leads to another file: {advice}")
+        if info.addr in seen:
+            continue
+        seen.add(info.addr)
+        if isinstance(node, h5py.Group):
+            _refuse_links(node, path, list(node), seen)
+        elif node.external or node.is_virtual:
+            raise CellFileError(f"{path}: the values of {place} are kept elsewhere: {advice}")

@@ -16,7 +16,13 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
-from dataset.cell_file import CellFileError, fingerprint, named_errors, open_store
+from dataset.cell_file import (
+    CellFileError,
+    fingerprint,
+    named_errors,
+    open_store,
+    refuse_external_links,
+)
 from dataset.cell_names import unique_names
 from dataset.cell_table import CellTable
 from dataset.cell_url import CellPath
@@ -347,6 +353,7 @@ def _look(
 ) -> _Look:
     mark = fingerprint(path)
     with open_store(path) as root:
+        refuse_external_links(root, path)
         table = CellTable.look(root, path)
         location, found, messages = _find_counts(root, path, counts)
         var = read_table(root, "raw/var" if location == "raw" else "var", path)
