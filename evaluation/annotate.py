@@ -36,7 +36,7 @@ from dataset.vocabulary import GeneMatch
 from evaluation.annotated_file import (
     AnnotationError,
     check_output,
-    refuse_odd_obs,
+    check_query,
     write_annotated,
 )
 from evaluation.trained_model import TrainedModel
@@ -149,7 +149,7 @@ def annotate(
     check_output(output, path)
     model = TrainedModel(run, device=device)
     with open_store(path) as root:
-        refuse_odd_obs(root, path, [*COLUMNS])
+        check_query(root, path, [*COLUMNS])
         replaced = [name for name in COLUMNS if name in root["obs"]]
     cells = open_cells(path, counts=counts)
     messages = list(cells.messages)

@@ -106,8 +106,15 @@ def write_annotated(
         raise AnnotationError(f"{output}: {_fault(error)}; nothing was written") from error
 
 
-def refuse_odd_obs(file: h5py.File, path: CellPath, columns: list[str]) -> None:
-    """Refuse a query whose obs cannot be added to, before anything is computed."""
+def check_query(file: h5py.File, path: CellPath, columns: list[str]) -> None:
+    """Refuse a query whose copy cannot be added to, before anything is computed."""
+    for part in ("obs", "obsm", "uns"):
+        link = file.get(part, getlink=True)
+        if link is not None and (isinstance(link, h5py.ExternalLink) or _is_elsewhere(file, part)):
+            raise AnnotationError(
+                f"{path}: {part} is a link to another file, which would be written to; write the "
+                "query anew with anndata, all of it in one file"
+            )
     obs = file.get("obs")
     if not isinstance(obs, h5py.Group) or "column-order" not in obs.attrs:
         raise AnnotationError(
@@ -120,6 +127,12 @@ def refuse_odd_obs(file: h5py.File, path: CellPath, columns: list[str]) -> None:
             f"{path}: the names of its cells are called {index!r}, as a column that is written; "
             "give obs.index another name"
         )
+
+
+def _is_elsewhere(file: h5py.File, part: str) -> bool:
+    """Whether a link inside the file leads, by way of others, out of it."""
+    place = h5py.h5o.get_info(file[part].id)
+    return place.fileno != h5py.h5o.get_info(file.id).fileno
 
 
 def _was_written_here(path: Path) -> bool:
