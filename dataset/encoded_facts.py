@@ -92,6 +92,9 @@ def describe(
         "batch_key": config.batch_key or config.split.key,
         "time_key": config.time_key,
         "organism": config.organism,
+        "quality_control": config.quality_control.model_dump(mode="json"),
+        # The poorest train cell: nothing was learned of cells with fewer genes than it has.
+        "min_detected_genes": int(np.diff(expression.indptr)[chosen.of_split("train")].min()),
         "tokenizer": config.tokenizer.model_dump(mode="json"),
         "n_tokens": config.tokenizer.row_length,
         "n_segments": config.tokenizer.n_segments,

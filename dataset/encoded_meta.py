@@ -38,6 +38,8 @@ class _Meta(_Exact):
     batch_key: str | None
     time_key: str | None
     organism: str | None
+    quality_control: dict[str, Any]
+    min_detected_genes: NonNegativeInt
     tokenizer: dict[str, Any]
     n_tokens: PositiveInt
     n_segments: PositiveInt

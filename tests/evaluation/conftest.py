@@ -2,9 +2,12 @@
 
 import json
 import runpy
+import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pytest
 import yaml
@@ -134,6 +137,20 @@ def write_run(tmp_path):
 
 
 @pytest.fixture
+def query(tmp_path, synthetic_h5ad):
+    """Return a function that writes the synthetic cells, changed and without labels."""
+
+    def write(change=lambda adata: adata, name="query"):
+        adata = ad.read_h5ad(synthetic_h5ad)
+        adata.obs = adata.obs[["donor"]]
+        path = tmp_path / f"{name}.h5ad"
+        change(adata).write_h5ad(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
 def edit_predictions():
     """Return a function that changes arrays of ``predictions_<split>.npz`` as 02 might have."""
 
@@ -144,3 +161,41 @@ def edit_predictions():
         write_checksums(folder)
 
     return edit
+
+
+class ChangedRun:
+    """Copies runs with other content, their checksums taken anew."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.n_runs = folder, 0
+
+    def __call__(
+        self,
+        run: Path,
+        *,
+        meta: Callable[[dict], object] | None = None,
+        predictions: dict[str, Callable[[dict], object]] | None = None,
+    ) -> Path:
+        self.n_runs += 1
+        copy = self.folder / f"changed_{self.n_runs}"
+        shutil.copytree(run, copy)
+        if meta is not None:
+            facts = json.loads((copy / "data" / "meta.json").read_text())
+            meta(facts)
+            (copy / "data" / "meta.json").write_text(json.dumps(facts))
+        for split, change in (predictions or {}).items():
+            path = copy / f"predictions_{split}.npz"
+            arrays = dict(np.load(path))
+            change(arrays)
+            np.savez(path, **arrays)
+        self.sum_up(copy)
+        return copy
+
+    def sum_up(self, run: Path) -> None:
+        write_checksums(run)
+
+
+@pytest.fixture
+def changed_run(tmp_path):
+    """Return a function that copies a run with another meta.json or other predictions."""
+    return ChangedRun(tmp_path)
