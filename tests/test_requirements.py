@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 PIPELINE = ("configs", "dataset", "evaluation", "models", "training", "tests/notebooks")
 # Needed without being imported: the notebooks' kernel and its runner, and what scanpy leaves open.
 NOT_IMPORTED = {"jupyter", "papermill", "pynndescent", "scikit-image"}
-FILES = [Path("requirements.txt"), *sorted(p.relative_to(ROOT) for p in ROOT.glob("*/requirements.txt"))]
+PARTS = sorted(path.relative_to(ROOT) for path in ROOT.glob("*/requirements.txt"))
+FILES = [Path("requirements.txt"), *PARTS]
 
 
 def requirements(path):
