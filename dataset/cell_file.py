@@ -44,6 +44,10 @@ class CellFileError(UserError):
     """A file of cells cannot be used; the message names it and says what to do."""
 
 
+class ColumnError(CellFileError):
+    """A column of obs or var cannot be used; the rest of the file can."""
+
+
 class DamagedError(ValueError):
     """Parts of a file do not fit together; ``named_errors`` makes it a ``CellFileError``."""
 

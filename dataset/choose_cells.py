@@ -81,11 +81,14 @@ class Annotations:
             for key in (config.batch_key, config.split.key)
             if key is not None
         }
+        times = None
+        if config.time_key is not None:
+            times = cells.column(config.time_key, needs_order=True)
         return cls(
             labels=labels,
             batch=column[config.batch_key or config.split.key],
             groups=column[config.split.key],
-            times=None if config.time_key is None else cells.column(config.time_key),
+            times=times,
         )
 
 

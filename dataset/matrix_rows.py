@@ -124,7 +124,7 @@ class DenseRows:
         if len(node.shape) != 2:
             raise DamagedError(f"expected a matrix, found an array of shape {tuple(node.shape)}")
         self.shape = (int(node.shape[0]), int(node.shape[1]))
-        self.node = node
+        self.node = fast_array(node)
         self.dtype = node.dtype
         # Whole chunks, so that none is inflated twice.
         chunk_rows = node.chunks[0] if node.chunks else 1

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 
 from dataset.cell_file import DamagedError
+from dataset.hdf5_chunks import check_inflated
 
 
 def check_chunks(node: Any, *, zeros_possible: bool) -> None:
@@ -47,15 +48,29 @@ def check_chunks(node: Any, *, zeros_possible: bool) -> None:
         raise DamagedError(f"{name}: {missing} chunks missing, which would be read as zeros")
 
 
+def check_column_chunks(node: Any, *, zeros_possible: bool) -> None:
+    """Raise if a chunk of a column of obs or var is missing, or holds more than it should."""
+    check_chunks(node, zeros_possible=zeros_possible)
+    if isinstance(node, h5py.Dataset):
+        check_inflated(node)
+    elif isinstance(node, h5py.Group):
+        for part in node.values():
+            check_column_chunks(part, zeros_possible=zeros_possible)
+
+
 def check_matrix_chunks(node: Any) -> None:
     """Raise if a part of a matrix, as anndata stores it, is missing."""
     if hasattr(node, "shape"):
         check_chunks(node, zeros_possible=True)
         return
+    if not all(part in node for part in ("data", "indices", "indptr")):
+        return  # no matrix that is known here: open_matrix will say so
     for part in ("data", "indices", "indptr"):
         # Without a value, all rows start at 0.
         none_stored = part == "indptr" and 0 in node["data"].shape
         check_chunks(node[part], zeros_possible=none_stored)
+    if isinstance(node["indptr"], h5py.Dataset):
+        check_inflated(node["indptr"])
 
 
 def _missing_hdf5(array: h5py.Dataset) -> int:

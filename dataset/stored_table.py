@@ -17,9 +17,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dataset.cell_file import CellFileError, DamagedError, EncodingError, named_errors
+from dataset.cell_file import (
+    CellFileError,
+    ColumnError,
+    DamagedError,
+    EncodingError,
+    named_errors,
+)
 from dataset.cell_url import CellPath, CellUrl
-from dataset.missing_chunks import check_chunks
+from dataset.missing_chunks import check_column_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +51,8 @@ def check_index(node: Any) -> int:
     """Return how many rows a table that is read by column has; raise if names are not whole."""
     index = index_of(node)
     texts = index["values"] if _encoding(index) == MASKED_STRINGS else index
-    check_chunks(index, zeros_possible=True)
-    check_chunks(texts, zeros_possible=not _holds_strings(texts))
+    check_column_chunks(index, zeros_possible=True)
+    check_column_chunks(texts, zeros_possible=not _holds_strings(texts))
     return n_rows(index)
 
 
@@ -131,15 +137,11 @@ def read_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
     for name in column_names(node):
         try:
             columns[name] = read_column(node, name, len(names), key, path)
-        except UnknownColumn as error:
+        except ColumnError as error:
             logger.warning("%s; it is left out", error)
     table = pd.DataFrame(columns, index=range(len(names)))
     table.index = names
     return table
-
-
-class UnknownColumn(CellFileError):
-    """A column has an encoding that is not known here; the rest of the file can be used."""
 
 
 def read_column(table: Any, name: str, n: int, key: str, path: CellPath) -> pd.Series:
@@ -147,17 +149,17 @@ def read_column(table: Any, name: str, n: int, key: str, path: CellPath) -> pd.S
 
     Raises
     ------
-    UnknownColumn
+    ColumnError
         If its encoding is not known here.
     CellFileError
         If it is damaged.
     """
     with named_errors(path, f"reading {key} {name!r}"):
-        check_chunks(table[name], zeros_possible=True)
+        check_column_chunks(table[name], zeros_possible=True)
         try:
             values = read_values(table[name])
         except EncodingError as error:
-            raise UnknownColumn(f"{path}: {key} column {name!r} {error}") from error
+            raise ColumnError(f"{path}: {key} column {name!r} {error}") from error
         if len(values) != n:
             raise DamagedError(f"{len(values)} values for {n} rows")
     is_strings = isinstance(values, np.ndarray) and values.dtype == object
@@ -238,7 +240,7 @@ def _unknown_encoding(node: Any) -> tuple[str, str]:
 
 def _old_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
     node = root[key]
-    check_chunks(node, zeros_possible=True)
+    check_column_chunks(node, zeros_possible=True)
     if not hasattr(node, "dtype"):
         table = _by_anndata(node)
         if not isinstance(table, pd.DataFrame):

@@ -556,7 +556,9 @@ def entry_of_cell_150(array, value):
 def test_a_mended_file_gives_what_it_gave_before_it_broke(
     cells, config_of, tmp_path, monkeypatch, damage, message
 ):
-    monkeypatch.setattr("dataset.read.PEEK_CELLS", 4)  # the first look passes over the damage
+    monkeypatch.setattr(
+        "dataset.find_counts.PEEK_CELLS", 4
+    )  # the first look passes over the damage
     monkeypatch.setattr("dataset.encode.SHARE_CELLS", 50)
     path = tmp_path / "cells.h5ad"
     cells.write_h5ad(path, compression="gzip")
