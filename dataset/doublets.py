@@ -59,7 +59,7 @@ def score_doublets(
     names = [*map(str, batch.categories), "(no batch)"]  # the last: code -1
     scored = wanted & (split >= 0)
     number = batch.codes.astype(np.int64) * len(SPLITS) + split
-    too_few, messages = [], []
+    too_few, refused, messages = [], [], []
     for group in np.unique(number[scored]).tolist():
         name = f"{names[group // len(SPLITS)]} ({SPLITS[group % len(SPLITS)]})"
         rows = np.flatnonzero(scored & (number == group))
@@ -73,16 +73,18 @@ def score_doublets(
                 sc.pp.scrublet(adata, random_state=seed, verbose=False)
             except ValueError as error:  # too few genes or too few values to work on
                 said = " ".join(str(error).split())[:200]
-                messages.append(
-                    f"no doublet scores for batch {name}: Scrublet cannot score its "
-                    f"{len(rows):,} cells x {cells.n_genes:,} genes ({said})"
-                )
+                refused.append(f"{name}, {len(rows):,} cells x {cells.n_genes:,} genes: {said}")
                 continue
         scores[rows] = adata.obs["doublet_score"].to_numpy()
     if too_few:
         messages.append(
             f"no doublet scores for batches of fewer than {FEWEST_CELLS} cells, which Scrublet "
             f"needs: {cut_list(too_few)}"
+        )
+    if refused:
+        more = f"; and so {len(refused) - 1:,} more batches" if len(refused) > 1 else ""
+        messages.append(
+            f"no doublet scores where genes or counts are too few for Scrublet: {refused[0]}{more}"
         )
     return scores, messages
 

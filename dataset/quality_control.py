@@ -177,10 +177,8 @@ def drop_rare_types(
     codes[~reasons.kept] = -1  # of types of which every cell is dropped already nothing is said
     present = np.unique(codes[codes >= 0]).tolist()
     rare = {
-        code: (
-            f"type {labels.categories[code]!r}: {n_of_type[code]} {where}, fewer than {min_cells}"
-        )
-        for code in present
+        code: f"type {name!r}: {n_of_type[code]} {where}, fewer than {min_cells}"
+        for code, name in zip(present, labels.categories[present], strict=True)
         if n_of_type[code] < min_cells
     }
     reasons.drop_coded(
