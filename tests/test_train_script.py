@@ -464,7 +464,7 @@ def test_a_changed_curve_of_an_interrupted_run_is_said_so(script, interrupted, c
     ("words", "message"),
     [
         (["optim.lr=fast"], "optim.lr"),
-        (["optim.learning_rate=1"], "Extra inputs are not permitted"),
+        (["optim.learning_rate=1"], "optim.learning_rate: there is no such key"),
         (["model.n_layer=3"], "n_layer"),
         (["model.kind=perceptron"], "kind"),
         (["data=nowhere"], "nowhere"),
