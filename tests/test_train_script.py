@@ -187,7 +187,8 @@ def test_the_curve_has_what_a_dashboard_shows(finished):
         "optim/gradient_norm",
         "perf/cells_per_second",
         "perf/tokens_per_second",
-        "perf/gflop_per_second",
+        "perf/model_gflop_per_second",
+        "perf/hardware_gflop_per_second",
         "perf/data_wait_fraction",
     } <= training[0].keys()
     assert 0 <= training[0]["perf/data_wait_fraction"] <= 1
