@@ -187,7 +187,8 @@ def test_the_curve_has_what_a_dashboard_shows(finished):
         "optim/gradient_norm",
         "perf/cells_per_second",
         "perf/tokens_per_second",
-        "perf/gflop_per_second",
+        "perf/model_gflop_per_second",
+        "perf/hardware_gflop_per_second",
         "perf/data_wait_fraction",
     } <= training[0].keys()
     assert 0 <= training[0]["perf/data_wait_fraction"] <= 1
@@ -464,7 +465,7 @@ def test_a_changed_curve_of_an_interrupted_run_is_said_so(script, interrupted, c
     ("words", "message"),
     [
         (["optim.lr=fast"], "optim.lr"),
-        (["optim.learning_rate=1"], "Extra inputs are not permitted"),
+        (["optim.learning_rate=1"], "optim.learning_rate: there is no such key"),
         (["model.n_layer=3"], "n_layer"),
         (["model.kind=perceptron"], "kind"),
         (["data=nowhere"], "nowhere"),

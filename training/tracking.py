@@ -25,6 +25,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from configs.schema import TrainConfig
+from evaluation.plot_text import plain
 from training.checkpoint import ADVICE, write_text, writing
 
 logger = logging.getLogger(__name__)
@@ -86,9 +87,24 @@ class Tracker:
         probabilities: np.ndarray,
         embeddings: np.ndarray | None,
     ) -> None:
-        """Show the test cells of a finished run in W&B: confusion, classes, UMAP, the model."""
-        if self.run is None:
-            return
+        """Show the test cells of a finished run in W&B: confusion, classes, UMAP, the model.
+
+        What cannot be drawn is left out with a warning.
+        """
+        if self.run is not None:
+            try:
+                self._report(folder, class_names, labels, probabilities, embeddings)
+            except Exception as error:  # noqa: BLE001 - the run is finished, whatever a figure does
+                logger.warning("W&B: the test cells are not shown (%s)", _first_line(error))
+
+    def _report(
+        self,
+        folder: Path,
+        class_names: list[str],
+        labels: np.ndarray,
+        probabilities: np.ndarray,
+        embeddings: np.ndarray | None,
+    ) -> None:
         import wandb
 
         predicted = probabilities.argmax(axis=1)
@@ -206,7 +222,7 @@ def umap_image(
     for label in np.unique(labels[rows]):
         cells = labels[rows] == label
         x, y = xy[cells].T
-        axes.scatter(x, y, s=5, color=f"C{label % 10}", label=class_names[label])
+        axes.scatter(x, y, s=5, color=f"C{label % 10}", label=plain(class_names[label]))
     figure.legend(loc="outside right upper", markerscale=3, fontsize="small")
     image = io.BytesIO()
     figure.savefig(image, dpi=100)
