@@ -1,8 +1,9 @@
 """Scores of a classifier, equal to scikit-learn's, as plain functions of arrays.
 
 Every score takes ``labels (n,)``, ``probabilities (n, c)`` and, by keyword, ``weights (n,)``, as
-scikit-learn's ``sample_weight``: a bootstrap resample is a vector of whole-number weights, so one
-function serves a score and its interval. The predicted class is the most probable one.
+scikit-learn's ``sample_weight``: a bootstrap resample is a vector of weights, so one function
+serves a score and its interval. The predicted class is the most probable one. A score that is a
+mean over cells has a function beside it that returns what each cell adds to it, ``(n,)``.
 """
 
 import numpy as np
@@ -23,7 +24,12 @@ def confusion(
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
     """Return the share of the cells that got their own class."""
-    return float(np.average(probabilities.argmax(axis=1) == labels, weights=weights))
+    return float(np.average(is_right(labels, probabilities), weights=weights))
+
+
+def is_right(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return 1 for each cell that got its own class, 0 for others."""
+    return (probabilities.argmax(axis=1) == labels).astype(float)
 
 
 def balanced_accuracy(
@@ -72,24 +78,34 @@ def weighted_f1(
 def top3_accuracy(
     labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None
 ) -> float:
-    """Return the share of the cells whose class is among the three most probable ones.
+    """Return the share of the cells whose class is among the three most probable ones."""
+    return float(np.average(is_in_top3(labels, probabilities), weights=weights))
+
+
+def is_in_top3(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return 1 for each cell whose class is among the three most probable ones, 0 for others.
 
     Among equal probabilities the class of the larger id is taken first, as in scikit-learn.
     """
     own = probabilities[np.arange(len(labels)), labels][:, None]
     later = np.arange(probabilities.shape[1]) > labels[:, None]
     n_before = ((probabilities > own) | ((probabilities == own) & later)).sum(axis=1)
-    return float(np.average(n_before < 3, weights=weights))
+    return (n_before < 3).astype(float)
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
-    """Return the mean of ``-log`` of the probability of each cell's own class, in nats.
+    """Return the mean of ``-log`` of the probability of each cell's own class, in nats."""
+    return float(np.average(surprisal(labels, probabilities), weights=weights))
+
+
+def surprisal(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return ``-log`` of the probability of each cell's own class, in nats.
 
     Probabilities are clipped at the machine's precision of their dtype, as in scikit-learn.
     """
     smallest = np.finfo(probabilities.dtype).eps
     own = probabilities[np.arange(len(labels)), labels]
-    return float(np.average(-np.log(np.clip(own, smallest, 1 - smallest)), weights=weights))
+    return -np.log(np.clip(own, smallest, 1 - smallest), dtype=np.float64)
 
 
 def per_class(labels: np.ndarray, predictions: np.ndarray, class_names: list[str]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from evaluation import METRICS
+from evaluation import CELL_SCORES, METRICS
 from evaluation.bootstrap import Metric, interval, resampled_scores
 from evaluation.calibration import apply_temperature, fit_temperature
 from evaluation.classification import macro_f1, per_class
@@ -31,6 +31,7 @@ LOWER_IS_BETTER = ("log_loss", "log_loss_scaled", "ece", "ece_scaled", "brier")
 # interval: a resample's is larger than that of the cells it was drawn from.
 OVER_TYPES = ("balanced_accuracy", "macro_f1", "macro_f1_common")
 SCALED = ("log_loss", "ece")
+MEANS = (*CELL_SCORES, "log_loss_scaled")
 COST = ("seconds", "peak_memory_mb", "n_parameters")
 
 
@@ -172,22 +173,31 @@ class Comparison:
 
     def _resampled(self, donors: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Score -> its values on the resamples, ``(n_resamples, n_models)``."""
-        over_types = {k: self.metrics[k] for k in OVER_TYPES}
-        over_cells = {k: v for k, v in METRICS.items() if k not in (*OVER_TYPES, "ece")}
+        named, added = [], []
+        for model in self.models:
+            named.append([np.eye(len(self.class_names))[p.argmax(axis=1)] for p in model.test])
+            pairs = zip(model.test, model.scaled, strict=True)
+            added.append([self._added(probabilities, scaled) for probabilities, scaled in pairs])
+        means = {name: partial(_mean, column=k) for k, name in enumerate(MEANS)}
+        over_types = {name: self.metrics[name] for name in OVER_TYPES}
         types = self.labels if donors is None else None
-        raw, scaled = ([getattr(m, name) for m in self.models] for name in ("test", "scaled"))
         found: dict[str, np.ndarray] = {}
-        for suffix, models, metrics, within in (
-            ("", raw, over_cells, None),
-            ("", raw, over_types, types),
-            ("_scaled", scaled, {"log_loss": METRICS["log_loss"]}, None),
+        for models, metrics, within in (
+            (added, means, None),
+            (named, {"weighted_f1": METRICS["weighted_f1"]}, None),
+            (named, over_types, types),
         ):
             values = resampled_scores(
                 self.labels, models, metrics, types=within, donors=donors,
                 n_resamples=self.n_resamples, seed=self.seed,
             )  # fmt: skip
-            found |= {f"{name}{suffix}": values[:, :, k] for k, name in enumerate(metrics)}
+            found |= {name: values[:, :, k] for k, name in enumerate(metrics)}
         return found
+
+    def _added(self, probabilities: np.ndarray, scaled: np.ndarray) -> np.ndarray:
+        """Return what each cell adds to the scores that are means over cells, ``(n, k)``."""
+        columns = [f(self.labels, probabilities) for f in CELL_SCORES.values()]
+        return np.column_stack([*columns, CELL_SCORES["log_loss"](self.labels, scaled)])
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -338,6 +348,10 @@ def _model(name: str, seeds: list[ReadRun]) -> Model:
         temperatures=temperatures,
         val={key: float(np.mean(values)) for key, values in val.items()},
     )
+
+
+def _mean(_: np.ndarray, added: np.ndarray, *, weights: np.ndarray, column: int) -> float:
+    return float(np.average(added[:, column], weights=weights))
 
 
 def _scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
