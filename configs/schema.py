@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.base import Config
 from dataset import TokenizerConfig
+from dataset.cell_url import without_secrets
 from models import ModelConfig
 
 
@@ -96,6 +97,15 @@ class PreprocessConfig(Config):
         default=None,
         description="Dask scheduler that does the work instead, tcp://HOST:8786, or local",
     )
+
+    def to_yaml(self) -> str:
+        """Return every field as YAML text, without the keys and passwords of addresses."""
+        places = [self.input] if isinstance(self.input, str) else self.input
+        shown = [without_secrets(place) for place in places]
+        told = self.model_copy(
+            update={"input": shown[0] if isinstance(self.input, str) else shown}
+        )
+        return super(PreprocessConfig, told).to_yaml()
 
 
 class OptimConfig(Config):

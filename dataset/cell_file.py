@@ -74,7 +74,10 @@ def named_errors(path: CellPath, doing: str) -> Iterator[None]:
             raise
         detail = str(error).strip().splitlines()[0] if str(error).strip() else "no detail"
         if isinstance(path, CellUrl):  # each of fsspec's file systems has errors of its own
-            raise CellFileError(f"{path}: {_fault_of_url(doing, error, detail)}") from error
+            said = CellFileError(
+                path.hide_secrets(f"{path}: {_fault_of_url(doing, error, detail)}")
+            )
+            raise said from None if path.has_secrets else error  # it may quote the address
         if not isinstance(error, STORAGE_ERRORS):
             raise
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -158,7 +158,9 @@ def _encode_into(
         genes=config.genes,
     )
     if [file.fingerprint for file in source.files] != marks:
-        raise EncodeError(f"{config.input}: a file changed while it was read; start again")
+        raise EncodeError(f"{config.name}: a file changed while it was read; start again")
+    if len(hashes) > 1:
+        _refuse_copies(source, [future.result() for future in hashes])
     obs = Annotations.read(source, config)
     shares, measures = read_counts(
         source, work / "now", config.quality_control.mitochondrial_prefix, steps
@@ -190,6 +192,18 @@ def _encode_into(
     shutil.rmtree(work)
     for message in chosen.messages:
         logger.info(message)
+
+
+def _refuse_copies(source: Cells, hashes: list[str]) -> None:
+    """Raise if two files are the same, byte for byte: their cells would be in every split."""
+    first: dict[str, str] = {}
+    for file, sha256 in zip(source.files, hashes, strict=True):
+        if sha256 in first:
+            raise EncodeError(
+                f"{first[sha256]} and {file.path} are the same file, byte for byte: each of their "
+                "cells would be in the data twice, in train and in test; leave one of them out"
+            )
+        first[sha256] = str(file.path)
 
 
 def read_counts(

@@ -1,5 +1,6 @@
 """What an encoded folder says of itself: who its cells are, and how it was made."""
 
+import csv
 import hashlib
 import platform
 from collections.abc import Iterable, Iterator
@@ -49,7 +50,11 @@ def write_cells(folder: Path, source: Cells, chosen: ChosenCells, measures: Meas
         for file, table in (("cells.csv", columns), ("dropped.csv", dropped)):
             lines = pd.DataFrame(table)
             lines.to_csv(
-                folder / file, index=False, mode="w" if first == 0 else "a", header=first == 0
+                folder / file,
+                index=False,
+                mode="w" if first == 0 else "a",
+                header=first == 0,
+                quoting=csv.QUOTE_NONNUMERIC,  # or a lone carriage return would end a line
             )
 
 

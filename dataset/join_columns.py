@@ -66,6 +66,14 @@ def join_column(
     return pd.Series(values, dtype=object).infer_objects()
 
 
+def compare_columns(tables: list[CellTable], messages: list[str]) -> None:
+    """Say in a message which files lack a column that another has."""
+    columns = dict.fromkeys(column for table in tables for column in table.columns)
+    for table in tables:
+        if lacking := [column for column in columns if column not in table.columns]:
+            messages.append(f"{table.path.name}: no obs columns {shortened(lacking)}: left empty")
+
+
 def _is_ordered(part: pd.Series) -> bool:
     return isinstance(part.dtype, pd.CategoricalDtype) and bool(part.dtype.ordered)
 

@@ -26,10 +26,11 @@ from dataset.cell_file import (
 from dataset.cell_names import unique_names
 from dataset.cell_table import CellTable
 from dataset.cell_url import CellPath
+from dataset.clean_names import clean_names
 from dataset.count_values import FAULTS, check_counts
 from dataset.find_counts import find_counts, node_of
 from dataset.gene_names import gene_names, merge_genes
-from dataset.join_columns import ColumnError, join_column
+from dataset.join_columns import ColumnError, compare_columns, join_column
 from dataset.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
 from dataset.nearest_names import nearest, shortened
 from dataset.sources import resolve
@@ -191,13 +192,15 @@ class Cells:
         columns = {}
         for key in self._columns():
             try:
-                columns[key] = self.column(key)
+                columns[key] = self._stored_column(key)
             except ColumnError as error:
                 logger.warning("%s; it is left out", error)
         return columns
 
     def column(self, key: str, *, needs_order: bool = False) -> pd.Series:
         """Read an obs column of all cells, ``(n_cells,)``, or say which ones there are.
+
+        Texts lose what is invisible in them (see ``clean_names``); ``obs`` has them as stored.
 
         Parameters
         ----------
@@ -206,6 +209,13 @@ class Cells:
         needs_order
             Raise if files have categories in an order, and it is not known what it is over all.
         """
+        column, message = clean_names(self._stored_column(key, needs_order=needs_order), key)
+        if message is not None and message not in self.messages:
+            self.messages.append(message)
+            logger.info(message)
+        return column
+
+    def _stored_column(self, key: str, *, needs_order: bool = False) -> pd.Series:
         if key not in self._columns():
             names = shortened([file.path.name for file in self.files])
             raise CellFileError(f"{names}: no obs column {key!r}{nearest(key, self._columns())}")
@@ -342,7 +352,7 @@ def open_cells(
             )
         )
     tables = [look.table for look in looks]
-    _compare_columns(tables, messages)
+    compare_columns(tables, messages)
     names = unique_names(tables, messages)
     for message in messages:
         logger.info(message)
@@ -386,10 +396,3 @@ def _look(
     ids, symbols, gene_messages = gene_names(var, path, gene_id_key, gene_symbol_key)
     messages += gene_messages
     return _Look(path, mark, location, found, by_columns, table, ids, symbols, messages)
-
-
-def _compare_columns(tables: list[CellTable], messages: list[str]) -> None:
-    columns = dict.fromkeys(column for table in tables for column in table.columns)
-    for table in tables:
-        if lacking := [column for column in columns if column not in table.columns]:
-            messages.append(f"{table.path.name}: no obs columns {', '.join(lacking)}: left empty")
