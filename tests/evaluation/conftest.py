@@ -82,6 +82,7 @@ def write_run(tmp_path):
         labels=None,
         probabilities=None,
         settings=None,
+        costs=None,
         **model,
     ):
         folder = tmp_path / "runs" / name
@@ -94,7 +95,7 @@ def write_run(tmp_path):
         hashes = {"data_sha256": data_sha256, "split_sha256": split_sha256}
         is_network = kind == "rank_transformer"
         metrics = {**hashes, "seconds": 2.0, "peak_memory_mb": 300.0, "seed": seed}
-        metrics |= {"n_parameters": 1000 if is_network else None, "device": "cpu"}
+        metrics |= {"n_parameters": 1000 if is_network else None, "device": "cpu"} | (costs or {})
         skills = skill if isinstance(skill, tuple) else (skill, skill)
         for split, split_skill in zip(("val", "test"), skills, strict=True):
             if labels is None:
