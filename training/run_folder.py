@@ -143,10 +143,14 @@ class RunFolder:
                     shutil.copytree(source, copy)
                 elif source.is_file() and not copy.exists():
                     shutil.copyfile(source, copy)
-        if _meta(self.partial / "data") != data.meta:
+        if self.data_were_replaced(data) or _meta(self.partial / "data") != data.meta:
             raise RunFolderError(
                 f"{data.path}: was encoded again just as this run began; run the same again"
             )
+
+    def data_were_replaced(self, data: EncodedFolder) -> bool:
+        """Tell whether the folder of the cells is another one than when it was opened."""
+        return _meta(data.path) != data.meta
 
     def write_predictions(
         self,
