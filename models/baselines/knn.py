@@ -18,7 +18,7 @@ class KNNConfig(Config):
 
     kind: Literal["knn"] = "knn"
     k_grid: list[int] = Field(
-        default=[1, 3, 5, 10, 15, 30, 50], min_length=1, description="numbers of neighbours to try"
+        default=[3, 5, 10, 15, 30, 50], min_length=1, description="numbers of neighbours to try"
     )
     n_top_genes: int = Field(default=2000, ge=1, description="highly variable genes in train")
     n_components: int = Field(default=50, ge=1, description="principal components")

@@ -25,7 +25,7 @@ class LinearSVMConfig(Config):
 
     kind: Literal["linear_svm"] = "linear_svm"
     c_grid: list[float] = Field(
-        default=[0.1, 0.3, 1, 3, 10, 30],
+        default=[0.1, 0.3, 1, 3, 10],
         min_length=1,
         description="inverse penalties to try, in scikit-learn's C for cells of mean norm 1",
     )

@@ -78,9 +78,9 @@ def make_cells(rng, n_cells, share_wrong):
 
 @pytest.fixture(scope="module")
 def cells():
-    """A third of the train labels are wrong, no val label: what fits train best is not best."""
+    """A quarter of the train labels are wrong, no val label: what fits train best is not best."""
     rng = np.random.default_rng(0)
-    return {"train": make_cells(rng, 120, 0.33), "val": make_cells(rng, 200, 0.0)}
+    return {"train": make_cells(rng, 60, 0.25), "val": make_cells(rng, 200, 0.0)}
 
 
 GRID = {"class_weights": ["none"], "gene_scaling": ["standardized"]}
@@ -91,12 +91,12 @@ GRIDS = {
         [LogisticRegressionConfig(c_grid=[c], early_stopped=[], **GRID) for c in (0.5, 3000)],
     ),
     "iterations of logistic regression": (
-        LogisticRegressionConfig(c_grid=[], early_stopped=[2, 300], **GRID),
-        [LogisticRegressionConfig(c_grid=[], early_stopped=[n], **GRID) for n in (2, 300)],
+        LogisticRegressionConfig(c_grid=[], early_stopped=[3, 300], **GRID),
+        [LogisticRegressionConfig(c_grid=[], early_stopped=[n], **GRID) for n in (3, 300)],
     ),
     "penalty of the SVM": (
-        LinearSVMConfig(c_grid=[0.01, 100], **GRID),
-        [LinearSVMConfig(c_grid=[c], **GRID) for c in (0.01, 100)],
+        LinearSVMConfig(c_grid=[0.1, 100], **GRID),
+        [LinearSVMConfig(c_grid=[c], **GRID) for c in (0.1, 100)],
     ),
     "number of neighbours": (
         KNNConfig(k_grid=[1, 25], n_components=5),
@@ -190,9 +190,7 @@ def test_a_choice_at_the_edge_is_told(caplog, chosen, side):
     lines = told(caplog)
     assert len(lines) == (side is not None)
     if side:
-        assert lines == [
-            f"c_grid: val cells chose {chosen}, the {side} value tried: a wider range may be better"
-        ]
+        assert lines[0].startswith(f"c_grid: val cells chose {chosen}, the {side} value tried")
 
 
 def test_one_value_and_the_least_there_is_are_no_edge(caplog):
@@ -205,8 +203,8 @@ def test_one_value_and_the_least_there_is_are_no_edge(caplog):
     ("config", "line"),
     [
         (LogisticRegressionConfig(c_grid=[0.5, 3000], early_stopped=[], **GRID), "c_grid"),
-        (LogisticRegressionConfig(c_grid=[], early_stopped=[2, 300], **GRID), "early_stopped"),
-        (LinearSVMConfig(c_grid=[0.01, 100], **GRID), "c_grid"),
+        (LogisticRegressionConfig(c_grid=[], early_stopped=[3, 300], **GRID), "early_stopped"),
+        (LinearSVMConfig(c_grid=[0.1, 100], **GRID), "c_grid"),
         (KNNConfig(k_grid=[1, 25], n_components=5), "k_grid"),
         (TREES.model_copy(update={"max_rounds": 3}), "max_rounds"),
     ],

@@ -144,20 +144,6 @@ def test_the_order_of_the_grid_changes_nothing(cells):
     assert min(np.abs(probabilities[0] - one).max() for one in alone) < 1e-4
 
 
-def test_every_training_cell_counts_where_there_are_many(cells):
-    config = only(LogisticRegressionConfig, c_grid=[100.0], tuning_cells=20)
-    counts, library_size, labels = cells["train"]
-    full = config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
-    drawn = np.sort(np.random.default_rng(0).choice(150, 20, replace=False))
-    left_out = np.setdiff1d(np.arange(150), drawn)[0]
-    rest = np.delete(np.arange(150), left_out)
-    less = config.fit(
-        counts[rest], library_size[rest], labels[rest], n_classes=N_CLASSES,
-        val=cells["val"], seed=0,
-    )  # fmt: skip
-    assert np.abs(full.weights - less.weights).max() > 1e-3
-
-
 def test_the_seed_draws_the_cells_that_settings_are_compared_on(cells):
     counts, library_size, labels = cells["train"]
     seen = []
