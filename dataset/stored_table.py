@@ -58,7 +58,7 @@ def check_index(node: Any) -> int:
 
 def column_names(node: Any) -> tuple[str, ...]:
     """Return the names of the columns, in order."""
-    names = tuple(as_text(name) for name in node.attrs["column-order"])
+    names = tuple(as_text(name) for name in np.atleast_1d(node.attrs["column-order"]))
     if lacking := [name for name in names if name not in node]:
         raise DamagedError(f"no column {lacking[0]!r}")
     return names
