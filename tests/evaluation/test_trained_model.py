@@ -1,5 +1,7 @@
 """A run answers for new cells as it did for its test cells, and not at all if it is broken."""
 
+import json
+import shutil
 from functools import cache
 
 import anndata as ad
@@ -240,3 +242,53 @@ def test_a_run_of_an_older_version_says_so(network_run, changed_run):
 def test_an_unknown_device_is_named(network_run, device):
     with pytest.raises(ValueError, match="device"):
         TrainedModel(network_run, device=device)
+
+
+def permute_vocabulary(run):
+    path = run / "data" / "vocabulary.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"gene_ids": content["gene_ids"][::-1]}))
+
+
+def reverse_class_names(run):
+    path = run / "data" / "class_names.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
+
+
+def take_other_weights(run):
+    path = run / "model.safetensors"
+    rng = np.random.default_rng(0)
+    arrays = load_file(path)
+    save_file({name: rng.permutation(values) for name, values in arrays.items()}, path)
+
+
+def halve_the_heads(run):
+    path = run / "config.yaml"
+    text = path.read_text()
+    assert "n_heads: 2" in text
+    path.write_text(text.replace("n_heads: 2", "n_heads: 1"))
+
+
+def lower_the_thresholds(run):
+    path = run / "data" / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"min_detected_genes": 0}))
+
+
+@pytest.mark.parametrize(
+    ("change", "file"),
+    [
+        (permute_vocabulary, "vocabulary.json"),
+        (reverse_class_names, "class_names.json"),
+        (take_other_weights, "model.safetensors"),
+        (halve_the_heads, "config.yaml"),
+        (lower_the_thresholds, "meta.json"),
+    ],
+)
+def test_content_that_fits_by_shape_alone_is_refused(change, file, network_run, query, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(network_run, run)
+    annotate(run, query(), tmp_path / "before.h5ad")
+    change(run)
+    with pytest.raises(ValueError, match=f"{file} is changed"):
+        annotate(run, query(), tmp_path / "after.h5ad")
+    assert not (tmp_path / "after.h5ad").exists()
