@@ -139,6 +139,11 @@ def annotate(
     AnnotationError, CellFileError, RunFolderError
         If the genes do not match, or a file cannot be used. Nothing is written then.
     """
+    texts = {"run": run, "query": query, "output": output, "counts": counts}
+    texts |= {} if time_key is None else {"time_key": time_key}
+    for name, value in texts.items():
+        if not isinstance(value, str | Path):
+            raise AnnotationError(f"{name}: {value!r}; expected a text")
     if not (isinstance(min_match_rate, int | float) and 0 < min_match_rate <= 1):
         raise AnnotationError(
             f"min_match_rate: {min_match_rate!r}; expected a share above 0 and up to 1"
@@ -327,7 +332,7 @@ def _times(model: TrainedModel, cells: Cells, time_key: str | None) -> NDArray[n
     times = time_names(column)
     known = model.history.time_points if model.history is not None else []
     if unknown := sorted(set(times.tolist()) - set(known)):
-        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        shown = ", ".join(name[:40] for name in unknown[:5]) + ", ..." * (len(unknown) > 5)
         raise AnnotationError(
             f"{cells.files[0].path}: obs {time_key!r}: time points {shown} are not known to the "
             f"run; expected {', '.join(known)}"

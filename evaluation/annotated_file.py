@@ -40,9 +40,9 @@ def check_output(output: Path, query: CellPath) -> None:
     """
     if output.suffix != ".h5ad":
         raise AnnotationError(f"{output}: the output must end in .h5ad")
-    if output.is_dir():
+    if os.path.isdir(output):  # a name that is too long is none
         raise AnnotationError(f"{output}: is a folder; give the name of a file in it")
-    if output.exists():
+    if os.path.exists(output):
         if isinstance(query, Path) and query.exists() and output.samefile(query):
             raise AnnotationError(f"{output}: is the query itself; give another output")
         if not _was_written_here(output):
@@ -115,6 +115,8 @@ def check_query(file: h5py.File, path: CellPath, columns: list[str]) -> None:
                 f"{path}: {part} is a link to another file, which would be written to; write the "
                 "query anew with anndata, all of it in one file"
             )
+        if link is not None and part != "obs" and not isinstance(file[part], h5py.Group):
+            raise AnnotationError(f"{path}: {part} is no table; write the query anew with anndata")
     obs = file.get("obs")
     if not isinstance(obs, h5py.Group) or "column-order" not in obs.attrs:
         raise AnnotationError(

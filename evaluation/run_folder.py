@@ -204,6 +204,8 @@ class RunFolder:
         names = self.class_names
         if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
             raise self._damaged("data/class_names.json", "expected a list of names")
+        if len(set(names)) < len(names):
+            raise self._damaged("data/class_names.json", "a name occurs twice")
         try:
             Metrics.model_validate(self.metrics)
         except ValidationError as error:

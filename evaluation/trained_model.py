@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from scipy.sparse import csr_matrix
 
 from configs.schema import QualityControlConfig, TrainConfig
@@ -20,9 +18,10 @@ from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from evaluation.run_folder import RunFolder
 from models.rank_transformer import RankTransformer, RankTransformerConfig
-from training.checkpoint import load_tensors, load_weights
+from training.checkpoint import load_weights
 from training.distributed import choose_device
 
+WEIGHTS = "model.safetensors"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -59,16 +58,15 @@ class TrainedModel:
         self._read_facts()
         self.device = choose_device(device)
         val = self.run.predictions("val")
-        if not np.isfinite(val.probabilities).all():
+        if not len(val.labels):
             raise AnnotationError(
-                f"{self.run.path}/predictions_val.npz: holds probabilities that are no numbers "
-                "(NaN or infinite); annotate with another run, or train again"
+                f"{self.run.path}: was made without val cells, on which its probabilities are "
+                "calibrated; annotate with another run"
             )
         self.temperature = fit_temperature(val.labels, val.probabilities)
         calibrated = apply_temperature(val.probabilities, self.temperature)
         self.threshold = confidence_threshold(val.labels, calibrated)
-        weights = self.run.path / "model.safetensors"
-        if not weights.exists():
+        if not self.run.has_weights:
             raise AnnotationError(
                 f"{path}: this run keeps no weights ({self.config.model.kind} cannot be saved "
                 "without pickling); annotate with another run"
@@ -76,9 +74,9 @@ class TrainedModel:
         model = self.config.model
         if isinstance(model, RankTransformerConfig):
             self.baseline = None
-            self.network = self._network(model, weights)
+            self.network = self._network(model)
         else:
-            self.baseline = self._baseline(model, weights)
+            self.baseline = self._baseline(model)
 
     def _read_facts(self) -> None:
         try:
@@ -93,7 +91,7 @@ class TrainedModel:
                 "train again"
             ) from None
 
-    def _network(self, model: RankTransformerConfig, weights: Path) -> RankTransformer:
+    def _network(self, model: RankTransformerConfig) -> RankTransformer:
         previous = self.tokenizer.previous
         if previous is not None and previous.shuffle:
             raise AnnotationError(
@@ -111,37 +109,25 @@ class TrainedModel:
             n_tokens=self.tokenizer.row_length,
             n_segments=self.tokenizer.n_segments,
         )
-        tensors, _ = load_tensors(weights)
-        self._refuse_what_is_no_number({name: t.float().numpy() for name, t in tensors.items()})
-        load_weights(network, tensors, weights)
+        tensors = {name: torch.from_numpy(array) for name, array in self.run.weights().items()}
+        load_weights(network, tensors, self.run.path / WEIGHTS)
         return network.to(self.device).eval()
 
-    def _baseline(self, model: Any, weights: Path) -> Any:
+    def _baseline(self, model: Any) -> Any:
         """Rebuild a baseline and ask it for a cell without counts: does it fit the run at all."""
+        arrays = self.run.weights()
         try:
-            arrays = load_file(weights)
-            self._refuse_what_is_no_number(arrays)
             baseline = model.from_arrays(arrays)
             nothing = csr_matrix((1, self.vocabulary.n_genes), dtype=np.int32)
             shape = baseline.predict_proba(nothing, np.zeros(1)).shape
             if shape != (1, len(self.class_names)):
                 raise ValueError(f"it answers with {shape[-1]} classes")
-        except AnnotationError:
-            raise
-        except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise AnnotationError(
-                f"{weights}: is not this run's {model.kind} ({type(error).__name__}: {error}); "
-                "annotate with another run, or train again"
+                f"{self.run.path}/{WEIGHTS}: is not this run's {model.kind} "
+                f"({type(error).__name__}: {error}); annotate with another run, or train again"
             ) from None
         return baseline
-
-    def _refuse_what_is_no_number(self, arrays: dict[str, np.ndarray]) -> None:
-        for name, values in arrays.items():
-            if not np.isfinite(values).all():
-                raise AnnotationError(
-                    f"{self.run.path}/model.safetensors: {name} holds values that are no numbers "
-                    "(NaN or infinite); annotate with another run, or train again"
-                )
 
     @property
     def needs_time(self) -> bool:

@@ -157,4 +157,5 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: weights of another model: {error}") from None
+        what = " ".join(str(error).split())[:300]  # torch lists every tensor on a line of its own
+        raise CheckpointError(f"{path}: weights of another model: {what}") from None

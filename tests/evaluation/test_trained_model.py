@@ -1,5 +1,7 @@
 """A run answers for new cells as it did for its test cells, and not at all if it is broken."""
 
+import json
+import shutil
 from functools import cache
 
 import anndata as ad
@@ -10,6 +12,7 @@ from scipy.sparse import csr_matrix, hstack
 
 from configs.schema import PreprocessConfig
 from dataset.encode import encode
+from dataset.encoded_folder import EncodedFolder
 from dataset.sources import synthetic_cells
 from evaluation.annotate import AnnotationError, TrainedModel, annotate
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
@@ -33,6 +36,9 @@ def two_times(tmp_path_factory):
     unknown = csr_matrix(rng.poisson(100, (adata.n_obs, 5)) * in_test)
     before = csr_matrix(rng.poisson(1.5, adata.shape) * rng.random(adata.shape))
     more = ad.AnnData(csr_matrix(hstack([adata.X, unknown]), dtype=np.float32), obs=adata.obs)
+    counts = more.X.tolil()
+    counts[np.flatnonzero(adata.obs["donor"] == "donor_2")[0], 7:] = 0  # the poorest, in val
+    more.X = counts.tocsr()
     more.var_names = [*adata.var_names, *(f"UNKNOWN{i}" for i in range(5))]
     more.layers["before"] = csr_matrix(hstack([before, unknown / 7]))
     path = tmp_path_factory.mktemp("two_times") / "cells.h5ad"
@@ -69,7 +75,8 @@ def run_of(two_times, make_run, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", [*HISTORIES, *BASELINES])
-def test_the_answers_are_those_of_the_test_cells(kind, run_of, two_times, tmp_path):
+def test_the_answers_are_those_of_the_test_cells(kind, run_of, two_times, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.annotate.BLOCK_CELLS", 70)  # 240 cells are several blocks
     cells = ad.read_h5ad(two_times)
     rng = np.random.default_rng(0)
     cells = cells[rng.permutation(cells.n_obs)][:, rng.permutation(cells.n_vars)].copy()
@@ -90,6 +97,14 @@ def test_the_answers_are_those_of_the_test_cells(kind, run_of, two_times, tmp_pa
         assert len(np.unique(expected.round(3), axis=0)) > len(expected) / 2
     if kind not in ("majority", "linear_svm"):  # whose scores were scaled to val in training
         assert abs(found.temperature - 1) > 1e-3
+
+
+def test_the_poorest_train_cell_is_one_of_train(run_of):
+    model = TrainedModel(run_of("alone"))
+    data = EncodedFolder(model.config.data)
+    poorest = {split: data.expression(split)[0].getnnz(axis=1).min() for split in ("train", "val")}
+    assert model.min_detected_genes == poorest["train"] > poorest["val"]
+    assert model.quality_control.min_genes == 5
 
 
 def test_a_query_without_the_layer_is_refused(run_of, two_times, tmp_path):
@@ -178,7 +193,7 @@ def test_weights_that_are_no_numbers_are_refused(run, request, changed_run):
     run = changed_run(request.getfixturevalue(run))
     spoil(run / "model.safetensors")
     changed_run.sum_up(run)
-    with pytest.raises(AnnotationError, match=r"model\.safetensors: .* no numbers"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .* no number"):
         TrainedModel(run)
 
 
@@ -212,7 +227,9 @@ def test_weights_of_another_baseline_are_refused(network_run, baseline_run, chan
     ):
         save_file(changed, path)
         changed_run.sum_up(run)
-        with pytest.raises(AnnotationError, match="is not this run's logistic_regression"):
+        with pytest.raises(
+            AnnotationError, match="is not this run's logistic_regression|cannot be used"
+        ):
             TrainedModel(run)
 
 
@@ -225,3 +242,53 @@ def test_a_run_of_an_older_version_says_so(network_run, changed_run):
 def test_an_unknown_device_is_named(network_run, device):
     with pytest.raises(ValueError, match="device"):
         TrainedModel(network_run, device=device)
+
+
+def permute_vocabulary(run):
+    path = run / "data" / "vocabulary.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"gene_ids": content["gene_ids"][::-1]}))
+
+
+def reverse_class_names(run):
+    path = run / "data" / "class_names.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
+
+
+def take_other_weights(run):
+    path = run / "model.safetensors"
+    rng = np.random.default_rng(0)
+    arrays = load_file(path)
+    save_file({name: rng.permutation(values) for name, values in arrays.items()}, path)
+
+
+def halve_the_heads(run):
+    path = run / "config.yaml"
+    text = path.read_text()
+    assert "n_heads: 2" in text
+    path.write_text(text.replace("n_heads: 2", "n_heads: 1"))
+
+
+def lower_the_thresholds(run):
+    path = run / "data" / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"min_detected_genes": 0}))
+
+
+@pytest.mark.parametrize(
+    ("change", "file"),
+    [
+        (permute_vocabulary, "vocabulary.json"),
+        (reverse_class_names, "class_names.json"),
+        (take_other_weights, "model.safetensors"),
+        (halve_the_heads, "config.yaml"),
+        (lower_the_thresholds, "meta.json"),
+    ],
+)
+def test_content_that_fits_by_shape_alone_is_refused(change, file, network_run, query, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(network_run, run)
+    annotate(run, query(), tmp_path / "before.h5ad")
+    change(run)
+    with pytest.raises(ValueError, match=f"{file} is changed"):
+        annotate(run, query(), tmp_path / "after.h5ad")
+    assert not (tmp_path / "after.h5ad").exists()
