@@ -104,6 +104,33 @@ def test_linear_svm_is_scikit_learns(cells, form, class_weight):
     np.testing.assert_allclose(found, theirs.decision_function(train), atol=3e-3)
 
 
+@pytest.mark.parametrize("tuning_cells", [1000, 40], ids=["rotated", "sparse"])
+def test_two_classes_are_scikit_learns_at_twice_the_penalty(cells, tuning_cells):
+    two = {
+        name: tuple(part[np.flatnonzero(labels != 3)] for part in (counts, library_size, labels))
+        for name, (counts, library_size, labels) in cells.items()
+    }
+    config = only(LogisticRegressionConfig, c_grid=[20.0], tuning_cells=tuning_cells)
+    ours = config.fit(*two["train"], n_classes=2, val=two["val"], seed=0)
+    train, test = dense(two, "standardized")
+    theirs = LogisticRegression(C=40.0, max_iter=50_000, tol=1e-9).fit(train, two["train"][2])
+    found = ours.predict_proba(*two["test"][:2])
+    np.testing.assert_allclose(found, theirs.predict_proba(test), atol=5e-4)
+
+
+@pytest.mark.parametrize("tuning_cells", [1000, 40], ids=["rotated", "sparse"])
+@pytest.mark.parametrize("n_genes", [1, 3])
+def test_a_panel_of_few_genes_and_a_single_class(tuning_cells, n_genes):
+    counts, library_size, labels = make_cells(np.random.default_rng(0), 60)
+    train = counts[:, :n_genes], library_size, labels
+    config = only(LogisticRegressionConfig, c_grid=[10.0], tuning_cells=tuning_cells)
+    model = config.fit(*train, n_classes=N_CLASSES, val=train, seed=0)
+    assert np.isfinite(model.predict_proba(*train[:2])).all()
+    alike = train[0], library_size, np.full(60, 2)
+    model = config.fit(*alike, n_classes=N_CLASSES, val=alike, seed=0)
+    assert (model.predict_proba(*train[:2])[:, 2] == 1).all()
+
+
 def test_more_genes_than_cells_lose_nothing_by_the_rotation():
     rng = np.random.default_rng(0)
     counts, library_size, labels = make_cells(rng, 60, n_genes=300)
