@@ -152,6 +152,8 @@ def _axes_of_lanczos(
         rmatvec=lambda u: scaled.T @ u.ravel() - scaled_mean * u.sum(),
     )
     n_axes = min(n_axes, min(scaled.shape) - 1)
+    if n_axes < 1:
+        return np.zeros((scaled.shape[1], 0), dtype=np.float32)
     start = rng.standard_normal(min(scaled.shape)).astype(np.float32)
     _, singular_values, axes = svds(centered, k=n_axes, v0=start)
     order = np.argsort(-singular_values)

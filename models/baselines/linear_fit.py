@@ -29,7 +29,11 @@ Loss = Callable[[np.ndarray, NDArray[np.int64], np.ndarray], tuple[float, np.nda
 def cross_entropy(
     scores: np.ndarray, labels: NDArray[np.int64], cell_weights: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """Return the loss of multinomial logistic regression and its derivative by the scores."""
+    """Return the loss of multinomial logistic regression and its derivative by the scores.
+
+    Two classes have a column of weights each, too: scikit-learn gives them one, whose C means
+    twice ours.
+    """
     cells = np.arange(len(labels))
     normalizer = logsumexp(scores, axis=1)
     residuals = np.exp(scores - normalizer[:, None])

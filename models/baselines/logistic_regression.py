@@ -25,7 +25,7 @@ class LogisticRegressionConfig(Config):
 
     kind: Literal["logistic_regression"] = "logistic_regression"
     c_grid: list[float] = Field(
-        default=[1, 3, 10, 30, 100, 300, 1000, 3000],
+        default=[0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000],
         description="inverse penalties to try, in scikit-learn's C for cells of mean norm 1; each "
         "fit has converged",
     )

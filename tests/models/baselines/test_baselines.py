@@ -17,8 +17,8 @@ ABSENT = 3  # the class without training cells
 N_GENES = 60
 CONFIGS = [
     MajorityConfig(),
-    LogisticRegressionConfig(),
-    LinearSVMConfig(),
+    LogisticRegressionConfig(c_grid=[10, 100], early_stopped=[10], class_weights=["none"]),
+    LinearSVMConfig(c_grid=[1, 10], class_weights=["none"]),
     KNNConfig(n_components=10),
     GradientBoostingConfig(max_rounds=30, patience=5),
 ]
