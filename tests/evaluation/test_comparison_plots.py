@@ -189,7 +189,7 @@ def test_umap_of_types_of_any_name(cells_of_run, tmp_path, n_cells):
 
 def test_a_type_has_one_color_whoever_names_it(cells_of_run):
     labels = {"val": [0, 1, 2], "test": np.repeat([0, 1, 2], [20, 20, 20])}
-    never_0 = np.eye(3)[np.repeat([1, 1, 2], [20, 20, 20])] * 0.9 + 0.03
+    never_0 = np.eye(3)[np.repeat([1, 1, 2], [20, 20, 20])] * 0.91 + 0.03
     cells = cells_of_run(labels=labels, probabilities={"val": np.eye(3), "test": never_0})
     types, predicted = embedding_plots.umap(cells).axes[:2]
     colors = [
