@@ -291,6 +291,12 @@ def write_results(
     tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
     run.finish(metrics | fitted.facts | hashes | {"seed": config.seed} | environment(ranks.device))
+    if run.data_were_replaced(data):
+        logger.warning(
+            "%s: was encoded again or moved while this run trained; the run is of the cells that "
+            "it began with",
+            data.path,
+        )
     for name in ("val", "test"):
         shown = (metrics[name]["accuracy"], metrics[name]["macro_f1"])
         logger.info("%s: %s accuracy %.4f, macro-F1 %.4f", run.final, name, *shown)

@@ -48,7 +48,7 @@ class SplitConfig(Config):
     test: list[str] | None = Field(default=None, description="groups of test; null: by seed")
     val_fraction: float = Field(default=0.15, gt=0, lt=1, description="share of the cells")
     test_fraction: float = Field(default=0.20, gt=0, lt=1, description="share of the cells")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _check(self) -> "SplitConfig":

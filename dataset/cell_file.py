@@ -7,6 +7,7 @@ knows which it is, and the place to add another kind of storage.
 
 import errno
 import hashlib
+import re
 import tempfile
 import traceback
 import zlib
@@ -37,6 +38,10 @@ STORAGE_ERRORS = (
 )
 # Parts of a file that are read.
 READ_PARTS = ("X", "layers", "obs", "raw", "var")
+# How HDF5 and zarr say that they do not know a filter, a codec or a version.
+UNKNOWN_FORMAT = re.compile(
+    r"filter .* not (registered|available)|can't open directory|plugin|codec|zarr_format|version"
+)
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -80,6 +85,16 @@ def named_errors(path: CellPath, doing: str) -> Iterator[None]:
             raise said from None if path.has_secrets else error  # it may quote the address
         if not isinstance(error, STORAGE_ERRORS):
             raise
+        if isinstance(error, UnicodeError):
+            raise CellFileError(
+                f"{path}: {doing} found text that is not UTF-8 ({detail}): it was written in "
+                "another encoding, or the file is damaged; write it anew with anndata"
+            ) from error
+        if UNKNOWN_FORMAT.search(detail):
+            raise CellFileError(
+                f"{path}: {doing} needs a compression or a format that is not known here "
+                f"({detail}), if the file is not damaged: write it anew with anndata and gzip"
+            ) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CellFileError(
                 f"{path}: {doing} needs room in {tempfile.gettempdir()}, and the disk is full: "
@@ -229,5 +244,7 @@ def _refuse_links(group: h5py.Group, path: CellPath, names: list[str], seen: set
         seen.add(info.addr)
         if isinstance(node, h5py.Group):
             _refuse_links(node, path, list(node), seen)
+        elif not isinstance(node, h5py.Dataset):
+            raise DamagedError(f"{place} is a type, expected values")
         elif node.external or node.is_virtual:
             raise CellFileError(f"{path}: the values of {place} are kept elsewhere: {advice}")

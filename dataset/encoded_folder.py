@@ -150,6 +150,7 @@ class EncodedFolder:
             "usecols": columns,
             "dtype": text,
             "keep_default_na": False,  # a cell type may be called "NA"
+            "lineterminator": "\n",  # and a lone carriage return is a character of a name
             "na_values": {"doublet_score": [""], "pct_counts_mt": [""]},
         }
         try:

@@ -89,7 +89,7 @@ def _places(root: Any) -> list[str]:
     places = ["X"] if "X" in root and not _is_null(root["X"]) else []
     if "raw" in root and not _is_null(root["raw"]) and "X" in root["raw"]:
         places.append("raw")
-    if "layers" in root:
+    if "layers" in root and not hasattr(root["layers"], "shape"):
         places += [f"layers/{name}" for name in sorted(root["layers"])]
     return places
 
@@ -106,5 +106,7 @@ def _inspect(root: Any, path: CellPath, place: str) -> Found:
             matrix = open_matrix(node_of(root, place))
         except EncodingError as error:
             return Found("not read", f"something else ({error})")
+        if 0 in matrix.shape:
+            return Found("no values", f"{matrix.shape[0]} cells x {matrix.shape[1]} genes")
         blocks = matrix.peek(PEEK_CELLS)
         return describe_values(blocks, rows_are_cells=not isinstance(matrix, CscRows))

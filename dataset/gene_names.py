@@ -51,6 +51,11 @@ def gene_names(
     symbols = names if gene_symbol_key is None else _filled(var[gene_symbol_key], plain)
     if gene_id_key is None and gene_symbol_key is None:
         symbols = plain
+    if n_unnamed := int((plain == "").sum()):
+        raise CellFileError(
+            f"{path}: {n_unnamed:,} of {len(plain):,} genes have no name: name them, or say which "
+            f"var column has their ids (gene_id_key){nearest('', var.columns)}"
+        )
     if n_duplicates := len(plain) - len(set(plain)):
         named = pd.Series(plain)
         examples = named[named.duplicated()].unique()

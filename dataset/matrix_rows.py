@@ -45,7 +45,10 @@ def open_matrix(node: Any) -> "CsrRows | CscRows | DenseRows":
     shape = attributes.get("shape", attributes.get("h5sparse_shape"))
     if shape is None or encoding not in ("csr_matrix", "csc_matrix", "csr", "csc"):
         raise EncodingError(f"expected a CSR, CSC or dense matrix, found {encoding!r}")
-    n_rows, n_columns = (int(n) for n in shape)
+    try:
+        n_rows, n_columns = (int(n) for n in shape)
+    except (TypeError, ValueError):
+        raise DamagedError(f"the shape is {shape!r}, expected two numbers") from None
     reader = CsrRows if encoding.startswith("csr") else CscRows
     return reader(node, n_rows, n_columns)
 
@@ -60,6 +63,8 @@ class Starts:
     """
 
     def __init__(self, node: Any, n_major: int) -> None:
+        for part, kinds in (("data", None), ("indices", "iu"), ("indptr", "iu")):
+            _check_vector(part, node[part], kinds)
         self.stored, self.n_entries = node["indptr"], int(node["data"].shape[0])
         if self.stored.shape[0] != n_major + 1:
             raise DamagedError(
@@ -83,6 +88,13 @@ class Starts:
             if not (rising and inside):
                 raise DamagedError(f"indptr does not rise from 0 to {self.n_entries}")
         return self.window[start - self.first : stop - self.first]
+
+
+def _check_vector(name: str, array: Any, kinds: str | None) -> None:
+    if len(getattr(array, "shape", None) or ()) != 1:
+        raise DamagedError(f"{name} is not an array of one dimension")
+    if kinds is not None and array.dtype.kind not in kinds:
+        raise DamagedError(f"{name} holds {array.dtype}, expected whole numbers")
 
 
 def _plain(values: Any) -> np.ndarray:
@@ -121,8 +133,10 @@ class DenseRows:
     """Dense matrix: read a stripe of rows at a time, keep what is not zero."""
 
     def __init__(self, node: Any) -> None:
-        if len(node.shape) != 2:
-            raise DamagedError(f"expected a matrix, found an array of shape {tuple(node.shape)}")
+        if len(node.shape or ()) != 2:
+            raise EncodingError(f"expected a matrix, found an array of shape {node.shape}")
+        if node.dtype.kind not in "biufc":
+            raise EncodingError(f"expected a matrix of numbers, found {node.dtype}")
         self.shape = (int(node.shape[0]), int(node.shape[1]))
         self.node = fast_array(node)
         self.dtype = node.dtype

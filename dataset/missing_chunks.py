@@ -67,7 +67,7 @@ def check_matrix_chunks(node: Any) -> None:
         return  # no matrix that is known here: open_matrix will say so
     for part in ("data", "indices", "indptr"):
         # Without a value, all rows start at 0.
-        none_stored = part == "indptr" and 0 in node["data"].shape
+        none_stored = part == "indptr" and 0 in getattr(node["data"], "shape", ())
         check_chunks(node[part], zeros_possible=none_stored)
     if isinstance(node["indptr"], h5py.Dataset):
         check_inflated(node["indptr"])

@@ -94,14 +94,12 @@ def drop_cells(reasons: Reasons, measures: Measures, config: QualityControlConfi
     n_genes, total = measures.n_genes, measures.total_counts
     usual_genes = f"the median cell has {np.median(n_genes):,.0f} genes: set quality_control."
     usual_counts = f"the median cell has {np.median(total):,.0f} counts: set quality_control."
-    reasons.drop(
-        total == 0, "no counts", "having no counts", "are these the cells and counts you mean?"
-    )
-    least = config.min_counts
-    reasons.drop(
-        total < least, f"fewer than {least} counts", f"min_counts {least}",
-        f"{usual_counts}min_counts",
-    )  # fmt: skip
+    reasons.drop(total == 0, "no counts", "having no counts", "leave out what are no cells")
+    if (least := config.min_counts) > 1:
+        reasons.drop(
+            total < least, f"fewer than {least} counts", f"min_counts {least}",
+            f"{usual_counts}min_counts",
+        )  # fmt: skip
     least = config.min_genes
     reasons.drop(
         n_genes < least, f"fewer than {least} genes", f"min_genes {least}",

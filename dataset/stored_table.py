@@ -58,7 +58,8 @@ def check_index(node: Any) -> int:
 
 def column_names(node: Any) -> tuple[str, ...]:
     """Return the names of the columns, in order."""
-    names = tuple(as_text(name) for name in np.atleast_1d(node.attrs["column-order"]))
+    order = node.attrs["column-order"]
+    names = () if isinstance(order, h5py.Empty) else tuple(map(as_text, np.atleast_1d(order)))
     if lacking := [name for name in names if name not in node]:
         raise DamagedError(f"no column {lacking[0]!r}")
     return names
@@ -81,7 +82,10 @@ def read_texts(column: Any, start: int, stop: int) -> NDArray[np.object_]:
     """Read entries ``start`` to ``stop`` as strings, ``(n,)``; None where one is missing."""
     if _encoding(column) == MASKED_STRINGS:
         texts = _strings(column["values"], start, stop)
-        texts[np.asarray(column["mask"][start:stop], dtype=bool)] = None
+        missing = np.asarray(column["mask"][start:stop], dtype=bool)
+        if missing.shape != texts.shape:
+            raise DamagedError(f"a mask of {len(missing)} values for {len(texts)} strings")
+        texts[missing] = None
         return texts
     if _holds_strings(column):
         return _strings(column, start, stop)
@@ -129,12 +133,16 @@ def read_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
     with named_errors(path, f"reading {key}"):
         node = root[key]
         if not is_by_column(node):
-            table = _old_table(root, key, path)
+            try:
+                table = _old_table(root, key, path)
+            except EncodingError as error:
+                raise CellFileError(f"{path}: {key} {error}") from error
             table.index = _named(table.index.to_numpy(dtype=object), 0, key)
             return table
         names = _named(read_texts(index_of(node), 0, check_index(node)), 0, key)
+        stored = column_names(node)
     columns = {}
-    for name in column_names(node):
+    for name in stored:
         try:
             columns[name] = read_column(node, name, len(names), key, path)
         except ColumnError as error:
@@ -220,7 +228,7 @@ def _by_anndata(node: Any) -> Any:
                 raise
             kind, version = _unknown_encoding(node)
             raise EncodingError(
-                f"has the encoding {kind!r} {version}, which anndata "
+                f"has the encoding {kind!r} {version or 'without a version'}, which anndata "
                 f"{metadata.version('anndata')} does not read: upgrade anndata, or leave it out"
             ) from error
 
@@ -245,11 +253,12 @@ def _old_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
         table = _by_anndata(node)
         if not isinstance(table, pd.DataFrame):
             raise EncodingError(
-                f"{key} is a {type(table).__name__}, expected a table: write the file anew with "
-                "anndata"
+                f"is a {type(table).__name__}, expected a table: write the file anew with anndata"
             )
         return table.copy()
     # Before anndata 0.7 a table was one compound array.
+    if not getattr(node.dtype, "names", None):
+        raise EncodingError("is an array, expected a table: write the file anew with anndata")
     if isinstance(path, CellUrl):
         raise CellFileError(
             f"{path}: written before anndata 0.7, and such a file is read from a disk alone: "

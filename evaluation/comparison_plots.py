@@ -122,8 +122,11 @@ def confusions(comparison: Comparison) -> Figure:
     """Confusion of the best network and of the best baseline: share of each true class."""
     models = [m for m in (comparison.best_network, comparison.best_baseline) if m is not None]
     n = len(comparison.class_names)
-    side = 0.3 * n + 2.2 if n <= 30 else 0.17 * n + 2.2
-    figure = _figure(side * len(models) + 2.6, side + 0.8)
+    side = (0.3 if n <= 30 else 0.17) * n + 0.6
+    names = _short(comparison.class_names)
+    size = 9 if n <= 30 else 6
+    room = 0.0095 * size * max(map(len, names)) + 0.8  # inches, for the longest name
+    figure = _figure(side * len(models) + room + 1.2, side + room)
     axes = _row(figure, len(models))
     for axis, model in zip(axes, models, strict=True):
         of_seeds = [confusion(comparison.labels, p.argmax(axis=1), n) for p in model.test]
@@ -131,8 +134,6 @@ def confusions(comparison: Comparison) -> Figure:
         n_true = counts.sum(axis=1, keepdims=True)
         shares = np.divide(counts, n_true, out=np.full_like(counts, np.nan), where=n_true > 0)
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        size = 9 if n <= 30 else 6
-        names = _short(comparison.class_names)
         axis.set_xticks(range(n), names, rotation=90, fontsize=size)
         axis.set_yticks(range(n), names, fontsize=size)
         axis.set(title=plain(model.name), xlabel="predicted")
@@ -236,9 +237,9 @@ def cost(comparison: Comparison) -> Figure | None:
 
 
 def _write_counts(axis: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
-    for i, j in zip(*np.nonzero(counts >= 0.5), strict=True):
+    for i, j in zip(*np.nonzero(counts), strict=True):
         color = "white" if shares[i, j] > 0.6 else "#222222"
-        text = f"{counts[i, j]:.0f}"
+        text = f"{counts[i, j]:.1f}".removesuffix(".0")  # a mean over seeds
         axis.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
 
 

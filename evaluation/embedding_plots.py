@@ -13,6 +13,7 @@ from evaluation.plot_text import plain
 
 FEWEST = 10  # cells: UMAP says nothing of fewer, and fails on the fewest
 NUMBERED = 20  # more groups than this are told by numbers, not by colors alone
+ROWS = 24  # of a legend
 PANELS = ("cell type", "predicted", "donor", "confidence")
 
 
@@ -35,7 +36,7 @@ def umap(cells: ad.AnnData) -> Figure | None:
         sc.pp.neighbors(cells, use_rep="X", n_neighbors=min(15, cells.n_obs - 1))
         sc.tl.umap(cells)
     most = max(cells.obs[key].nunique() for key in PANELS[:3])
-    n_columns = -(-most // 30)  # of a legend
+    n_columns = -(-most // ROWS)
     width = 8.4 + 2 * 2.9 * n_columns
     figure = Figure(figsize=(width, 7.6), layout="constrained")
     for axis, key in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
@@ -73,5 +74,5 @@ def _groups(axis: Axes, cells: ad.AnnData, key: str, names: list[str]) -> None:
         axis.scatter(x, y, s=6, color=color, label=label)
     axis.legend(
         frameon=False, fontsize=7, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5),
-        ncols=-(-len(names) // 30),
+        ncols=-(-len(names) // ROWS),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def difference_summary(comparison: Comparison) -> pd.DataFrame:
             "model": found["model"],
             "against": found["against"],
             "score": found["metric"].map(COLUMNS),
-            "difference": found["difference"].map("{:+.3f}".format),
+            "difference": [_number(value, "+") for value in found["difference"]],
             "over cells": _intervals(found["low"], found["high"]),
             "over donors": _intervals(found["low_donors"], found["high_donors"]),
             "outcome": found["outcome"],
@@ -143,8 +144,8 @@ def _section(comparison: Comparison) -> list[str]:
     return [*lines, "", "The runs:", "", *runs]
 
 
-def _number(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:.3f}"
+def _number(value: float, sign: str = "") -> str:
+    return "" if pd.isna(value) else f"{value:{sign}.3f}"
 
 
 def _intervals(lows: Iterable[float], highs: Iterable[float]) -> list[str]:
@@ -173,7 +174,9 @@ def _provenance(models: Iterable[Model]) -> pd.DataFrame:
                     "device": run.metrics.get("device", ""),
                     "commit": str(run.metrics.get("git_commit") or "")[:12],
                     "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
-                    "command": f"python 02_train_model.py --config {run.path}/config.yaml",
+                    "command": shlex.join(
+                        ["python", "02_train_model.py", "--config", f"{run.path}/config.yaml"]
+                    ),
                 }
             )
     return pd.DataFrame(rows).set_index("run")

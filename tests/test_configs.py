@@ -10,6 +10,8 @@ import pytest
 
 from configs.base import ConfigError
 from configs.schema import PreprocessConfig, TrainConfig
+from dataset.encode import encode
+from dataset.encoded_folder import EncodedFolder
 
 ROOT = Path(__file__).parent.parent
 TRAIN = sorted((ROOT / "configs" / "train").glob("*.yaml"))
@@ -50,6 +52,42 @@ def test_configs_open_with_what_they_answer_and_how_to_run_them(path):
     if path.stem != "example":
         assert "?" in comment[0]
         assert str(path.relative_to(ROOT)) in comment[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "n_cells", "n_types"),
+    [
+        ("worm_embryo_rank", "worm_embryo_timecourse", 1805, 9),
+        ("zeisel_fine_rank", "zeisel_cortex_4000", 2816, 47),
+        ("pbmc3k_rank", "pbmc3k_labelled", 2638, 9),
+    ],
+)
+def test_the_sets_of_the_readme_have_the_cells_it_says(
+    name, file, n_cells, n_types, real_cells, tmp_path
+):
+    path = ROOT / "configs" / "preprocess" / f"{name}.yaml"
+    assert PreprocessConfig.load(path).input == f"data/cells/{file}.h5ad"
+    config = PreprocessConfig.load(path, [f"input={real_cells(file)}", f"data_dir={tmp_path}"])
+    encoded = EncodedFolder(encode(config, progress=False))
+    assert (len(encoded.cells), len(encoded.class_names)) == (n_cells, n_types)
+
+
+@pytest.mark.slow
+def test_the_example_scores_doublets_of_three_thousand_cells(real_cells, tmp_path):
+    # with the two doublets that Scrublet makes up of each, too many for an exact neighbour search
+    changes = {
+        "input": real_cells("zeisel_cortex_4000"),
+        "batch_key": "batch",
+        "split.key": "null",
+        "quality_control.max_percent_mitochondrial": "null",  # its genes have no names
+        "data_dir": tmp_path,
+    }
+    overrides = [f"{key}={value}" for key, value in changes.items()]
+    config = PreprocessConfig.load(ROOT / "configs" / "preprocess" / "example.yaml", overrides)
+    assert config.quality_control.scrublet
+    cells = EncodedFolder(encode(config, progress=False)).cells
+    assert len(cells) == 3005
+    assert cells["doublet_score"].between(0, 1).all()
 
 
 def test_the_saved_config_is_the_config(tmp_path):

@@ -60,7 +60,7 @@ def test_forty_cells(tmp_path, run_pipeline):
 def test_nine_thousand_cells(tmp_path, run_pipeline):
     # From 8,192 cells on scanpy searches neighbours with pynndescent: here in Scrublet (3,000
     # cells a donor, and two made-up doublets for each), in 01, in 03 (test) and in 04.
-    cells, query, truth = write_cells(tmp_path, 9000, n_genes=80, n_donors=3)
+    cells, query, truth = write_cells(tmp_path, 9000, n_genes=200, n_donors=3)
     executed = run_pipeline(
         tmp_path,
         cells,

@@ -17,6 +17,7 @@ from safetensors.numpy import load, load_file, save
 
 from configs.schema import TrainConfig
 from dataset.checksums import changed_files, read_checksums, write_checksums
+from dataset.encode import encode
 from dataset.encoded_folder import EncodedFolder
 from evaluation import METRICS
 from training.checkpoint import save_tensors
@@ -518,6 +519,29 @@ def test_the_test_split_is_read_after_training_only(script, write_config, monkey
     last_training = max(i for i, name in enumerate(asked) if name == "train")
     assert "test" not in asked[:last_training]
     assert "test" in asked[last_training:]
+
+
+def test_data_encoded_again_meanwhile_do_not_change_whose_answers_they_are(
+    script, write_config, preprocess_config, tmp_path, monkeypatch, caplog
+):
+    config = preprocess_config.model_copy(update={"data_dir": str(tmp_path / "data")})
+    folder = encode(config, progress=False)
+    names = {s: EncodedFolder(folder).split(s).cell_names.tolist() for s in ("val", "test")}
+    fit_network, a_type = script.fit_network, EncodedFolder(folder).class_names[0]
+
+    def meanwhile(*arguments):
+        fitted = fit_network(*arguments)
+        less = config.model_copy(update={"ignore_labels": [a_type]})  # all rows are others
+        encode(less, overwrite=True, progress=False)
+        return fitted
+
+    monkeypatch.setattr(script, "fit_network", meanwhile)
+    assert script.main(["--config", write_config(data=str(folder))]) == 0
+    assert "was encoded again or moved while this run trained" in caplog.text
+    assert EncodedFolder(folder).split("test").cell_names.tolist() != names["test"]
+    for split, expected in names.items():
+        with np.load(tmp_path / "runs" / "run" / f"predictions_{split}.npz") as found:
+            assert found["cell_names"].tolist() == expected
 
 
 def test_early_stopping_stops_and_keeps_the_best(script, write_config, tmp_path):

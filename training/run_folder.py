@@ -145,6 +145,10 @@ class RunFolder:
                     shutil.copyfile(source, copy)
         data.check_unchanged()  # or the copies are of another folder
 
+    def data_were_replaced(self, data: EncodedFolder) -> bool:
+        """Tell whether the folder of the cells is another one than when it was opened."""
+        return _meta(data.path) != data.meta
+
     def write_predictions(
         self,
         split: str,

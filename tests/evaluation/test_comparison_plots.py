@@ -25,8 +25,18 @@ def drawn(comparison, folder):
         figure = getattr(plots, name)(comparison)
         if figure is not None:
             figure.savefig(folder / f"{name}.png", dpi=40)
+            assert_nothing_is_cut(figure)
             found[name] = figure
     return found
+
+
+def assert_nothing_is_cut(figure):
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    slack = 0.05  # inches
+    assert box.x0 > -slack
+    assert box.y0 > -slack
+    assert box.x1 < width + slack
+    assert box.y1 < height + slack
 
 
 def texts(figure):
@@ -170,6 +180,7 @@ def test_umap_of_types_of_any_name(cells_of_run, tmp_path, n_cells):
     cells = cells_of_run(labels=labels, class_names=LONG)
     figure = embedding_plots.umap(cells)
     figure.savefig(tmp_path / "umap.png", dpi=40)
+    assert_nothing_is_cut(figure)
     titles = [axis.get_title() for axis in figure.axes[:4]]
     assert titles == ["cell type", "predicted", "donor", "confidence"]
     assert any("\\$" in text for text in texts(figure))
