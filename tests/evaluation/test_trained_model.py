@@ -94,7 +94,7 @@ def test_the_answers_are_those_of_the_test_cells(kind, run_of, two_times, tmp_pa
     if kind in HISTORIES:
         np.testing.assert_allclose(found.embedding[rows], test.embeddings, atol=1e-4)
     if kind != "majority":  # so that equal rows would not do, nor an order of their own
-        assert len(np.unique(expected.round(3), axis=0)) > len(expected) / 2
+        assert len(np.unique(expected.round(3), axis=0)) > 10
     if kind not in ("majority", "linear_svm"):  # whose scores were scaled to val in training
         assert abs(found.temperature - 1) > 1e-3
 
