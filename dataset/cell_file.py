@@ -7,6 +7,7 @@ knows which it is, and the place to add another kind of storage.
 
 import errno
 import hashlib
+import re
 import tempfile
 import traceback
 import zlib
@@ -20,6 +21,7 @@ import hdf5plugin  # noqa: F401  registers the zstd, lz4 and blosc filters with 
 import zarr
 from zarr.storage import FsspecStore
 
+from configs.user_error import UserError
 from dataset.cell_url import CellPath, CellUrl
 
 # What h5py, zarr and anndata raise on a file that is damaged or cut short.
@@ -36,11 +38,19 @@ STORAGE_ERRORS = (
 )
 # Parts of a file that are read.
 READ_PARTS = ("X", "layers", "obs", "raw", "var")
+# How HDF5 and zarr say that they do not know a filter, a codec or a version.
+UNKNOWN_FORMAT = re.compile(
+    r"filter .* not (registered|available)|can't open directory|plugin|codec|zarr_format|version"
+)
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-class CellFileError(ValueError):
+class CellFileError(UserError):
     """A file of cells cannot be used; the message names it and says what to do."""
+
+
+class ColumnError(CellFileError):
+    """A column of obs or var cannot be used; the rest of the file can."""
 
 
 class DamagedError(ValueError):
@@ -69,9 +79,22 @@ def named_errors(path: CellPath, doing: str) -> Iterator[None]:
             raise
         detail = str(error).strip().splitlines()[0] if str(error).strip() else "no detail"
         if isinstance(path, CellUrl):  # each of fsspec's file systems has errors of its own
-            raise CellFileError(f"{path}: {_fault_of_url(doing, error, detail)}") from error
+            said = CellFileError(
+                path.hide_secrets(f"{path}: {_fault_of_url(doing, error, detail)}")
+            )
+            raise said from None if path.has_secrets else error  # it may quote the address
         if not isinstance(error, STORAGE_ERRORS):
             raise
+        if isinstance(error, UnicodeError):
+            raise CellFileError(
+                f"{path}: {doing} found text that is not UTF-8 ({detail}): it was written in "
+                "another encoding, or the file is damaged; write it anew with anndata"
+            ) from error
+        if UNKNOWN_FORMAT.search(detail):
+            raise CellFileError(
+                f"{path}: {doing} needs a compression or a format that is not known here "
+                f"({detail}), if the file is not damaged: write it anew with anndata and gzip"
+            ) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CellFileError(
                 f"{path}: {doing} needs room in {tempfile.gettempdir()}, and the disk is full: "
@@ -221,5 +244,7 @@ def _refuse_links(group: h5py.Group, path: CellPath, names: list[str], seen: set
         seen.add(info.addr)
         if isinstance(node, h5py.Group):
             _refuse_links(node, path, list(node), seen)
+        elif not isinstance(node, h5py.Dataset):
+            raise DamagedError(f"{place} is a type, expected values")
         elif node.external or node.is_virtual:
             raise CellFileError(f"{path}: the values of {place} are kept elsewhere: {advice}")

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from dataset.cell_file import CellFileError, named_errors, open_store
 from dataset.cell_url import CellPath
 from dataset.stored_table import (
+    check_index,
     column_names,
-    index_of,
     is_by_column,
-    n_rows,
     read_column,
     read_names,
     read_table,
@@ -45,7 +44,7 @@ class CellTable:
             table = read_table(root, "obs", path)
             return cls(path, len(table), tuple(map(str, table.columns)))
         with named_errors(path, "reading obs"):
-            return cls(path, n_rows(index_of(root["obs"])), column_names(root["obs"]))
+            return cls(path, check_index(root["obs"]), column_names(root["obs"]))
 
     def names(self, start: int = 0, stop: int | None = None) -> NDArray[np.object_]:
         """Read the names of cells ``start`` to ``stop``, ``(n,)``."""

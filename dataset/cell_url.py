@@ -5,6 +5,7 @@ which of the two they were given. The addresses that work are those whose packag
 s3fs for s3://, gcsfs for gs://, aiohttp and requests for https://.
 """
 
+import re
 import weakref
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -30,6 +31,16 @@ MARKS = frozenset(
     "last-modified lastmodified last_modified".split()
 )
 
+# user@, user:password@ (a password may have a / in it, what follows host:80 may have an @)
+USER = re.compile(r"(?<=://)(?:[^\s/?#@:]*:(?!\d+[/?#])[^\s@]*@|[^\s/?#@:]+@)")
+QUERY = re.compile(r"(://[^\s?'\"<>]*)\?[^\s'\"<>]*")
+SHORTEST_SECRET = 3  # what is shorter is no secret, and would be found everywhere
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the passwords, and what follows a ``?``, of the addresses in it."""
+    return QUERY.sub(r"\1", USER.sub("", text))
+
 
 @dataclass(frozen=True)
 class CellUrl:
@@ -38,8 +49,28 @@ class CellUrl:
     url: str
 
     def __str__(self) -> str:
-        """Return the address for people, without the signature that may follow its ``?``."""
-        return self.url.partition("?")[0]
+        """Return the address for people, without what is secret in it."""
+        return without_secrets(self.url)
+
+    def __repr__(self) -> str:
+        return f"CellUrl({str(self)!r})"
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether the address holds a key, a password or a signature."""
+        return str(self) != self.url
+
+    def hide_secrets(self, text: str) -> str:
+        """Take what is secret in this address, or in any, out of a text such as a message."""
+        _, _, query = self.url.partition("?")
+        settings = query.split("&")
+        named = [query, *settings, *(setting.partition("=")[2] for setting in settings)]
+        for user in USER.findall(self.url):
+            named += [user, user.partition(":")[2].rstrip("@")]
+        for secret in sorted(named, key=len, reverse=True):
+            if len(secret) > SHORTEST_SECRET:
+                text = text.replace(secret, "...")
+        return without_secrets(text)
 
     @cached_property
     def _place(self) -> tuple[AbstractFileSystem, str]:

@@ -1,8 +1,8 @@
 """What an encoded folder says of itself: who its cells are, and how it was made."""
 
+import csv
 import hashlib
 import platform
-import subprocess
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +15,9 @@ from configs.schema import PreprocessConfig
 from dataset.choose_cells import ChosenCells
 from dataset.csr_file import CsrFile
 from dataset.encode_steps import cut
-from dataset.encoded_folder import SCHEMA_VERSION, SPLITS
+from dataset.encoded_folder import SCHEMA_VERSION
+from dataset.encoded_layout import SPLITS
+from dataset.provenance import git_commit
 from dataset.quality_control import Measures
 from dataset.read import Cells
 from dataset.vocabulary import Vocabulary
@@ -48,7 +50,11 @@ def write_cells(folder: Path, source: Cells, chosen: ChosenCells, measures: Meas
         for file, table in (("cells.csv", columns), ("dropped.csv", dropped)):
             lines = pd.DataFrame(table)
             lines.to_csv(
-                folder / file, index=False, mode="w" if first == 0 else "a", header=first == 0
+                folder / file,
+                index=False,
+                mode="w" if first == 0 else "a",
+                header=first == 0,
+                quoting=csv.QUOTE_NONNUMERIC,  # or a lone carriage return would end a line
             )
 
 
@@ -91,6 +97,9 @@ def describe(
         "batch_key": config.batch_key or config.split.key,
         "time_key": config.time_key,
         "organism": config.organism,
+        "quality_control": config.quality_control.model_dump(mode="json"),
+        # The poorest train cell: nothing was learned of cells with fewer genes than it has.
+        "min_detected_genes": int(np.diff(expression.indptr)[chosen.of_split("train")].min()),
         "tokenizer": config.tokenizer.model_dump(mode="json"),
         "n_tokens": config.tokenizer.row_length,
         "n_segments": config.tokenizer.n_segments,
@@ -104,7 +113,7 @@ def describe(
         "messages": messages,
         "data_sha256": _sha256([*hashes, source.counts_location]),
         "split_sha256": _sha256(_split_lines(source, chosen)),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("numpy", "scipy", "anndata", "numba")},
@@ -126,18 +135,3 @@ def _sha256(lines: Iterable[str]) -> str:
     for line in lines:
         digest.update(f"{line}\n".encode())
     return digest.hexdigest()
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

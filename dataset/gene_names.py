@@ -7,6 +7,7 @@ import pandas as pd
 
 from dataset.cell_file import CellFileError
 from dataset.cell_url import CellPath
+from dataset.nearest_names import nearest
 
 ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}G\d{11})(?:\.\d+)?$")
 # Where files keyed by Ensembl id keep the symbols; feature_name is CELLxGENE's.
@@ -27,9 +28,7 @@ def gene_names(
     """
     for key in (gene_id_key, gene_symbol_key):
         if key is not None and key not in var:
-            raise CellFileError(
-                f"{path}: no var column {key!r}; columns: {sorted(map(str, var.columns))}"
-            )
+            raise CellFileError(f"{path}: no var column {key!r}{nearest(key, var.columns)}")
     messages = []
     names = var.index.to_numpy(dtype=str).astype(object)
     ids = names if gene_id_key is None else _filled(var[gene_id_key], names)
@@ -52,6 +51,11 @@ def gene_names(
     symbols = names if gene_symbol_key is None else _filled(var[gene_symbol_key], plain)
     if gene_id_key is None and gene_symbol_key is None:
         symbols = plain
+    if n_unnamed := int((plain == "").sum()):
+        raise CellFileError(
+            f"{path}: {n_unnamed:,} of {len(plain):,} genes have no name: name them, or say which "
+            f"var column has their ids (gene_id_key){nearest('', var.columns)}"
+        )
     if n_duplicates := len(plain) - len(set(plain)):
         named = pd.Series(plain)
         examples = named[named.duplicated()].unique()
@@ -61,6 +65,42 @@ def gene_names(
             "of genes of one name are summed"
         )
     return plain, symbols, messages
+
+
+def merge_genes(
+    files: list[tuple[str, np.ndarray, np.ndarray]], genes: str, messages: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and symbols of the genes of several files, each once.
+
+    Parameters
+    ----------
+    files
+        Name, gene ids and symbols of each.
+    genes
+        ``union`` or ``intersection``.
+    messages
+        What was found is added, for people.
+    """
+    symbol_of: dict[str, str] = {}
+    shared = set(files[0][1])
+    for _, gene_ids, symbols in files:
+        for gene_id, symbol in zip(gene_ids, symbols, strict=True):
+            symbol_of.setdefault(gene_id, symbol)
+        shared &= set(gene_ids)
+    if len(files) > 1:
+        if not shared:
+            firsts = "; ".join(f"{name}: {gene_ids[0]}, ..." for name, gene_ids, _ in files)
+            raise CellFileError(
+                f"the files have no gene in common ({firsts}); expected the same kind of gene "
+                "ids in all: see gene_id_key"
+            )
+        messages.append(
+            f"{len(files)} files: {len(shared):,} genes in all of them, {len(symbol_of):,} in "
+            f"any; the {genes} is used"
+        )
+    chosen = [g for g in symbol_of if genes == "union" or g in shared]
+    chosen_symbols = [symbol_of[g] for g in chosen]
+    return np.array(chosen, dtype=object), np.array(chosen_symbols, dtype=object)
 
 
 def _filled(column: pd.Series, names: np.ndarray) -> np.ndarray:

@@ -45,7 +45,10 @@ def open_matrix(node: Any) -> "CsrRows | CscRows | DenseRows":
     shape = attributes.get("shape", attributes.get("h5sparse_shape"))
     if shape is None or encoding not in ("csr_matrix", "csc_matrix", "csr", "csc"):
         raise EncodingError(f"expected a CSR, CSC or dense matrix, found {encoding!r}")
-    n_rows, n_columns = (int(n) for n in shape)
+    try:
+        n_rows, n_columns = (int(n) for n in shape)
+    except (TypeError, ValueError):
+        raise DamagedError(f"the shape is {shape!r}, expected two numbers") from None
     reader = CsrRows if encoding.startswith("csr") else CscRows
     return reader(node, n_rows, n_columns)
 
@@ -60,6 +63,8 @@ class Starts:
     """
 
     def __init__(self, node: Any, n_major: int) -> None:
+        for part, kinds in (("data", None), ("indices", "iu"), ("indptr", "iu")):
+            _check_vector(part, node[part], kinds)
         self.stored, self.n_entries = node["indptr"], int(node["data"].shape[0])
         if self.stored.shape[0] != n_major + 1:
             raise DamagedError(
@@ -67,12 +72,6 @@ class Starts:
             )
         if node["indices"].shape[0] != self.n_entries:
             raise DamagedError(f"{node['indices'].shape[0]} indices but {self.n_entries} values")
-        # zarr reads a chunk whose file is gone as zeros.
-        for name in ("data", "indices"):
-            expected = getattr(node[name], "nchunks", None)
-            if expected is not None and node[name].nchunks_initialized < expected:
-                missing = expected - node[name].nchunks_initialized
-                raise DamagedError(f"{name}: {missing} chunks missing")
         if int(self.stored[0]) != 0 or int(self.stored[n_major]) != self.n_entries:
             raise DamagedError(f"indptr does not rise from 0 to {self.n_entries}")
         self.first, self.window = 0, np.zeros(0, dtype=np.int64)
@@ -89,6 +88,13 @@ class Starts:
             if not (rising and inside):
                 raise DamagedError(f"indptr does not rise from 0 to {self.n_entries}")
         return self.window[start - self.first : stop - self.first]
+
+
+def _check_vector(name: str, array: Any, kinds: str | None) -> None:
+    if len(getattr(array, "shape", None) or ()) != 1:
+        raise DamagedError(f"{name} is not an array of one dimension")
+    if kinds is not None and array.dtype.kind not in kinds:
+        raise DamagedError(f"{name} holds {array.dtype}, expected whole numbers")
 
 
 def _plain(values: Any) -> np.ndarray:
@@ -127,10 +133,12 @@ class DenseRows:
     """Dense matrix: read a stripe of rows at a time, keep what is not zero."""
 
     def __init__(self, node: Any) -> None:
-        if len(node.shape) != 2:
-            raise DamagedError(f"expected a matrix, found an array of shape {tuple(node.shape)}")
+        if len(node.shape or ()) != 2:
+            raise EncodingError(f"expected a matrix, found an array of shape {node.shape}")
+        if node.dtype.kind not in "biufc":
+            raise EncodingError(f"expected a matrix of numbers, found {node.dtype}")
         self.shape = (int(node.shape[0]), int(node.shape[1]))
-        self.node = node
+        self.node = fast_array(node)
         self.dtype = node.dtype
         # Whole chunks, so that none is inflated twice.
         chunk_rows = node.chunks[0] if node.chunks else 1

@@ -7,6 +7,8 @@ from scipy.sparse import csr_matrix
 
 from dataset.cell_file import CellFileError, named_errors, open_store
 from dataset.matrix_rows import CscRows, Rows, open_matrix
+from dataset.missing_chunks import check_matrix_chunks
+from dataset.nearest_names import nearest
 from dataset.read import CellFile, Cells
 
 PSEUDO_TOTAL = 100_000
@@ -40,10 +42,11 @@ def of_layer(cells: Cells, layer: str) -> Cells:
             layers = sorted(root["layers"]) if "layers" in root else []
             if layer not in layers:
                 raise CellFileError(
-                    f"{file.path}: previous.layer: no layer {layer!r}; layers: "
-                    f"{', '.join(layers) or 'none'}"
+                    f"{file.path}: previous.layer: no layer {layer!r}"
+                    f"{nearest(layer, layers, 'layers')}"
                 )
             with named_errors(file.path, f"opening layers/{layer}"):
+                check_matrix_chunks(root["layers"][layer])
                 by_columns = isinstance(open_matrix(root["layers"][layer]), CscRows)
         settings = {entry.name: getattr(file, entry.name) for entry in fields(file)}
         place = {"counts_location": f"layers/{layer}", "by_columns": by_columns}

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import anndata as ad
 import numpy as np
@@ -26,19 +26,19 @@ from dataset.cell_file import (
 from dataset.cell_names import unique_names
 from dataset.cell_table import CellTable
 from dataset.cell_url import CellPath
-from dataset.count_values import FAULTS, Found, check_counts, describe_values
-from dataset.gene_names import gene_names
+from dataset.clean_names import clean_names
+from dataset.count_values import FAULTS, check_counts
+from dataset.find_counts import find_counts, node_of
+from dataset.gene_names import gene_names, merge_genes
+from dataset.join_columns import ColumnError, compare_columns, join_column
 from dataset.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
+from dataset.nearest_names import nearest, shortened
 from dataset.sources import resolve
 from dataset.stored_table import read_table
 
 __all__ = ["CellFile", "CellFileError", "Cells", "open_cells"]
 
 logger = logging.getLogger(__name__)
-
-# Layers that "auto" looks in, in this order, after X and raw.
-COUNT_LAYERS = ("counts", "raw_counts", "raw", "count", "umi", "umis", "umi_counts", "spliced")
-PEEK_CELLS = 256
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class CellFile:
             matrix: CsrRows | CscRows | DenseRows | None = turned.get(self.path)
             if matrix is None:
                 with named_errors(self.path, f"reading {self.counts_location}"):
-                    matrix = open_matrix(_node(root, self.counts_location))
+                    matrix = open_matrix(node_of(root, self.counts_location))
             for row, end in ranges:
                 what = f"reading {self.counts_location} of cells {row:,} to {end:,}"
                 with named_errors(self.path, what):
@@ -175,7 +175,7 @@ class Cells:
         if len(self.files) == 1:
             merged = self.tables[0].read()
         else:
-            columns = {key: self.column(key) for key in self._columns()}
+            columns = self._readable_columns()
             if "source_file" not in columns:
                 names = [file.path.name for file in self.files]
                 columns["source_file"] = pd.Series(
@@ -188,14 +188,39 @@ class Cells:
     def _columns(self) -> list[str]:
         return list(dict.fromkeys(name for table in self.tables for name in table.columns))
 
-    def column(self, key: str) -> pd.Series:
-        """Read an obs column of all cells, ``(n_cells,)``, or say which ones there are."""
+    def _readable_columns(self) -> dict[str, pd.Series]:
+        columns = {}
+        for key in self._columns():
+            try:
+                columns[key] = self._stored_column(key)
+            except ColumnError as error:
+                logger.warning("%s; it is left out", error)
+        return columns
+
+    def column(self, key: str, *, needs_order: bool = False) -> pd.Series:
+        """Read an obs column of all cells, ``(n_cells,)``, or say which ones there are.
+
+        Texts lose what is invisible in them (see ``clean_names``); ``obs`` has them as stored.
+
+        Parameters
+        ----------
+        key
+            Name of the column.
+        needs_order
+            Raise if files have categories in an order, and it is not known what it is over all.
+        """
+        column, message = clean_names(self._stored_column(key, needs_order=needs_order), key)
+        if message is not None and message not in self.messages:
+            self.messages.append(message)
+            logger.info(message)
+        return column
+
+    def _stored_column(self, key: str, *, needs_order: bool = False) -> pd.Series:
         if key not in self._columns():
-            columns = ", ".join(self._columns()) or "none"
-            names = ", ".join(file.path.name for file in self.files)
-            raise CellFileError(f"{names}: no obs column {key!r}; columns: {columns}")
+            names = shortened([file.path.name for file in self.files])
+            raise CellFileError(f"{names}: no obs column {key!r}{nearest(key, self._columns())}")
         parts = [table.column(key) if key in table.columns else None for table in self.tables]
-        return _join_column(parts, [table.n_cells for table in self.tables])
+        return join_column(key, parts, self.tables, needs_order=needs_order)
 
     def names(self, start: int, stop: int) -> np.ndarray:
         """Return the names of cells ``start`` to ``stop``, ``(n,)``; no two cells share one."""
@@ -307,7 +332,8 @@ def open_cells(
     """
     looks = [_look(path, counts, gene_id_key, gene_symbol_key) for path in resolve(input)]
     messages = [message for look in looks for message in look.messages]
-    gene_ids, gene_symbols = _merge_genes(looks, genes, messages)
+    named = [(look.path.name, look.gene_ids, look.gene_symbols) for look in looks]
+    gene_ids, gene_symbols = merge_genes(named, genes, messages)
     column_of = {gene_id: column for column, gene_id in enumerate(gene_ids)}
     files = []
     for look in looks:
@@ -326,7 +352,7 @@ def open_cells(
             )
         )
     tables = [look.table for look in looks]
-    _compare_columns(tables, messages)
+    compare_columns(tables, messages)
     names = unique_names(tables, messages)
     for message in messages:
         logger.info(message)
@@ -355,10 +381,10 @@ def _look(
     with open_store(path) as root:
         refuse_external_links(root, path)
         table = CellTable.look(root, path)
-        location, found, messages = _find_counts(root, path, counts)
+        location, found, messages = find_counts(root, path, counts)
         var = read_table(root, "raw/var" if location == "raw" else "var", path)
         with named_errors(path, f"opening {location}"):
-            matrix = open_matrix(_node(root, location))
+            matrix = open_matrix(node_of(root, location))
             shape, by_columns = matrix.shape, isinstance(matrix, CscRows)
     if shape != (table.n_cells, len(var)):
         raise CellFileError(
@@ -370,119 +396,3 @@ def _look(
     ids, symbols, gene_messages = gene_names(var, path, gene_id_key, gene_symbol_key)
     messages += gene_messages
     return _Look(path, mark, location, found, by_columns, table, ids, symbols, messages)
-
-
-def _node(root: Any, location: str) -> Any:
-    return root["raw/X" if location == "raw" else location]
-
-
-def _places(root: Any) -> list[str]:
-    """List where the file keeps matrices of cells by genes: X, raw, then its layers."""
-    places = [
-        place for place in ("X", "raw") if (f"{place}/X" if place == "raw" else place) in root
-    ]
-    return (
-        places + [f"layers/{name}" for name in sorted(root["layers"])]
-        if "layers" in root
-        else places
-    )
-
-
-def _inspect(root: Any, path: CellPath, place: str) -> Found:
-    with named_errors(path, f"reading {place}"):
-        matrix = open_matrix(_node(root, place))
-        blocks = matrix.peek(PEEK_CELLS)
-        return describe_values(blocks, rows_are_cells=not isinstance(matrix, CscRows))
-
-
-def _find_counts(root: Any, path: CellPath, counts: str) -> tuple[str, str, list[str]]:
-    places = _places(root)
-    if counts != "auto":
-        place = counts if counts in ("X", "raw") else f"layers/{counts.removeprefix('layers/')}"
-        if place not in places:
-            raise CellFileError(
-                f"{path}: counts: {counts}: no such matrix; the file has {', '.join(places)}"
-            )
-        found = _inspect(root, path, place)
-        if found.kind in ("raw counts", "no values"):
-            return place, found.text, [f"{path.name}: {place} holds {found.text}, as configured"]
-        searched = {place: found}
-    else:
-        searched = {}
-    names = {place.removeprefix("layers/").lower(): place for place in reversed(places)}
-    known: list[str] = [place for place in ("X", "raw") if place in places]
-    known += [names[name] for name in COUNT_LAYERS if names.get(name, "").startswith("layers/")]
-    for place in known + [place for place in places if place not in known]:
-        found = searched.get(place) or _inspect(root, path, place)
-        searched[place] = found
-        if found.kind == "raw counts":
-            break
-    if counts == "auto" and found.kind == "raw counts" and place in known:
-        passed = [f"{p} holds {f.text}" for p, f in searched.items() if p != place]
-        note = f" ({'; '.join(passed)})" if passed else ""
-        return (
-            place,
-            found.text,
-            [f"{path.name}: counts are read from {place}: {found.text}{note}"],
-        )
-    listed = "; ".join(f"{p} holds {f.text}" for p, f in searched.items()) or "no matrix at all"
-    if found.kind == "raw counts":
-        advice = f"say counts: {place.removeprefix('layers/')}, if those are the counts"
-    else:
-        advice = (
-            "nanocell needs raw counts, whole numbers from 0: get the file with the counts in X, "
-            "in raw or in a layer"
-        )
-    raise CellFileError(
-        f"{path}: no raw counts in {counts}. Found: {listed}. What to do: {advice}"
-    )
-
-
-def _merge_genes(
-    looks: list[_Look], genes: str, messages: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    symbol_of: dict[str, str] = {}
-    shared = set(looks[0].gene_ids)
-    for look in looks:
-        for gene_id, symbol in zip(look.gene_ids, look.gene_symbols, strict=True):
-            symbol_of.setdefault(gene_id, symbol)
-        shared &= set(look.gene_ids)
-    if len(looks) > 1:
-        if not shared:
-            firsts = "; ".join(f"{look.path.name}: {look.gene_ids[0]}, ..." for look in looks)
-            raise CellFileError(
-                f"the files have no gene in common ({firsts}); expected the same kind of gene "
-                "ids in all: see gene_id_key"
-            )
-        messages.append(
-            f"{len(looks)} files: {len(shared):,} genes in all of them, {len(symbol_of):,} in "
-            f"any; the {genes} is used"
-        )
-    chosen = [g for g in symbol_of if genes == "union" or g in shared]
-    symbols = [symbol_of[g] for g in chosen]
-    return np.array(chosen, dtype=object), np.array(symbols, dtype=object)
-
-
-def _compare_columns(tables: list[CellTable], messages: list[str]) -> None:
-    columns = dict.fromkeys(column for table in tables for column in table.columns)
-    for table in tables:
-        if lacking := [column for column in columns if column not in table.columns]:
-            messages.append(f"{table.path.name}: no obs columns {', '.join(lacking)}: left empty")
-
-
-def _join_column(parts: list[pd.Series | None], n_cells: list[int]) -> pd.Series:
-    """Put the column of each file (None: it has no such column) one behind the other."""
-    if len(parts) == 1 and parts[0] is not None:
-        return parts[0]
-    dtypes = {str(part.dtype) for part in parts if part is not None}
-    same = len(dtypes) == 1 and not any(part is None for part in parts)
-    if same and dtypes != {"category"}:
-        return pd.Series(np.concatenate([part.to_numpy() for part in parts]))  # type: ignore[union-attr]
-    arrays = [
-        np.full(n, np.nan, dtype=object) if part is None else part.to_numpy(dtype=object)
-        for part, n in zip(parts, n_cells, strict=True)
-    ]
-    values = np.concatenate(arrays)
-    if dtypes == {"category"}:
-        return pd.Series(pd.Categorical(values))
-    return pd.Series(values).infer_objects()

@@ -75,14 +75,21 @@ def resolve(
         return _at_address(CellUrl(text))
     path = Path(text).expanduser()
     if path.exists():
-        return [path]
+        return [_regular(path)]
     if glob.has_magic(text):
         if found := sorted(Path(name) for name in glob.glob(str(path), recursive=True)):
-            return list(found)
+            return [_regular(path) for path in found]
         raise CellFileError(f"{text}: no file matches (looked from {Path.cwd()})")
     raise CellFileError(
         f"{text}: no such file, and no dataset of that name; names: {', '.join(SOURCES)}"
     )
+
+
+def _regular(path: Path) -> CellPath:
+    """Return a file or a folder as it came; a pipe would be waited for without end."""
+    if not (path.is_file() or path.is_dir()):
+        raise CellFileError(f"{path}: a pipe or a device; expected a file on the disk or a folder")
+    return path
 
 
 def _at_address(url: CellUrl) -> list[CellPath]:

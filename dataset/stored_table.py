@@ -17,8 +17,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dataset.cell_file import CellFileError, DamagedError, EncodingError, named_errors
+from dataset.cell_file import (
+    CellFileError,
+    ColumnError,
+    DamagedError,
+    EncodingError,
+    named_errors,
+)
 from dataset.cell_url import CellPath, CellUrl
+from dataset.missing_chunks import check_column_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +47,19 @@ def index_of(node: Any) -> Any:
     return node[as_text(node.attrs["_index"])]
 
 
+def check_index(node: Any) -> int:
+    """Return how many rows a table that is read by column has; raise if names are not whole."""
+    index = index_of(node)
+    texts = index["values"] if _encoding(index) == MASKED_STRINGS else index
+    check_column_chunks(index, zeros_possible=True)
+    check_column_chunks(texts, zeros_possible=not _holds_strings(texts))
+    return n_rows(index)
+
+
 def column_names(node: Any) -> tuple[str, ...]:
     """Return the names of the columns, in order."""
-    names = tuple(as_text(name) for name in node.attrs["column-order"])
+    order = node.attrs["column-order"]
+    names = () if isinstance(order, h5py.Empty) else tuple(map(as_text, np.atleast_1d(order)))
     if lacking := [name for name in names if name not in node]:
         raise DamagedError(f"no column {lacking[0]!r}")
     return names
@@ -65,7 +82,10 @@ def read_texts(column: Any, start: int, stop: int) -> NDArray[np.object_]:
     """Read entries ``start`` to ``stop`` as strings, ``(n,)``; None where one is missing."""
     if _encoding(column) == MASKED_STRINGS:
         texts = _strings(column["values"], start, stop)
-        texts[np.asarray(column["mask"][start:stop], dtype=bool)] = None
+        missing = np.asarray(column["mask"][start:stop], dtype=bool)
+        if missing.shape != texts.shape:
+            raise DamagedError(f"a mask of {len(missing)} values for {len(texts)} strings")
+        texts[missing] = None
         return texts
     if _holds_strings(column):
         return _strings(column, start, stop)
@@ -113,24 +133,23 @@ def read_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
     with named_errors(path, f"reading {key}"):
         node = root[key]
         if not is_by_column(node):
-            table = _old_table(root, key, path)
+            try:
+                table = _old_table(root, key, path)
+            except EncodingError as error:
+                raise CellFileError(f"{path}: {key} {error}") from error
             table.index = _named(table.index.to_numpy(dtype=object), 0, key)
             return table
-        index = index_of(node)
-        names = _named(read_texts(index, 0, n_rows(index)), 0, key)
+        names = _named(read_texts(index_of(node), 0, check_index(node)), 0, key)
+        stored = column_names(node)
     columns = {}
-    for name in column_names(node):
+    for name in stored:
         try:
             columns[name] = read_column(node, name, len(names), key, path)
-        except UnknownColumn as error:
+        except ColumnError as error:
             logger.warning("%s; it is left out", error)
     table = pd.DataFrame(columns, index=range(len(names)))
     table.index = names
     return table
-
-
-class UnknownColumn(CellFileError):
-    """A column has an encoding that is not known here; the rest of the file can be used."""
 
 
 def read_column(table: Any, name: str, n: int, key: str, path: CellPath) -> pd.Series:
@@ -138,16 +157,17 @@ def read_column(table: Any, name: str, n: int, key: str, path: CellPath) -> pd.S
 
     Raises
     ------
-    UnknownColumn
+    ColumnError
         If its encoding is not known here.
     CellFileError
         If it is damaged.
     """
     with named_errors(path, f"reading {key} {name!r}"):
+        check_column_chunks(table[name], zeros_possible=True)
         try:
             values = read_values(table[name])
         except EncodingError as error:
-            raise UnknownColumn(f"{path}: {key} column {name!r} {error}") from error
+            raise ColumnError(f"{path}: {key} column {name!r} {error}") from error
         if len(values) != n:
             raise DamagedError(f"{len(values)} values for {n} rows")
     is_strings = isinstance(values, np.ndarray) and values.dtype == object
@@ -208,7 +228,7 @@ def _by_anndata(node: Any) -> Any:
                 raise
             kind, version = _unknown_encoding(node)
             raise EncodingError(
-                f"has the encoding {kind!r} {version}, which anndata "
+                f"has the encoding {kind!r} {version or 'without a version'}, which anndata "
                 f"{metadata.version('anndata')} does not read: upgrade anndata, or leave it out"
             ) from error
 
@@ -228,15 +248,17 @@ def _unknown_encoding(node: Any) -> tuple[str, str]:
 
 def _old_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
     node = root[key]
+    check_column_chunks(node, zeros_possible=True)
     if not hasattr(node, "dtype"):
         table = _by_anndata(node)
         if not isinstance(table, pd.DataFrame):
             raise EncodingError(
-                f"{key} is a {type(table).__name__}, expected a table: write the file anew with "
-                "anndata"
+                f"is a {type(table).__name__}, expected a table: write the file anew with anndata"
             )
         return table.copy()
     # Before anndata 0.7 a table was one compound array.
+    if not getattr(node.dtype, "names", None):
+        raise EncodingError("is an array, expected a table: write the file anew with anndata")
     if isinstance(path, CellUrl):
         raise CellFileError(
             f"{path}: written before anndata 0.7, and such a file is read from a disk alone: "

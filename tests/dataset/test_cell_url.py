@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +144,81 @@ def test_what_is_told_of_an_address():
     assert CellUrl("zip://in/a.h5ad::s3://bucket/b.zip").name == "a.h5ad"
     assert pickle.loads(pickle.dumps(url)) == url
     assert len({url, CellUrl(url.url)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://host/a.h5ad?signature=sesame&x=1", "https://host/a.h5ad"),
+        ("https://anna:sesame@host/a.h5ad", "https://host/a.h5ad"),
+        ("https://anna:sesame@host:80/a.h5ad?token=sesame", "https://host:80/a.h5ad"),
+        ("https://sesame@host/a.h5ad", "https://host/a.h5ad"),
+        ("s3://KEY:ses/ame@bucket/a.h5ad", "s3://bucket/a.h5ad"),
+        (
+            "simplecache::https://anna:sesame@host/a.h5ad?sesame",
+            "simplecache::https://host/a.h5ad",
+        ),
+        ("zip://a.h5ad::https://host/b.zip?sesame", "zip://a.h5ad::https://host/b.zip"),
+        ("s3://bucket/cells@v1/a.h5ad", "s3://bucket/cells@v1/a.h5ad"),
+        ("https://host:80/cells@v1/a.h5ad", "https://host:80/cells@v1/a.h5ad"),
+    ],
+)
+def test_what_is_secret_in_an_address_is_not_shown(url, shown):
+    assert str(CellUrl(url)) == shown
+    assert "sesame" not in repr(CellUrl(url))
+    config = PreprocessConfig(
+        name="set", input=[url], label_key="type", tokenizer={"kind": "rank", "n_tokens": 8}
+    )
+    assert "sesame" not in config.to_yaml()
+    assert shown in config.to_yaml()
+    assert config.input == [url]  # it is read with the key
+
+
+class Leaks(MemoryFileSystem):
+    """A file system whose errors quote all of an address, in a text that comes later, too."""
+
+    protocol = "leaks"
+
+    def info(self, path, **_):
+        try:
+            raise PermissionError(f"403 for url https://anna:sesame@host{path}?key=sesame")
+        except PermissionError as error:
+            raise OSError(f"cannot get {path}: sesame is wrong, {error}") from error
+
+
+@pytest.mark.parametrize("use", [open_cells, lambda url: file_sha256(CellUrl(url))])
+def test_what_is_secret_in_an_address_is_in_no_message(use):
+    fsspec.register_implementation("leaks", Leaks, clobber=True)
+    url = "leaks://anna:sesame@host/a.h5ad?key=sesame"
+    with pytest.raises(CellFileError, match=r"^leaks://host/a\.h5ad: .*cannot get") as raised:
+        use(url)
+    assert "sesame" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_nothing_secret_is_written(put, cells, tmp_path):
+    path = put(cells)
+    config = PreprocessConfig(
+        name="set",
+        input=f"keyed://anna:sesame@atlas/{path.name}?key=sesame",
+        label_key="cell_type",
+        quality_control={"min_genes": 5},
+        tokenizer={"kind": "rank", "n_tokens": 24},
+        data_dir=str(tmp_path / "data"),
+    )
+
+    class Keyed(MemoryFileSystem):
+        protocol = "keyed"
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            path = path.removeprefix("keyed://").partition("?")[0].rpartition("@")[2]
+            return f"/{path.lstrip('/')}"
+
+    fsspec.register_implementation("keyed", Keyed, clobber=True)
+    folder = encode(config, progress=False)
+    for written in folder.rglob("*"):
+        assert not written.is_file() or b"sesame" not in written.read_bytes()
+    assert encode(config, progress=False) == folder  # it is known again
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import subprocess
 import zipfile
 from urllib.error import URLError
@@ -30,6 +31,13 @@ def test_paths_globs_and_lists(tmp_path):
         resolve([a, f"{tmp_path}/*.h5ad"])
     with pytest.raises(CellFileError, match="empty list"):
         resolve([])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "cells.h5ad")
+    for input in (tmp_path / "cells.h5ad", f"{tmp_path}/*.h5ad"):
+        with pytest.raises(CellFileError, match=r"cells\.h5ad: a pipe or a device; expected"):
+            resolve(input)
 
 
 def test_synthetic_cells_are_reproducible_counts():
