@@ -14,7 +14,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator
 
 # Threads that wait for work sleep. Spinning, they fight over the cores with whatever else runs:
@@ -23,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -52,6 +52,7 @@ from training.alarms import (
 from training.augment import augment
 from training.baseline import fit_baseline
 from training.checkpoint import CheckpointError
+from training.clock import Clock
 from training.counter_random import update_key
 from training.curve import Curve
 from training.distributed import (
@@ -69,7 +70,7 @@ from training.predict import Fitted, predict
 from training.run_folder import RunFolder, RunFolderError, environment
 from training.sharding import share
 from training.state import Training
-from training.tracking import Tracker, leave
+from training.tracking import MetricsError, Tracker, leave
 
 logger = logging.getLogger("train")
 LOG_EVERY = 10  # optimiser updates between two points of the training curve
@@ -79,6 +80,7 @@ USER_ERRORS = (
     EncodedFolderError,
     RunFolderError,
     CheckpointError,
+    MetricsError,
     TrainingError,
     OSError,
 )
@@ -116,23 +118,35 @@ def training_updates(
 
 
 def build_network(config: TrainConfig, data: EncodedFolder) -> nn.Module:
-    """Build the network for this folder's vocabulary and classes, at its starting point."""
+    """Build the network for this folder's vocabulary and classes."""
     torch.manual_seed(config.seed)
-    network = config.model.build(
+    return config.model.build(
         n_vocabulary=data.vocabulary.n_tokens,
         n_classes=len(data.class_names),
         n_tokens=data.n_tokens,
         n_segments=data.n_segments,
     )
+
+
+def start_from_cells(
+    network: nn.Module, config: TrainConfig, data: EncodedFolder, clock: Clock
+) -> None:
+    """Fit on the training cells what starts from them."""
     cells = data.split("train")
 
+    def read_expression() -> tuple[csr_matrix, np.ndarray]:
+        with clock.paused():
+            return data.expression("train")
+
     def read_cells(n_most: int) -> Batch:
-        rows = np.linspace(0, len(cells) - 1, min(n_most, len(cells))).astype(int)
-        return to_device(collate(NpyDataset(cells).__getitems__(rows)), "cpu")
+        with clock.paused():
+            rows = np.linspace(0, len(cells) - 1, min(n_most, len(cells))).astype(int)
+            return to_device(collate(NpyDataset(cells).__getitems__(rows)), "cpu")
 
     rng = np.random.default_rng(config.seed)
-    config.model.initialize(network, lambda: data.expression("train"), read_cells, rng)
-    return network
+    with clock.running():
+        config.model.initialize(network, read_expression, read_cells, rng)
+    clock.start_seconds = clock.seconds
 
 
 # ========================================================================== evaluate
@@ -152,13 +166,16 @@ def fit_network(
     """Train until val macro-F1 stops rising; leave the network as it was at its best."""
     optim, val = config.optim, data.split("val")
     refuse_batches(optim, data.n_tokens, ranks.world_size)
-    network = build_network(config, data)
+    network, clock = build_network(config, data), Clock()
+    is_begun = share(run.checkpoint.exists(), ranks)
+    if not is_begun:
+        start_from_cells(network, config, data, clock)
     model = wrap(network, ranks, config.parallel, config.precision)
     if config.compile:
         compile_blocks(network)
     optimizer = make_optimizer(network, lr=optim.lr, weight_decay=optim.weight_decay)
-    training = Training(network, model, optimizer, ranks)
-    if share(run.checkpoint.exists(), ranks):
+    training = Training(network, model, optimizer, ranks, clock=clock)
+    if is_begun:
         training.resume(run.checkpoint)
         tracker.forget_after(training.step)
         logger.info("%s: carrying on after epoch %d", run.partial, training.epoch)
@@ -170,25 +187,28 @@ def fit_network(
             if training.epoch - training.best_epoch > optim.patience:
                 logger.info("val macro-F1 has not risen for %d epochs: stopping", optim.patience)
                 break
-            start = time.perf_counter()
-            train_epoch(training, config, data, tracker, bar)
-            probabilities = predict(network, val, config, ranks).probabilities
-            refuse_what_is_no_number(probabilities, training.epoch)
+            with training.clock.running():
+                train_epoch(training, config, data, tracker, bar)
+                probabilities = predict(network, val, config, ranks).probabilities
+            refuse_what_is_no_number(f"epoch {training.epoch + 1}: the answers", probabilities)
             scores = score(val.labels, probabilities)
             tracker.log({f"val/{name}": value for name, value in scores.items()}, training.step)
             warn_of_collapse(probabilities, data.class_names, training.epoch)
             training.rate((scores["macro_f1"], -scores["log_loss"]))  # ties: the lower loss
             training.epoch += 1
-            training.seconds += time.perf_counter() - start
             training.save(run.checkpoint)
     training.return_to_best()
+    clock = training.clock
     return Fitted(
         val=predict(network, val, config, ranks),
         test=predict(network, data.split("test"), config, ranks),  # read here and nowhere else
         weights={name: t.numpy() for name, t in training.best_weights.items()},
         facts={
-            "seconds": round(training.seconds, 2),
-            "cells_per_second": round(training.epoch * n_train / training.seconds, 1),
+            "seconds": round(clock.seconds, 2),
+            "start_seconds": round(clock.start_seconds, 2),
+            "cells_per_second": round(
+                training.epoch * n_train / (clock.seconds - clock.start_seconds), 1
+            ),
             "best_epoch": training.best_epoch + 1,
             "n_parameters": sum(p.numel() for p in network.parameters()),
         },
@@ -209,13 +229,14 @@ def train_epoch(
         class_weights = balanced_class_weights(cells.labels, len(data.class_names))
         class_weights = class_weights.to(ranks.device)
     training.network.train()
-    curve = Curve(training.network, config.precision, ranks)
+    with training.clock.paused():  # on a card its speed is measured, the first time
+        curve = Curve(training.network, config.precision, ranks)
     for update in training_updates(data, config, training.epoch, ranks):
         seed_everything(config.seed, training.step, ranks.rank)
         key = update_key(config.seed, training.step)
         for i, some in enumerate(update.batches):
             # Read here: rows come out of a memory map faster than from a worker process.
-            with curve.waiting():
+            with curve.waiting(), training.clock.paused():
                 batch = collate(rows.__getitems__(some))
             batch = to_device(batch, ranks.device)
             batch = augment(batch, medians, key=key, **dict(config.augment))
@@ -270,6 +291,12 @@ def write_results(
     tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
     run.finish(metrics | fitted.facts | hashes | {"seed": config.seed} | environment(ranks.device))
+    if run.data_were_replaced(data):
+        logger.warning(
+            "%s: was encoded again or moved while this run trained; the run is of the cells that "
+            "it began with",
+            data.path,
+        )
     for name in ("val", "test"):
         shown = (metrics[name]["accuracy"], metrics[name]["macro_f1"])
         logger.info("%s: %s accuracy %.4f, macro-F1 %.4f", run.final, name, *shown)

@@ -1,6 +1,7 @@
 # make demo   real cells from the package index, tokens, training, tables, annotated cells
-# make test   every check, as CI runs it
+# make test   every check
 # make clean  forget the demo's data and runs (the environment stays)
+# Another Python: make test PYTHON=python3.13 VENV=.venv313
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ export PYTHONUNBUFFERED = 1
 
 # ---------------------------------------------------------------- set up
 $(READY): requirements.txt tests/requirements.txt dataset/requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and "nanocell needs Python 3.11 to 3.13, found %d.%d: make PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and "nanocell needs Python 3.11 to 3.13, $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.13" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
 	touch $@
@@ -53,16 +54,50 @@ runs/annotated.h5ad: runs/RESULTS.md
 clean:
 	rm -rf data/$(NAME)_rank runs
 
+# ---------------------------------------------------------------- three more data sets
+# make sets CELLS=folder   three seeds of configs/train/example.yaml and the logistic regression, on
+# worm_embryo_timecourse.h5ad, zeisel_cortex_4000.h5ad and pbmc3k_labelled.h5ad of that folder
+CELLS ?= data/cells
+SETS := worm_embryo zeisel_fine pbmc3k
+SEEDS := 0 1 2
+transformers = $(foreach seed,$(SEEDS),runs/sets/transformer_$(1)_seed$(seed)/metrics.json)
+
+sets: runs/sets/RESULTS.md
+
+data/cells:
+	@test -d "$(CELLS)" || { echo "no folder of cells at $(CELLS): make sets CELLS=folder"; exit 1; }
+	mkdir -p data && ln -s "$(abspath $(CELLS))" $@
+
+data/%_rank/meta.json: configs/preprocess/%_rank.yaml | $(READY) data/cells
+	$(call papermill,01_preprocess_sc_data.ipynb,$(BOOKS)/01_$*.ipynb,-p config $<)
+
+runs/sets/logistic_regression_%/metrics.json: data/%_rank/meta.json
+	$(BIN)/python 02_train_model.py --config configs/train/logistic_regression_$(NAME).yaml \
+		name=logistic_regression_$* data=data/$*_rank runs_dir=runs/sets
+
+$(call transformers,%): data/%_rank/meta.json
+	for seed in $(SEEDS); do $(BIN)/python 02_train_model.py --config configs/train/example.yaml \
+		name=transformer_$*_seed$$seed seed=$$seed data=data/$*_rank runs_dir=runs/sets || exit 1; done
+
+runs/sets/RESULTS.md: $(foreach set,$(SETS),runs/sets/logistic_regression_$(set)/metrics.json $(call transformers,$(set)))
+	$(call papermill,03_compile_evaluation_metrics.ipynb,$(BOOKS)/03_sets.ipynb,-p runs runs/sets -p output $@)
+
+.PHONY: sets
+
 # ---------------------------------------------------------------- checks
-test: $(READY)
+test: lint pytest
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pytest: $(READY)
 	$(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test clean
+.PHONY: setup demo test lint pytest clean
 
 # ---------------------------------------------------------------- speed and scale
 PEERS := $(VENV)/peers

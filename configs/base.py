@@ -1,14 +1,20 @@
 """The one config base: frozen, refuses unknown keys, read from YAML and ``key=value`` words."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from configs.user_error import UserError
+from configs.yaml_text import YAMLTextError, parse_yaml, read_yaml
 
-class ConfigError(ValueError):
+MOST_SHOWN = 80  # characters of a value in a sentence
+
+
+class ConfigError(UserError):
     """A config file is missing, is not YAML, or says something that cannot be."""
 
 
@@ -19,7 +25,9 @@ class Config(BaseModel):
     fields is a validator on the class that owns them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @classmethod
     def load(cls, path: str | Path, overrides: list[str] | None = None) -> Self:
@@ -39,11 +47,11 @@ class Config(BaseModel):
         """
         path = Path(path)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = read_yaml(path)
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such config file") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+        except YAMLTextError as error:
+            raise ConfigError(f"{path}: {error}") from None
         if not isinstance(values, dict):
             found = type(values).__name__
             raise ConfigError(f"{path}: expected 'key: value' lines, found {found}")
@@ -52,7 +60,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            lines = [_describe(e) for e in error.errors()]
+            lines = [_describe(e, cls) for e in error.errors()]
             raise ConfigError(f"{path}:\n  " + "\n  ".join(lines)) from None
 
     def to_yaml(self) -> str:
@@ -66,14 +74,16 @@ def _assign(values: dict, override: str) -> None:
         raise ConfigError(f"override {override!r}: expected key=value, such as optim.lr=1e-4")
     *parents, last = key.strip().split(".")
     for parent in parents:
-        child = values.setdefault(parent, {})
+        if values.get(parent) is None:  # absent, or a heading with nothing below it
+            values[parent] = {}
+        child = values[parent]
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
         values = child
     try:
-        values[last] = _number(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+        values[last] = _number(parse_yaml(text))
+    except YAMLTextError as error:
+        raise ConfigError(f"override {override!r}: the value {error}") from None
 
 
 def _number(value: object) -> object:
@@ -86,7 +96,62 @@ def _number(value: object) -> object:
     return value
 
 
-def _describe(error: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
-    found = "" if error["type"] == "missing" else f" (found {error['input']!r})"
+def _describe(error: Mapping[str, Any], config: type[BaseModel]) -> str:
+    keys, section = _resolve(error["loc"], config)
+    where = ".".join(keys) or "(whole file)"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such key{_did_you_mean(keys, section, config)}"
+    shown = repr(error["input"])
+    if len(shown) > MOST_SHOWN:
+        shown = shown[:MOST_SHOWN] + "..."
+    found = "" if error["type"] == "missing" else f" (found {shown})"
     return f"{where}: {error['msg']}{found}"
+
+
+def _resolve(
+    location: tuple[int | str, ...], config: type[BaseModel]
+) -> tuple[list[str], type[BaseModel] | None]:
+    """Follow an error's location; return the keys as the user wrote them, and the last's section.
+
+    Where a section is one of several classes, pydantic puts its ``kind`` between the keys.
+    """
+    keys: list[str] = []
+    section: type[BaseModel] | None = config
+    choices: list[type[BaseModel]] = []
+    for place, part in enumerate(location):
+        chosen = [c for c in choices if c.model_fields["kind"].default == part]
+        if chosen:
+            section, choices = chosen[0], []
+            continue
+        keys.append(str(part))
+        if place == len(location) - 1:
+            break
+        field = section.model_fields.get(str(part)) if section is not None else None
+        sections = [] if field is None else _sections(field.annotation)
+        section, choices = (sections[0], []) if len(sections) == 1 else (None, sections)
+    return keys, section
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Return the config classes that a field's type allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections(part)]
+
+
+def _did_you_mean(
+    keys: list[str], section: type[BaseModel] | None, config: type[BaseModel]
+) -> str:
+    """Name the nearest key of the same section, or the same key of another one."""
+    *parents, key = keys
+    own = [] if section is None else list(section.model_fields)
+    near = [".".join([*parents, name]) for name in get_close_matches(key, own, n=1)]
+    if not near:
+        near = [
+            f"{name}.{key}"
+            for name, field in config.model_fields.items()
+            if any(key in inner.model_fields for inner in _sections(field.annotation))
+        ]
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; there are {', '.join(own)}" if own else ""

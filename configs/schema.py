@@ -20,6 +20,13 @@ class QualityControlConfig(Config):
     mitochondrial_prefix: str = Field(default="MT-", description="matched ignoring case")
     scrublet: bool = Field(default=False, description="score doublets with Scrublet, per batch")
     max_doublet_score: float | None = Field(default=None, gt=0, le=1)
+    max_dropped_fraction: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="largest share of the cells that may be dropped, by these thresholds or for "
+        "their labels: more is an error that says which setting does it",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "QualityControlConfig":
@@ -41,7 +48,7 @@ class SplitConfig(Config):
     test: list[str] | None = Field(default=None, description="groups of test; null: by seed")
     val_fraction: float = Field(default=0.15, gt=0, lt=1, description="share of the cells")
     test_fraction: float = Field(default=0.20, gt=0, lt=1, description="share of the cells")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _check(self) -> "SplitConfig":
@@ -76,7 +83,10 @@ class PreprocessConfig(Config):
     organism: str | None = None
     ignore_labels: list[str] = Field(default=[], description="labels that are not a cell type")
     min_cells_per_class: int = Field(
-        default=3, ge=2, description="rarer types are dropped, and listed"
+        default=3,
+        ge=2,
+        description="fewest train cells of a type; the cells of rarer types are dropped, and "
+        "listed",
     )
     quality_control: QualityControlConfig = QualityControlConfig()
     split: SplitConfig = SplitConfig()

@@ -21,6 +21,7 @@ import hdf5plugin  # noqa: F401  registers the zstd, lz4 and blosc filters with 
 import zarr
 from zarr.storage import FsspecStore
 
+from configs.user_error import UserError
 from dataset.cell_url import CellPath, CellUrl
 
 # What h5py, zarr and anndata raise on a file that is damaged or cut short.
@@ -44,7 +45,7 @@ UNKNOWN_FORMAT = re.compile(
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-class CellFileError(ValueError):
+class CellFileError(UserError):
     """A file of cells cannot be used; the message names it and says what to do."""
 
 

@@ -11,11 +11,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from configs.schema import PreprocessConfig
-from dataset.encoded_folder import SPLITS
+from dataset.cut_list import cut_list
+from dataset.doublets import drop_doublets, score_doublets
+from dataset.encode_error import EncodeError
+from dataset.encoded_layout import SPLITS
 from dataset.history import order_time_points, time_names
-from dataset.quality_control import Measures, Reasons, drop_cells, drop_labels, score_doublets
+from dataset.quality_control import Measures, drop_cells, drop_rare_types, drop_unlabelled
 from dataset.read import Cells
+from dataset.reasons import Reasons
 from dataset.split import split_cells
+
+FEWEST_DISTINCT = 20  # below, every cell may have a type of its own: too few to call it a mistake
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class ChosenCells:
     batch: pd.Categorical  # (n,)
     time: pd.Categorical | None  # (n,)
     time_points: list[str]  # in order
-    class_names: list[str]  # of train cells, sorted
+    class_names: list[str]  # those with enough train cells, sorted
     reasons: Reasons  # of all cells of the files
     doublet_score: NDArray[np.float64] | None  # (n,)
     messages: list[str]
@@ -41,75 +47,120 @@ class ChosenCells:
         return np.flatnonzero(self.split.codes == SPLITS.index(name))
 
 
-def choose_cells(cells: Cells, measures: Measures, config: PreprocessConfig) -> ChosenCells:
+@dataclass(frozen=True)
+class Annotations:
+    """What obs says of all cells; small numbers, as in ``ChosenCells``."""
+
+    labels: pd.Categorical  # (n_cells,)
+    batch: pd.Categorical | None  # (n_cells,)
+    groups: pd.Categorical | None  # (n_cells,), of split.key
+    times: pd.Series | None  # (n_cells,)
+
+    @classmethod
+    def read(cls, cells: Cells, config: PreprocessConfig) -> "Annotations":
+        """Read the columns that the config names, before any count is looked at.
+
+        Raises
+        ------
+        CellFileError
+            If there is no such column.
+        EncodeError
+            If the labels name cells, not types.
+        """
+        key = config.label_key
+        labels = categories(cells.column(key), strip=True)
+        n_distinct, n_labelled = len(labels.categories), int((labels.codes >= 0).sum())
+        if n_distinct > max(FEWEST_DISTINCT, n_labelled / 2):
+            raise EncodeError(
+                f"label_key {key!r} has {n_distinct:,} distinct values for {n_labelled:,} cells: "
+                f"{cut_list(labels.categories, most=3)}; expected cell types, each of many cells: "
+                "name another obs column"
+            )
+        column = {None: None} | {
+            key: categories(cells.column(key))
+            for key in (config.batch_key, config.split.key)
+            if key is not None
+        }
+        times = None
+        if config.time_key is not None:
+            times = cells.column(config.time_key, needs_order=True)
+        return cls(
+            labels=labels,
+            batch=column[config.batch_key or config.split.key],
+            groups=column[config.split.key],
+            times=times,
+        )
+
+
+def choose_cells(
+    cells: Cells, obs: Annotations, measures: Measures, config: PreprocessConfig
+) -> ChosenCells:
     """Apply quality control, drop what cannot be learned from, and split the rest.
 
     Nothing here looks at a count: only at obs and at the measures of each cell.
+
+    Which train cells there are, and of which types, does not follow from the labels of val and
+    test cells where whole groups are held out: groups are chosen by the number of their cells,
+    a type must have ``min_cells_per_class`` of them in train, doublets are scored within a split.
+    Split by cells, every label counts: the split is stratified by it.
 
     Parameters
     ----------
     cells
         The cells; their counts are read again only to score doublets.
-    measures
+    obs, measures
         Of all cells.
     config
         Keys, thresholds, split.
+
+    Raises
+    ------
+    EncodeError
+        If too many cells would be dropped, or a split would have none.
     """
+    quality, fewest = config.quality_control, config.min_cells_per_class
     messages: list[str] = []
-    n_cells = cells.n_cells
-    batch_key = config.batch_key or config.split.key
-    batch = None if batch_key is None else categories(cells.column(batch_key))
-    labels = categories(cells.column(config.label_key), strip=True)
+    reasons = Reasons(cells.n_cells)
+    drop_cells(reasons, measures, quality)
+    for key, missing in _missing(obs, config).items():
+        reasons.drop(missing, f"no {key}", f"{key!r} without a value", f"fill obs {key!r}")
+    fit = reasons.kept  # whatever their labels
+    drop_unlabelled(reasons, obs.labels, config.label_key, config.ignore_labels)
+    if obs.groups is None:  # every split needs cells of a type
+        n_of_type = _count(obs.labels, reasons.kept)
+        drop_rare_types(reasons, obs.labels, n_of_type, fewest, "cells")
+    reasons.check_share(quality.max_dropped_fraction)
+    if not reasons.kept.any():
+        raise EncodeError(f"{config.name}: no cell is left. Dropped: {reasons}")
+
+    split = _split(obs, fit, reasons.kept, config)
     scores = None
-    if config.quality_control.scrublet:
-        scores, notes = score_doublets(cells, measures.total_counts, batch, seed=config.split.seed)
+    if quality.scrublet:
+        scores, notes = score_doublets(cells, fit, split, obs.batch, seed=config.split.seed)
         messages += notes
-    reasons = Reasons(n_cells)
-    drop_cells(reasons, measures, config.quality_control, scores)
-    times = None if config.time_key is None else cells.column(config.time_key, needs_order=True)
-    if times is not None:
-        reasons.drop(times.isna().to_numpy(), f"no {config.time_key}")
-    for key in dict.fromkeys((config.batch_key, config.split.key)):
-        if key:
-            values = batch if key == batch_key and batch is not None else cells.column(key)
-            reasons.drop(np.asarray(pd.isna(values)), f"no {key}")
-    ignore, fewest = config.ignore_labels, config.min_cells_per_class
-    drop_labels(reasons, labels, ignore=ignore, min_cells=fewest)
+        drop_doublets(reasons, scores, quality)
+    n_of_type = _count(obs.labels, reasons.kept & (split == SPLITS.index("train")))
+    drop_rare_types(reasons, obs.labels, n_of_type, fewest, "train cells")
+    reasons.check_share(quality.max_dropped_fraction)
+
     rows = np.flatnonzero(reasons.kept)
-    if not len(rows):
-        raise ValueError(f"{config.name}: no cell is left. Dropped: {reasons}")
-
-    groups = None if config.split.key is None else categories(cells.column(config.split.key))
-    split = split_cells(labels[rows], None if groups is None else groups[rows], config.split)
-    learned = np.bincount(labels.codes[rows[split == "train"]], minlength=len(labels.categories))
-    class_names = sorted(labels.categories[learned > 0])
-    seen = np.ones(len(rows), dtype=bool)
-    for label in sorted(set(labels.categories) - set(class_names)):
-        seen &= labels[rows] != label
-        reasons.drop(labels == label, f"type {label!r}: not in train")
-    rows, split = rows[seen], split[seen]
-
-    for name in SPLITS:
-        if not (split == name).any():
-            raise ValueError(
-                f"{config.name}: {name} has no cells; change the split in the config. "
-                f"Dropped: {reasons}"
-            )
-    if len(class_names) < 2:
-        raise ValueError(f"{config.name}: one cell type only ({class_names[0]!r}) in train")
-    if n_dropped := n_cells - len(rows):
-        messages.append(f"{n_dropped:,} of {n_cells:,} cells dropped: {reasons}")
+    class_names = sorted(obs.labels.categories[n_of_type >= fewest])
+    _check_splits(split[rows], class_names, config, reasons)
+    if n_dropped := cells.n_cells - len(rows):
+        messages.append(f"{n_dropped:,} of {cells.n_cells:,} cells dropped: {reasons}")
+    batch = obs.batch
     if batch is None:
         batch = pd.Categorical.from_codes(
-            np.zeros(n_cells, dtype=np.int8), pd.Index(["all"], dtype=object)
+            np.zeros(cells.n_cells, dtype=np.int8), pd.Index(["all"], dtype=object)
         )
     return ChosenCells(
         rows=rows,
-        split=split,
-        labels=labels[rows].set_categories(class_names),
+        split=pd.Categorical.from_codes(split[rows], pd.Index(SPLITS, dtype=object)),
+        labels=obs.labels[rows].set_categories(class_names),
         batch=batch[rows],
-        time=None if times is None else _time_points(times[rows]),
-        time_points=[] if times is None else order_time_points(times[rows]),
+        time=None if obs.times is None else _time_points(obs.times[rows]),
+        # Of all cells, or who is dropped for a label would change what the others' pasts are.
+        time_points=[] if obs.times is None else order_time_points(obs.times),
         class_names=class_names,
         reasons=reasons,
         doublet_score=None if scores is None else scores[rows],
@@ -117,12 +168,69 @@ def choose_cells(cells: Cells, measures: Measures, config: PreprocessConfig) -> 
     )
 
 
+def _missing(obs: Annotations, config: PreprocessConfig) -> dict[str, NDArray[np.bool_]]:
+    """Say of each column that has to be known, by its name, where it is not."""
+    missing = {}
+    if obs.times is not None and config.time_key is not None:
+        missing[config.time_key] = obs.times.isna().to_numpy()
+    for key, values in ((config.batch_key, obs.batch), (config.split.key, obs.groups)):
+        if key is not None and values is not None:
+            missing[key] = values.codes < 0
+    return missing
+
+
+def _count(labels: pd.Categorical, which: NDArray[np.bool_]) -> NDArray[np.int64]:
+    codes = labels.codes[which & (labels.codes >= 0)]
+    return np.bincount(codes, minlength=len(labels.categories))
+
+
+def _split(
+    obs: Annotations,
+    fit: NDArray[np.bool_],
+    labelled: NDArray[np.bool_],
+    config: PreprocessConfig,
+) -> NDArray[np.int8]:
+    """Return each cell's place in ``SPLITS``, -1 where it is in none: ``(n_cells,)``.
+
+    Groups are split by their cells that are ``fit``, labelled or not; a group without any
+    labelled cell has nothing to give.
+    """
+    chosen = labelled
+    if obs.groups is not None:
+        has_labels = _count(obs.groups, labelled) > 0
+        chosen = fit & has_labels[obs.groups.codes]
+    rows = np.flatnonzero(chosen)
+    groups = None if obs.groups is None else obs.groups[rows]
+    split = np.full(len(fit), -1, dtype=np.int8)
+    split[rows] = split_cells(obs.labels[rows], groups, config.split).codes
+    return split
+
+
+def _check_splits(
+    split: NDArray[np.int8], class_names: list[str], config: PreprocessConfig, reasons: Reasons
+) -> None:
+    """Raise if there is nothing to train on, choose by, or judge by."""
+    for code, name in enumerate(SPLITS):
+        if not (split == code).any():
+            raise EncodeError(
+                f"{config.name}: {name} has no cells; change the split in the config. "
+                f"Dropped: {reasons}"
+            )
+    if len(class_names) < 2:
+        raise EncodeError(
+            f"{config.name}: one cell type only ({class_names[0]!r}) in train; expected two or "
+            f"more: name another label_key, or another split. Dropped: {reasons}"
+        )
+
+
 def categories(values: pd.Series, *, strip: bool = False) -> pd.Categorical:
     """Return values as text categories, a small number a cell; missing ones stay missing."""
     codes, distinct = pd.factorize(values)
     texts = [str(value).strip() if strip else str(value) for value in distinct]
     names = sorted(set(texts))
-    place = np.array([*map(names.index, texts), -1], dtype=np.min_scalar_type(-len(names) - 1))
+    place_of = {name: place for place, name in enumerate(names)}
+    places = [*(place_of[text] for text in texts), -1]
+    place = np.array(places, dtype=np.min_scalar_type(-len(names) - 1))
     return pd.Categorical.from_codes(place[codes], pd.Index(names, dtype=object))
 
 

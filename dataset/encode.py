@@ -29,12 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from configs.base import ConfigError
 from configs.schema import PreprocessConfig
+from dataset.already_encoded import check_same
 from dataset.cell_file import file_sha256, fingerprint
 from dataset.cell_url import CellUrl
-from dataset.choose_cells import ChosenCells, choose_cells
+from dataset.checksums import write_checksums
+from dataset.choose_cells import Annotations, ChosenCells, choose_cells
 from dataset.csr_file import CsrFile, counts_dtype, create_npy, index_dtype, open_npy
+from dataset.encode_error import EncodeError
 from dataset.encode_steps import (
     Kept,
     Share,
@@ -47,7 +49,8 @@ from dataset.encode_steps import (
     size_counts,
 )
 from dataset.encoded_facts import describe, write_cells
-from dataset.encoded_folder import SPLITS, EncodedFolder
+from dataset.encoded_folder import EncodedFolder
+from dataset.encoded_layout import SPLITS, check_replaceable
 from dataset.gene_medians import gene_medians
 from dataset.history import fit_history, shuffled_within
 from dataset.previous_layer import of_layer
@@ -63,14 +66,8 @@ from dataset.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 SHARE_CELLS = 2048  # one worker's share of a step
-# What does not change a byte of the output; the input's bytes are compared by their hash.
-NOT_COMPARED = {"input", "data_dir", "n_threads", "cluster"}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class EncodeError(ValueError):
-    """The cells cannot be encoded as configured; nothing was written."""
 
 
 def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool = True) -> Path:
@@ -81,7 +78,8 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
     config
         What to read and how to encode it.
     overwrite
-        Replace a folder of this name that was made from another config or other files.
+        Replace a folder of this name that was made from another config or other files; one that
+        holds anything that ``encode`` does not write is left as it is.
     progress
         Show progress bars.
 
@@ -108,11 +106,12 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
         # for all who open a memory:// file share its position.
         wait([done for path, done in zip(paths, hashes, strict=True) if isinstance(path, CellUrl)])
         if folder.exists() and not overwrite:
-            _check_finished(folder, config, [sha256.result() for sha256 in hashes])
+            check_same(folder, config, [sha256.result() for sha256 in hashes])
             logger.info("%s: already encoded", folder)
             return folder
-        with written_aside(folder, "meta.json") as aside:
+        with written_aside(folder, check_replaceable) as aside:
             _encode_into(aside, config, marks, hashes, Steps(workers, progress))
+            write_checksums(aside)
             EncodedFolder(aside)  # what was written can be read
     return folder
 
@@ -162,10 +161,11 @@ def _encode_into(
         raise EncodeError(f"{config.name}: a file changed while it was read; start again")
     if len(hashes) > 1:
         _refuse_copies(source, [future.result() for future in hashes])
+    obs = Annotations.read(source, config)
     shares, measures = read_counts(
         source, work / "now", config.quality_control.mitochondrial_prefix, steps
     )
-    chosen = choose_cells(source, measures, config)
+    chosen = choose_cells(source, obs, measures, config)
     vocabulary, medians, columns = learn_genes(source, shares, work, chosen, steps)
     vocabulary.save(folder / "vocabulary.json")
     np.save(folder / "gene_medians.npy", medians)
@@ -392,10 +392,14 @@ def _previous_profiles(
             "tokenizer.previous: the time point before is needed: name a layer that holds the "
             "previous profile (previous.layer), or the obs column of the time (time_key)"
         )
-    if len(chosen.time_points) < 2:
-        raise EncodeError(f"time_key {config.time_key!r}: one time point only")
-    messages.append(f"history: time points in order: {', '.join(chosen.time_points)}")
     time = np.asarray(chosen.time).astype(str)
+    in_train = np.unique(time[chosen.of_split("train")])
+    if len(in_train) < 2:
+        raise EncodeError(
+            f"time_key {config.time_key!r}: one time point only ({in_train[0]}) in train; a "
+            "history needs two"
+        )
+    messages.append(f"history: time points in order: {', '.join(chosen.time_points)}")
     np.save(previous / "time.npy", time)
     expression = folder / "expression"
     history, notes = fit_history(
@@ -407,26 +411,6 @@ def _previous_profiles(
     dtype = np.dtype(np.uint16 if history.largest_count() < 2**16 else np.int32)
     profiles = PreviousProfiles(previous, dtype, n_genes, expression, folder / "history")
     return profiles, messages
-
-
-# ----------------------------------------------------------------------- the folder
-
-
-def _check_finished(folder: Path, config: PreprocessConfig, hashes: list[str]) -> None:
-    """Raise unless the folder holds what this config and these files give."""
-    other = f"choose another name in the config, delete {folder}, or pass overwrite=True"
-    done = EncodedFolder(folder)
-    if [file.get("sha256") for file in done.meta["source"]["files"]] != hashes:
-        raise EncodeError(f"{folder}: was made from other files: {other}")
-    try:
-        made_with = PreprocessConfig.load(folder / "config.yaml").model_dump(mode="json")
-    except ConfigError as error:
-        raise EncodeError(f"{error}: {other}") from None
-    wanted = config.model_dump(mode="json")
-    differ = [k for k in wanted if wanted[k] != made_with[k] and k not in NOT_COMPARED]
-    if differ:
-        found = "; ".join(f"{k}: {made_with[k]!r}, now {wanted[k]!r}" for k in differ)
-        raise EncodeError(f"{folder}: was made with another config ({found}): {other}")
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -25,7 +25,7 @@ from dataset.csr_file import (
     size_kept,
     take_columns,
 )
-from dataset.encoded_folder import SPLITS
+from dataset.encoded_layout import SPLITS
 from dataset.gene_medians import Block
 from dataset.previous_profiles import PreviousProfiles
 from dataset.quality_control import Measures, measure_block

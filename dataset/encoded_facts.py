@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import platform
-import subprocess
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,9 @@ from configs.schema import PreprocessConfig
 from dataset.choose_cells import ChosenCells
 from dataset.csr_file import CsrFile
 from dataset.encode_steps import cut
-from dataset.encoded_folder import SCHEMA_VERSION, SPLITS
+from dataset.encoded_folder import SCHEMA_VERSION
+from dataset.encoded_layout import SPLITS
+from dataset.provenance import git_commit
 from dataset.quality_control import Measures
 from dataset.read import Cells
 from dataset.vocabulary import Vocabulary
@@ -96,6 +97,9 @@ def describe(
         "batch_key": config.batch_key or config.split.key,
         "time_key": config.time_key,
         "organism": config.organism,
+        "quality_control": config.quality_control.model_dump(mode="json"),
+        # The poorest train cell: nothing was learned of cells with fewer genes than it has.
+        "min_detected_genes": int(np.diff(expression.indptr)[chosen.of_split("train")].min()),
         "tokenizer": config.tokenizer.model_dump(mode="json"),
         "n_tokens": config.tokenizer.row_length,
         "n_segments": config.tokenizer.n_segments,
@@ -109,7 +113,7 @@ def describe(
         "messages": messages,
         "data_sha256": _sha256([*hashes, source.counts_location]),
         "split_sha256": _sha256(_split_lines(source, chosen)),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("numpy", "scipy", "anndata", "numba")},
@@ -131,18 +135,3 @@ def _sha256(lines: Iterable[str]) -> str:
     for line in lines:
         digest.update(f"{line}\n".encode())
     return digest.hexdigest()
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -1,6 +1,12 @@
-"""``EncodedFolder``: what ``encode`` wrote, opened and checked; the arrays stay on the disk."""
+"""``EncodedFolder``: what ``encode`` wrote, opened and checked; the arrays stay on the disk.
+
+All that is opened stays open, so that whoever encodes again under the same name changes nothing
+of a folder in use: the old files live on until the last reader lets go of them.
+"""
 
 import json
+import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,17 +18,21 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from configs.user_error import UserError
+from dataset.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.csr_file import CsrFile, open_npy
+from dataset.encoded_layout import FILES, SPLITS
+from dataset.encoded_meta import fault_of_meta
 from dataset.vocabulary import Vocabulary
 
-SCHEMA_VERSION = 1
-SPLITS = ("train", "val", "test")
+SCHEMA_VERSION = 2  # 2: checksums.json
 CHECKED_LINES = 16_384  # of cells.csv at a time
+READ_ERRORS = (OSError, ValueError, RecursionError)
 ADVICE = "preprocess again (01_preprocess_sc_data.ipynb, overwrite)"
 
 
-class EncodedFolderError(ValueError):
-    """An encoded folder is not there, not whole, or not what its meta.json says."""
+class EncodedFolderError(UserError):
+    """An encoded folder is not there, not whole, or not what was written."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class EncodedFolder:
     Raises
     ------
     EncodedFolderError
-        If anything is missing, cut short, or of a shape or type that cannot be.
+        If anything is missing, is not what was written, or is of a shape or type that cannot be.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -85,14 +95,23 @@ class EncodedFolder:
                 f"{ADVICE}"
             )
         try:
-            self.n_tokens = int(self.meta["n_tokens"])
-            self.n_segments = int(self.meta["n_segments"])
-            self.n_cells = {split: int(self.meta["n_cells"][split]) for split in SPLITS}
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._damaged("meta.json", f"no usable {error}") from None
+            self._checksums = read_checksums(self.path)
+            changed = changed_files(self.path, self._checksums, {*FILES, *self._checksums})
+        except READ_ERRORS as error:
+            raise self._damaged(CHECKSUMS, _one_line(error)) from None
+        if changed:
+            self.check_unchanged()  # or all files are those of another folder by now
+            file = self.path / min(changed)
+            self._check(file.is_file(), min(changed), "not a file")
+            raise EncodedFolderError(f"{file}: its content is not what was written; {ADVICE}")
+        if fault := fault_of_meta(self.meta):
+            raise self._damaged("meta.json", fault)
+        self.n_tokens: int = self.meta["n_tokens"]
+        self.n_segments: int = self.meta["n_segments"]
+        self.n_cells: dict[str, int] = {split: self.meta["n_cells"][split] for split in SPLITS}
         try:
             self.vocabulary = Vocabulary.load(self.path / "vocabulary.json")
-        except (OSError, ValueError) as error:
+        except READ_ERRORS as error:
             raise self._damaged("vocabulary.json", _one_line(error)) from None
         self.class_names: list[str] = self._json("class_names.json")
         names = self.class_names
@@ -106,7 +125,11 @@ class EncodedFolder:
         )
         self._check(bool((self.gene_medians > 0).all()), "gene_medians.npy", "not all positive")
         self._splits = {split: self._open_split(split) for split in SPLITS}
+        self._matrix, self._library_size = self._open_expression()
+        self._cells_csv = os.open(self.path / "cells.csv", os.O_RDONLY)
+        weakref.finalize(self, os.close, self._cells_csv)
         self._check_cells()
+        self.check_unchanged()
 
     def split(self, name: str) -> EncodedSplit:
         """Return ``train``, ``val`` or ``test``."""
@@ -127,15 +150,17 @@ class EncodedFolder:
             "usecols": columns,
             "dtype": text,
             "keep_default_na": False,  # a cell type may be called "NA"
+            "lineterminator": "\n",  # and a lone carriage return is a character of a name
             "na_values": {"doublet_score": [""], "pct_counts_mt": [""]},
         }
-        path = self.path / "cells.csv"
         try:
-            if lines is None:
-                yield pd.read_csv(path, **how)
-            else:
-                with pd.read_csv(path, chunksize=lines, **how) as parts:
-                    yield from parts
+            with os.fdopen(os.dup(self._cells_csv), "rb") as file:
+                file.seek(0)
+                if lines is None:
+                    yield pd.read_csv(file, **how)
+                else:
+                    with pd.read_csv(file, chunksize=lines, **how) as parts:
+                        yield from parts
         except (OSError, ValueError) as error:
             raise self._damaged("cells.csv", _one_line(error)) from None
 
@@ -151,30 +176,46 @@ class EncodedFolder:
             agree = (found[self._splits[name].rows] == code).all()
             self._check(bool(agree), f"{name}/rows.npy", "not as in cells.csv")
 
-    @cached_property
-    def _expression(self) -> tuple[CsrFile, NDArray[np.float64]]:
-        n_cells, n_genes = sum(self.n_cells.values()), self.vocabulary.n_genes
+    def _open_expression(self) -> tuple[CsrFile, NDArray[np.float64]]:
+        n_cells = sum(self.n_cells.values())
         indptr = self._array("expression/indptr.npy", (n_cells + 1,), ("int64",))
         ascending = indptr[0] == 0 and bool((np.diff(indptr) >= 0).all())
         self._check(ascending, "expression/indptr.npy", "not ascending from 0")
         n_values = int(indptr[-1])
-        index = self._array("expression/gene_index.npy", (n_values,), ("uint16", "int32"))
+        self._array("expression/gene_index.npy", (n_values,), ("uint16", "int32"))
         self._array("expression/counts.npy", (n_values,), ("uint16", "int32"))
-        largest = max(
-            (int(index[i : i + 2**22].max()) for i in range(0, n_values, 2**22)), default=0
-        )
-        self._check(largest < n_genes, "expression/gene_index.npy", "a gene beyond the vocabulary")
         library_size = self._array("expression/library_size.npy", (n_cells,), ("float64",))
         return CsrFile(self.path / "expression"), library_size
+
+    @cached_property
+    def _checked_matrix(self) -> CsrFile:
+        """The counts of all cells, once no gene is found beyond the vocabulary."""
+        index, n_genes = self._matrix.gene_index, self.vocabulary.n_genes
+        blocks = (index[i : i + 2**22] for i in range(0, len(index), 2**22))
+        largest = max((int(block.max()) for block in blocks), default=0)
+        self._check(largest < n_genes, "expression/gene_index.npy", "a gene beyond the vocabulary")
+        return self._matrix
 
     def expression(self, split: str) -> tuple[csr_matrix, NDArray[np.float64]]:
         """Return raw counts, ``(n, n_genes)`` float32 in memory, and library sizes over all genes.
 
         Rows are in the order of ``split(name)``.
         """
-        matrix, library_size = self._expression
         rows = np.asarray(self.split(split).rows)
-        return matrix.take(rows).to_csr(self.vocabulary.n_genes), library_size[rows]
+        counts = self._checked_matrix.take(rows).to_csr(self.vocabulary.n_genes)
+        return counts, self._library_size[rows]
+
+    def check_unchanged(self) -> None:
+        """Raise if the folder at this path is no longer the one that was opened.
+
+        Who takes a file from the path, instead of from this object, asks afterwards.
+        """
+        try:
+            same = read_checksums(self.path) == self._checksums
+        except READ_ERRORS:
+            same = False
+        if not same:
+            raise EncodedFolderError(f"{self.path}: was encoded again meanwhile; start again")
 
     def _open_split(self, name: str) -> EncodedSplit:
         n, t, s = self.n_cells[name], self.n_tokens, self.n_segments
@@ -211,7 +252,7 @@ class EncodedFolder:
     def _json(self, name: str) -> Any:
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except READ_ERRORS as error:
             raise self._damaged(name, _one_line(error)) from None
 
     def _check(self, good: bool, name: str, fault: str) -> None:

@@ -15,6 +15,7 @@ cells a time point (a seeded sample) so that memory does not grow with the data.
 import json
 import re
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,11 @@ from sklearn.decomposition import PCA
 
 from dataset.compiled import compiled
 from dataset.csr_file import CsrFile, CsrWriter, Rows
+from dataset.encoded_layout import OF_HISTORY
 from dataset.log_expression import log_expression
 from dataset.tokenizers.rank import PreviousConfig
 
 MAX_ITERATIONS = 300
-ARRAYS = ("loadings", "center", "first_ancestor", "epsilon", "embedding", "potential", "library")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class History:
         folder.mkdir(parents=True)
         with CsrWriter(folder / "ancestors", self.counts.shape[1]) as writer:
             writer.append(Rows.from_csr(self.counts))
-        for name in ARRAYS:
+        for name in OF_HISTORY:
             np.save(folder / f"{name}.npy", getattr(self, name))
         facts = {"time_points": self.time_points, "n_ancestors": self.n_ancestors}
         (folder / "history.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -115,7 +116,7 @@ class History:
         """
         try:
             facts = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-            arrays = {n: np.load(folder / f"{n}.npy", allow_pickle=False) for n in ARRAYS}
+            arrays = {n: np.load(folder / f"{n}.npy", allow_pickle=False) for n in OF_HISTORY}
             matrix = CsrFile(folder / "ancestors")
             rows = matrix.rows(0, len(matrix))
             return cls(
@@ -247,7 +248,8 @@ def order_time_points(time: pd.Series) -> list[str]:
     """
     present = time.dropna()
     if isinstance(time.dtype, pd.CategoricalDtype) and time.dtype.ordered:
-        return [_plain(str(name)) for name in time.cat.categories if (present == name).any()]
+        known = [_plain(str(name)) for name in time.cat.categories if (present == name).any()]
+        return list(dict.fromkeys(known))
     return sorted(set(time_names(present).tolist()), key=_time_key)
 
 
@@ -269,8 +271,9 @@ def shuffled_within(groups: NDArray, seed: int) -> NDArray[np.int64]:
     own).
     """
     places = np.arange(len(groups))
-    rng = np.random.default_rng([seed, 2])
     for group in np.unique(groups):
+        # By the group's name: which other groups there are, or how large, changes nothing in it.
+        rng = np.random.default_rng([seed, 2, zlib.crc32(str(group).encode())])
         members = np.flatnonzero(groups == group)
         ring = rng.permutation(members)
         places[ring] = np.roll(ring, 1)

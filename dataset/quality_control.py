@@ -1,23 +1,18 @@
 """Which cells are good enough to learn from: scanpy's measures, the config's thresholds."""
 
-import logging
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from configs.schema import QualityControlConfig
 from dataset.compiled import compiled
+from dataset.cut_list import cut_list
+from dataset.encode_error import EncodeError
 from dataset.read import Cells
-
-logger = logging.getLogger(__name__)
-
-# Scrublet simulates doublets and projects all on 30 components: fewer cells tell nothing.
-FEWEST_CELLS_FOR_SCRUBLET = 50
+from dataset.reasons import Reasons
 
 
 class Measures(NamedTuple):
@@ -72,92 +67,8 @@ def _sum_counts(indptr, gene_index, counts, is_mitochondrial, total, mitochondri
                 mitochondrial[row] += counts[i]
 
 
-def score_doublets(
-    cells: Cells,
-    total_counts: NDArray[np.float64],
-    batch: pd.Categorical | None = None,
-    *,
-    seed: int = 0,
-) -> tuple[NDArray[np.float64], list[str]]:
-    """Score doublets with Scrublet, one batch at a time: doublets form within a batch.
-
-    Parameters
-    ----------
-    cells
-        The cells.
-    total_counts
-        Of each cell, ``(n_cells,)``; cells without counts get no score.
-    batch
-        Batch of each cell; one batch if None.
-    seed
-        Of Scrublet's simulation; the same seed gives the same scores.
-
-    Returns
-    -------
-    Score of each cell, ``(n_cells,)``, 0 to 1 (NaN where there is none), and messages.
-    """
-    scores = np.full(len(total_counts), np.nan)
-    messages = []
-    if batch is None:
-        batch = pd.Categorical.from_codes(
-            np.zeros(len(scores), np.int8), pd.Index(["all cells"], dtype=object)
-        )
-    groups = {name: code for code, name in enumerate(batch.categories)}
-    if (batch.codes < 0).any():
-        groups["(no batch)"] = -1
-    for name, code in sorted(groups.items()):
-        rows = np.flatnonzero((batch.codes == code) & (total_counts > 0))
-        if len(rows) < FEWEST_CELLS_FOR_SCRUBLET:
-            messages.append(
-                f"no doublet scores for batch {name!r}: {len(rows)} cells, Scrublet needs "
-                f"{FEWEST_CELLS_FOR_SCRUBLET}"
-            )
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of scanpy's own calls
-            adata = cells.to_anndata(rows)
-            sc.pp.scrublet(adata, random_state=seed, verbose=False)
-        scores[rows] = adata.obs["doublet_score"].to_numpy()
-    return scores, messages
-
-
-class Reasons:
-    """Why cells are dropped: of each the first reason that was told, two bytes a cell."""
-
-    def __init__(self, n_cells: int) -> None:
-        self.codes = np.zeros(n_cells, dtype=np.int16)  # into texts; 0: the cell stays
-        self.texts = [""]
-
-    def drop(self, bad: NDArray[np.bool_], reason: str) -> None:
-        """Drop the cells that are ``bad`` and were not dropped before."""
-        bad = np.asarray(bad) & (self.codes == 0)
-        if bad.any():
-            if reason not in self.texts:
-                self.texts.append(reason)
-            self.codes[bad] = self.texts.index(reason)
-
-    @property
-    def kept(self) -> NDArray[np.bool_]:
-        """True for the cells that stay, ``(n_cells,)``."""
-        return self.codes == 0
-
-    def count(self) -> dict[str, int]:
-        """Return the number of cells for each reason, by name."""
-        n_of_reason = np.bincount(self.codes, minlength=len(self.texts))
-        counted = zip(self.texts[1:], n_of_reason[1:].tolist(), strict=True)
-        return dict(sorted((text, n) for text, n in counted if n))
-
-    def __str__(self) -> str:
-        return "; ".join(f"{n:,}: {text}" for text, n in self.count().items()) or "none"
-
-
-def drop_cells(
-    reasons: Reasons,
-    measures: Measures,
-    config: QualityControlConfig,
-    doublet_score: NDArray[np.float64] | None = None,
-) -> None:
-    """Apply the thresholds; the first reason is the one that is told.
+def drop_cells(reasons: Reasons, measures: Measures, config: QualityControlConfig) -> None:
+    """Apply the thresholds to what was measured; the first reason is the one that is told.
 
     Parameters
     ----------
@@ -167,55 +78,109 @@ def drop_cells(
         Of the cells, as arrays.
     config
         The thresholds.
-    doublet_score
-        Where doublets were scored, ``(n_cells,)``.
+
+    Raises
+    ------
+    EncodeError
+        If there is a threshold for mitochondrial genes, and no such gene.
     """
     percent = measures.pct_counts_mt
     if config.max_percent_mitochondrial is not None and np.isnan(percent).all():
-        raise ValueError(
-            f"max_percent_mitochondrial is {config.max_percent_mitochondrial}, but no gene symbol "
-            f"starts with {config.mitochondrial_prefix!r}: set mitochondrial_prefix or "
+        raise EncodeError(
+            f"max_percent_mitochondrial is {config.max_percent_mitochondrial:g}, but no gene "
+            f"symbol starts with {config.mitochondrial_prefix!r}: set mitochondrial_prefix or "
             "gene_symbol_key, or max_percent_mitochondrial: null"
         )
     n_genes, total = measures.n_genes, measures.total_counts
-    reasons.drop(total == 0, "no counts")
-    reasons.drop(total < config.min_counts, f"fewer than {config.min_counts} counts")
-    reasons.drop(n_genes < config.min_genes, f"fewer than {config.min_genes} genes")
-    if config.max_genes is not None:
-        reasons.drop(n_genes > config.max_genes, f"more than {config.max_genes} genes")
+    usual_genes = f"the median cell has {np.median(n_genes):,.0f} genes: set quality_control."
+    usual_counts = f"the median cell has {np.median(total):,.0f} counts: set quality_control."
+    reasons.drop(total == 0, "no counts", "having no counts", "leave out what are no cells")
+    if (least := config.min_counts) > 1:
+        reasons.drop(
+            total < least, f"fewer than {least} counts", f"min_counts {least}",
+            f"{usual_counts}min_counts",
+        )  # fmt: skip
+    least = config.min_genes
+    reasons.drop(
+        n_genes < least, f"fewer than {least} genes", f"min_genes {least}",
+        f"{usual_genes}min_genes",
+    )  # fmt: skip
+    if (largest := config.max_genes) is not None:
+        reasons.drop(
+            n_genes > largest, f"more than {largest} genes", f"max_genes {largest}",
+            f"{usual_genes}max_genes",
+        )  # fmt: skip
     if (most := config.max_percent_mitochondrial) is not None:
-        reasons.drop(percent > most, f"more than {most:g} % mitochondrial counts")
-    if (most := config.max_doublet_score) is not None and doublet_score is not None:
-        reasons.drop(doublet_score > most, f"doublet score above {most:g}")
+        reasons.drop(
+            percent > most,
+            f"more than {most:g} % mitochondrial counts",
+            f"max_percent_mitochondrial {most:g}",
+            f"the median cell has {np.median(percent):.3g} %: set "
+            "quality_control.max_percent_mitochondrial",
+        )
 
 
-def drop_labels(
-    reasons: Reasons,
-    labels: pd.Categorical,
-    *,
-    ignore: list[str] | None = None,
-    min_cells: int = 2,
+def drop_unlabelled(
+    reasons: Reasons, labels: pd.Categorical, label_key: str, ignore: list[str] | None = None
 ) -> None:
-    """Drop the cells that no cell type can be learned from.
+    """Drop the cells without a cell type.
 
     Parameters
     ----------
     reasons
-        Of the cells dropped so far, which do not count as cells of a type; gets more.
+        Of the cells dropped so far; gets more.
     labels
         Cell type of each cell.
+    label_key
+        The column they are from.
     ignore
         Labels that are no cell type.
-    min_cells
-        Fewest cells of a type; the cells of rarer types are dropped.
     """
-    names = labels.categories.tolist()
-    reasons.drop((labels.codes < 0) | (labels == ""), "no label")
-    for label in ignore or []:
-        if label in names:
-            reasons.drop(labels == label, f"label {label!r}")
-    kept = labels.codes[reasons.kept]
-    n_of_type = np.bincount(kept[kept >= 0], minlength=len(names))
-    for name, n in sorted(zip(names, n_of_type.tolist(), strict=True)):
-        if 0 < n < min_cells:
-            reasons.drop(labels == name, f"type {name!r}: {n} cells, fewer than {min_cells}")
+    codes, names = labels.codes.astype(np.int64), labels.categories.tolist()
+    empty = names.index("") if "" in names else -1
+    reasons.drop(
+        (codes < 0) | (codes == empty), "no label", f"label_key {label_key!r} without a value",
+        "name a column that labels more of the cells (label_key), or leave the others out",
+    )  # fmt: skip
+    ignored = {names.index(label): f"label {label!r}" for label in ignore or [] if label in names}
+    reasons.drop_coded(
+        codes, ignored, f"ignore_labels ({cut_list(ignore or [])})",
+        "take out of ignore_labels what is a cell type",
+    )  # fmt: skip
+
+
+def drop_rare_types(
+    reasons: Reasons,
+    labels: pd.Categorical,
+    n_of_type: NDArray[np.integer],
+    min_cells: int,
+    where: str,
+) -> None:
+    """Drop the cells of the types that no cell type can be learned from.
+
+    Parameters
+    ----------
+    reasons
+        Of the cells dropped so far; gets more.
+    labels
+        Cell type of each cell.
+    n_of_type
+        Cells of each type that count, ``(n_types,)``.
+    min_cells
+        Fewest cells of a type; all cells of rarer types are dropped.
+    where
+        Which cells were counted, for people: ``train cells``.
+    """
+    codes = labels.codes.astype(np.int64)
+    codes[~reasons.kept] = -1  # of types of which every cell is dropped already nothing is said
+    present = np.unique(codes[codes >= 0]).tolist()
+    rare = {
+        code: f"type {name!r}: {n_of_type[code]} {where}, fewer than {min_cells}"
+        for code, name in zip(present, labels.categories[present], strict=True)
+        if n_of_type[code] < min_cells
+    }
+    reasons.drop_coded(
+        codes, rare, f"min_cells_per_class {min_cells}",
+        f"{len(rare):,} of {len(present):,} types have fewer {where}: set min_cells_per_class, "
+        "or name a column of coarser types (label_key)",
+    )  # fmt: skip

@@ -6,7 +6,9 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from configs.schema import SplitConfig
-from dataset.encoded_folder import SPLITS
+from dataset.cut_list import cut_list
+from dataset.encode_error import EncodeError
+from dataset.encoded_layout import SPLITS
 
 
 def split_cells(
@@ -14,10 +16,14 @@ def split_cells(
 ) -> pd.Categorical:
     """Say of every cell whether it is for train, val or test.
 
+    Groups are chosen by how many cells they have; no label is looked at. Cells by themselves are
+    stratified by type, for which all labels are needed, so a label that changes may send other
+    cells of its type elsewhere.
+
     Parameters
     ----------
     labels
-        Cell type of the cells that are kept, ``(n,)``.
+        Cell type of the cells to split, ``(n,)``.
     groups
         Their donor, or whatever ``config.key`` names; None to split by cells.
     config
@@ -29,7 +35,7 @@ def split_cells(
 
     Raises
     ------
-    ValueError
+    EncodeError
         If a group that is named is not there, or there are too few groups or cells.
     """
     if groups is None:
@@ -49,15 +55,15 @@ def _split_groups(groups: pd.Categorical, config: SplitConfig) -> dict[str, str]
     names = list(n_of_group.index)
     for field, wanted in (("val", config.val), ("test", config.test)):
         if unknown := sorted(set(wanted or []) - set(names)):
-            raise ValueError(
-                f"split.{field}: no group {', '.join(unknown)} in {config.key!r}; "
-                f"groups: {', '.join(names)}"
+            raise EncodeError(
+                f"split.{field}: no group {cut_list(unknown)} with labelled cells in "
+                f"{config.key!r}; groups: {cut_list(names, most=20)}"
             )
     if len(names) < 3:
-        raise ValueError(
-            f"split.key: {config.key!r} has {len(names)} group(s) ({', '.join(names)}), and "
-            "train, val and test need one each: set key: null to split by cells, or name a "
-            "column with more groups"
+        raise EncodeError(
+            f"split.key: {config.key!r} has {len(names)} group(s) with labelled cells "
+            f"({', '.join(names)}), and train, val and test need one each: set key: null to "
+            "split by cells, or name a column with more groups"
         )
     rng = np.random.default_rng(config.seed)
     test, val = list(config.test or []), list(config.val or [])
@@ -72,7 +78,7 @@ def _split_groups(groups: pd.Categorical, config: SplitConfig) -> dict[str, str]
         free = [name for name in names if name not in test]
         val = _choose(n_of_group[free], config.val_fraction * n_cells, len(free) - 1, rng)
     if not set(names) - set(test) - set(val):
-        raise ValueError(
+        raise EncodeError(
             f"split: val and test take every group of {config.key!r}: none to train on"
         )
     return {n: "test" if n in test else "val" if n in val else "train" for n in names}
@@ -87,7 +93,9 @@ def _choose(
     such tries the closest is kept.
     """
     if most_groups < 1:
-        raise ValueError("split: too few groups are left to choose from: name fewer, or key: null")
+        raise EncodeError(
+            "split: too few groups are left to choose from: name fewer, or key: null"
+        )
     best: tuple[float, list[str]] | None = None
     for _ in range(50):
         chosen: list[str] = []
@@ -121,7 +129,7 @@ def _split_by_type(labels: pd.Categorical, config: SplitConfig) -> NDArray[np.in
         )
     except ValueError as error:
         n_of_type = labels.remove_unused_categories().value_counts().sort_values()
-        raise ValueError(
+        raise EncodeError(
             f"split: {len(labels)} cells of {len(n_of_type)} types cannot be split by type "
             f"(rarest: {n_of_type.index[0]!r}, {n_of_type.iloc[0]} cells): {error}. Raise "
             "min_cells_per_class or the fractions, or name a key"

@@ -5,30 +5,29 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from configs.user_error import UserError
 
-class FolderError(ValueError):
+
+class FolderError(UserError):
     """A folder cannot be written; the message says why, and nothing was kept."""
 
 
 @contextmanager
-def written_aside(folder: Path, marker: str) -> Iterator[Path]:
+def written_aside(folder: Path, check_replaceable: Callable[[Path], None]) -> Iterator[Path]:
     """Yield a folder to write to; it gets its name when all went well and is removed otherwise.
 
-    A folder of this name that is there already is replaced, if it holds the file ``marker``: one
-    that does not is not ours to remove.
+    A folder of this name that is there already is replaced, unless ``check_replaceable`` raises:
+    it is asked before anything is written, and again before the folder goes.
 
     What an interrupted run left is removed first. A lock tells it from the folder of a run that
     is still at work; the system lets go of the lock when a process ends, however it ends.
     """
-    if folder.exists() and not (folder / marker).exists():
-        raise FolderError(
-            f"{folder}: has no {marker}, so it may hold something else and is not replaced: "
-            "choose another name, or delete it"
-        )
+    if os.path.lexists(folder):
+        check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{folder.name}.partial-"
     for left in folder.parent.glob(f"{prefix}*"):
@@ -42,7 +41,8 @@ def written_aside(folder: Path, marker: str) -> Iterator[Path]:
             yield aside
             aside.chmod(0o755)
             fsync_folder(aside)
-            if folder.exists():
+            if os.path.lexists(folder):
+                check_replaceable(folder)
                 retired = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
                 folder.rename(retired / "old")
                 aside.rename(folder)

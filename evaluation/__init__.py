@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 
-from evaluation.calibration import brier, ece
+import numpy as np
+
+from evaluation.calibration import brier, ece, squared_distance
 from evaluation.classification import (
     accuracy,
     balanced_accuracy,
+    is_in_top3,
+    is_right,
     log_loss,
     macro_f1,
+    surprisal,
     top3_accuracy,
     weighted_f1,
 )
@@ -22,4 +27,11 @@ METRICS: dict[str, Callable[..., float]] = {
     "log_loss": log_loss,
     "ece": ece,
     "brier": brier,
+}
+# Those that are means over cells -> f(labels, probabilities) -> what each cell adds, (n,).
+CELL_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "accuracy": is_right,
+    "top3_accuracy": is_in_top3,
+    "log_loss": surprisal,
+    "brier": squared_distance,
 }

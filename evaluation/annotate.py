@@ -1,49 +1,54 @@
-"""Name the cells of a new file with a trained run: one cell at a time in all but speed.
+"""Name the cells of a new file with a trained run.
 
 The run folder is all that is needed: weights, vocabulary, gene medians and class names lie in it,
 and the temperature that makes its probabilities honest is fitted on its own val predictions.
+
+A cell is ``uncertain`` for what it is before it is so for its answer: it would not have passed the
+quality control of the run's own cells, or has fewer genes than any cell that the run learned from.
+A model answers for such a cell too, often with great confidence, and knows nothing of it.
 """
 
 import logging
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import h5py
 import numpy as np
 import pandas as pd
-import torch
-from anndata.io import write_elem
-from safetensors.numpy import load_file
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
-from configs.schema import TrainConfig
+from dataset.cell_file import open_store
 from dataset.cell_url import CellPath
-from dataset.history import History, time_names
-from dataset.npy_dataset import collate, padded_length, to_device
+from dataset.history import time_names
+from dataset.previous_layer import of_layer
+from dataset.quality_control import (
+    Measures,
+    Reasons,
+    drop_cells,
+    measure_block,
+    mitochondrial_genes,
+)
 from dataset.read import Cells, open_cells
 from dataset.sources import resolve
-from dataset.tokenizers.rank import RankConfig, rank_tokens
 from dataset.vocabulary import GeneMatch
-from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
-from evaluation.run_folder import RunFolder
-from models.rank_transformer import RankTransformer, RankTransformerConfig
-from training.checkpoint import flush_to_disk, load_tensors, load_weights
-from training.distributed import choose_device
+from evaluation.annotated_file import (
+    AnnotationError,
+    check_output,
+    check_query,
+    write_annotated,
+)
+from evaluation.trained_model import TrainedModel
+
+__all__ = ["Annotation", "AnnotationError", "TrainedModel", "annotate", "match_genes"]
 
 logger = logging.getLogger(__name__)
 
 BLOCK_CELLS = 1024  # read and ranked at a time
 EMBEDDING_KEY = "X_nanocell"
 PROBABILITIES_KEY = "class_probabilities"
-
-
-class AnnotationError(ValueError):
-    """The query cannot be annotated with this run; nothing was written."""
+COLUMNS = ("predicted_cell_type", "confidence", "uncertain", "uncertain_reason")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class Annotation:
     Attributes
     ----------
     cells
-        ``predicted_cell_type``, ``confidence`` and ``uncertain``, one row a cell.
+        ``predicted_cell_type``, ``confidence``, ``uncertain`` and ``uncertain_reason``, one row a
+        cell.
     probabilities
         Of each class, calibrated, ``(n_cells, n_classes)``.
     embedding
@@ -63,7 +69,11 @@ class Annotation:
     match
         Which genes of the model's vocabulary the query has.
     temperature, threshold
-        Fitted on the run's val cells: of the probabilities, and of ``uncertain``.
+        Fitted on the run's val cells: of the probabilities, and of low confidence.
+    counts_location
+        Where the query's counts were found: ``X``, ``raw`` or ``layers/NAME``.
+    messages
+        What was noticed on the way, for people.
     output
         The file written.
     """
@@ -75,131 +85,18 @@ class Annotation:
     match: GeneMatch
     temperature: float
     threshold: float
+    counts_location: str
+    messages: list[str]
     output: Path
 
 
-class TrainedModel:
-    """A finished run, ready to answer for new cells.
+class Answers(NamedTuple):
+    """What is known of some cells: what the model says, and what they are like."""
 
-    Attributes
-    ----------
-    run
-        The run folder.
-    vocabulary, gene_medians, class_names
-        What the model was trained with.
-    temperature, threshold
-        Of the probabilities and of ``uncertain``, fitted on the run's val cells.
-    """
-
-    def __init__(self, path: str | Path, *, device: str = "auto") -> None:
-        self.run = RunFolder(path)
-        self.config: TrainConfig = self.run.config
-        self.vocabulary, self.gene_medians = self.run.vocabulary, self.run.gene_medians
-        self.class_names = self.run.class_names
-        self.tokenizer = RankConfig(**self.run.meta["tokenizer"])
-        self.device = choose_device(device)
-        val = self.run.predictions("val")
-        self.temperature = fit_temperature(val.labels, val.probabilities)
-        calibrated = apply_temperature(val.probabilities, self.temperature)
-        self.threshold = confidence_threshold(val.labels, calibrated)
-        weights = self.run.path / "model.safetensors"
-        if not weights.exists():
-            raise AnnotationError(
-                f"{path}: this run keeps no weights ({self.config.model.kind} cannot be saved "
-                "without pickling); annotate with another run"
-            )
-        model = self.config.model
-        if isinstance(model, RankTransformerConfig):
-            self.baseline = None
-            self.network = self._network(model, weights)
-        else:
-            self.baseline = model.from_arrays(load_file(weights))
-
-    def _network(self, model: RankTransformerConfig, weights: Path) -> RankTransformer:
-        network = model.build(
-            n_vocabulary=self.vocabulary.n_tokens,
-            n_classes=len(self.class_names),
-            n_tokens=self.tokenizer.row_length,
-            n_segments=self.tokenizer.n_segments,
-        )
-        tensors, _ = load_tensors(weights)
-        load_weights(network, tensors, weights)
-        return network.to(self.device).eval()
-
-    @property
-    def needs_time(self) -> bool:
-        """Whether a cell's previous profile is worked out from its time point."""
-        return self.baseline is None and self.history is not None
-
-    @cached_property
-    def history(self) -> History | None:
-        """What gives a new cell its previous profile; None for one time point."""
-        folder = self.run.path / "data" / "history"
-        return History.load(folder) if folder.is_dir() else None
-
-    def predict(
-        self,
-        counts: csr_matrix,
-        library_size: np.ndarray,
-        *,
-        previous: tuple[csr_matrix, np.ndarray] | None = None,
-        batch_size: int = 64,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Predict a block of cells.
-
-        Parameters
-        ----------
-        counts
-            Raw counts, ``(n_cells, n_genes)``, columns in vocabulary order.
-        library_size
-            Counts of each cell over all its genes, ``(n_cells,)``.
-        previous
-            The same of the time point before, for a model of two time points.
-        batch_size
-            Cells computed at a time. It does not change a cell's answer, nor do its neighbours:
-            every cell is padded to the same multiple of 64 tokens whoever stands beside it. Float
-            sums may still differ in the last digits (below 1e-5 in a probability).
-
-        Returns
-        -------
-        Calibrated probabilities ``(n_cells, n_classes)`` and embeddings ``(n_cells, d)``.
-        """
-        if self.baseline is not None:
-            probabilities = self.baseline.predict_proba(counts, library_size)
-            return apply_temperature(probabilities, self.temperature), None
-        ranked = rank_tokens(
-            counts,
-            self.gene_medians,
-            n_tokens=self.tokenizer.n_tokens,
-            previous=None if previous is None else previous[0],
-        )
-        sizes = [library_size] if previous is None else [library_size, previous[1]]
-        arrays = {
-            "token_ids": ranked.token_ids,
-            "counts": ranked.counts,
-            "library_size": np.stack(sizes, axis=1).astype(np.float32),
-            "labels": np.zeros(len(ranked.lengths), dtype=np.int64),
-            "cell_index": np.arange(len(ranked.lengths)),
-        }
-        widths = np.array(
-            [padded_length(int(n), self.tokenizer.row_length) for n in ranked.lengths]
-        )
-        n_cells = len(widths)
-        logits = np.zeros((n_cells, len(self.class_names)), dtype=np.float32)
-        embedding = np.zeros(
-            (n_cells, self.network.gene_embedding.embedding_dim), dtype=np.float32
-        )
-        with torch.inference_mode():
-            for cells, longest in _batches(widths, batch_size):
-                rows = {name: array[cells] for name, array in arrays.items()}
-                for name in ("token_ids", "counts"):
-                    rows[name] = rows[name][:, :longest]
-                output = self.network(to_device(collate(rows), self.device))
-                logits[cells] = output.logits.float().cpu().numpy()
-                embedding[cells] = output.cell_embedding.float().cpu().numpy()
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
-        probabilities = exponents / exponents.sum(axis=1, keepdims=True)
-        return apply_temperature(probabilities, self.temperature), embedding
+    probabilities: NDArray[np.float64]  # (n, n_classes), calibrated
+    embedding: NDArray[np.float32] | None  # (n, d)
+    measures: Measures  # over all genes of the query
+    n_known_genes: NDArray[np.int64]  # (n,), detected genes of the model's vocabulary
 
 
 def annotate(
@@ -224,14 +121,16 @@ def annotate(
     output
         The file to write: everything that is in the query, and
         ``obs["predicted_cell_type"]``, ``obs["confidence"]`` (calibrated probability of that
-        type), ``obs["uncertain"]``, ``obsm["class_probabilities"]``, ``obsm["X_nanocell"]`` (the
-        embedding; networks only) and ``uns["nanocell"]``.
+        type), ``obs["uncertain"]`` and ``obs["uncertain_reason"]``,
+        ``obsm["class_probabilities"]``, ``obsm["X_nanocell"]`` (the embedding; networks only) and
+        ``uns["nanocell"]``. What the query has under these names is replaced. A file that is there
+        already is replaced if this function wrote it.
     counts
         Where the query's counts are, as in the preprocess config.
     time_key
-        obs column of the time point; needed by a run of two time points only.
+        obs column of the time point; needed by a network trained on histories.
     min_match_rate
-        Smallest share of the model's genes that the query must have.
+        Smallest share of the model's genes that the query must have, above 0.
     batch_size, device
         As in ``TrainedModel``.
 
@@ -240,43 +139,72 @@ def annotate(
     AnnotationError, CellFileError, RunFolderError
         If the genes do not match, or a file cannot be used. Nothing is written then.
     """
-    (path,) = _one_file(query)
-    output = Path(output)
-    if output.suffix != ".h5ad":
-        raise AnnotationError(f"{output}: the output must end in .h5ad")
-    if isinstance(path, Path) and output.exists() and output.samefile(path):
-        raise AnnotationError(f"{output}: is the query itself; give another output")
+    texts = {"run": run, "query": query, "output": output, "counts": counts}
+    texts |= {} if time_key is None else {"time_key": time_key}
+    for name, value in texts.items():
+        if not isinstance(value, str | Path):
+            raise AnnotationError(f"{name}: {value!r}; expected a text")
+    if not (isinstance(min_match_rate, int | float) and 0 < min_match_rate <= 1):
+        raise AnnotationError(
+            f"min_match_rate: {min_match_rate!r}; expected a share above 0 and up to 1"
+        )
+    if not (isinstance(batch_size, int) and batch_size >= 1):
+        raise AnnotationError(f"batch_size: {batch_size!r}; expected a whole number from 1")
+    path, output = _one_file(query), Path(output).expanduser()
+    check_output(output, path)
     model = TrainedModel(run, device=device)
+    with open_store(path) as root:
+        check_query(root, path, [*COLUMNS])
+        replaced = [name for name in COLUMNS if name in root["obs"]]
     cells = open_cells(path, counts=counts)
+    messages = list(cells.messages)
+    if replaced:
+        messages.append(f"obs columns of the query are replaced: {', '.join(replaced)}")
     match = match_genes(model, cells, min_match_rate)
-    found = list(_predict(model, cells, match, time_key, batch_size))
-    probabilities = np.concatenate([part[0] for part in found])
-    embedding = None
-    if found[0][1] is not None:
-        embedding = np.concatenate([part[1] for part in found])
-    confidence = probabilities.max(axis=1)
+    answers = _answers(model, cells, match, time_key, batch_size, messages)
+    reasons = why_uncertain(model, answers, messages)
+    confidence = answers.probabilities.max(axis=1)
     table = pd.DataFrame(
         {
             "predicted_cell_type": pd.Categorical.from_codes(
-                probabilities.argmax(axis=1), categories=pd.Index(model.class_names)
+                answers.probabilities.argmax(axis=1), categories=pd.Index(model.class_names)
             ),
             "confidence": confidence,
-            "uncertain": confidence < model.threshold,
+            "uncertain": ~reasons.kept,
+            "uncertain_reason": pd.Categorical.from_codes(
+                reasons.codes, categories=pd.Index(reasons.texts)
+            ),
         },
-        index=cells.obs.index,
+        index=pd.Index(cells.names(0, cells.n_cells)),
     )
-    annotation = Annotation(
+    obsm: dict[str, np.ndarray] = {PROBABILITIES_KEY: answers.probabilities}
+    if answers.embedding is not None:
+        obsm[EMBEDDING_KEY] = answers.embedding
+    uns = {
+        "run": model.run.path.resolve().name,
+        "class_names": np.array(model.class_names, dtype=object),
+        "gene_match_rate": match.rate,
+        "temperature": model.temperature,
+        "uncertain_below": model.threshold,
+        "min_detected_genes": model.min_detected_genes,
+    }
+    write_annotated(
+        path, output, obs=table, obsm=obsm, uns=uns, check_unchanged=cells.check_unchanged
+    )
+    for message in messages:
+        logger.info(message)
+    return Annotation(
         table,
-        probabilities,
-        embedding,
+        answers.probabilities,
+        answers.embedding,
         model.class_names,
         match,
         model.temperature,
         model.threshold,
+        cells.counts_location,
+        messages,
         output,
     )
-    _write(annotation, path, Path(run).name)
-    return annotation
 
 
 def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> GeneMatch:
@@ -294,88 +222,130 @@ def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> Gen
     return match
 
 
-def _predict(
-    model: TrainedModel, cells: Cells, match: GeneMatch, time_key: str | None, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    times = None
-    if model.needs_time:
-        if time_key is None:
-            raise AnnotationError(
-                f"{model.run.path}: was trained on two time points and needs the time of every "
-                f"query cell: give time_key, one of {', '.join(map(str, cells.obs.columns))}"
-            )
-        times = time_names(cells.column(time_key))
-    known = match.columns >= 0
-    shape = (cells.n_genes, model.vocabulary.n_genes)
-    ones = np.ones(int(known.sum()), dtype=np.int32)
-    align = csr_matrix((ones, (np.flatnonzero(known), match.columns[known])), shape=shape)
+def why_uncertain(model: TrainedModel, answers: Answers, messages: list[str]) -> Reasons:
+    """Say of each cell why it is uncertain: by what it is first, by its answer last.
+
+    Parameters
+    ----------
+    model
+        The thresholds of its own cells, its poorest train cell and its least confidence.
+    answers
+        Of the cells.
+    messages
+        Gets what could not be looked at.
+    """
+    settings, measures = model.quality_control, answers.measures
+    if settings.max_percent_mitochondrial is not None and np.isnan(measures.pct_counts_mt).all():
+        messages.append(
+            "max_percent_mitochondrial of the run is not looked at: no gene symbol of the query "
+            f"starts with {settings.mitochondrial_prefix!r}"
+        )
+        settings = settings.model_copy(update={"max_percent_mitochondrial": None})
+    reasons = Reasons(len(answers.n_known_genes))
+    drop_cells(reasons, measures, settings)
+    reasons.drop(
+        answers.n_known_genes < model.min_detected_genes, "fewer genes than any training cell"
+    )
+    reasons.drop(answers.probabilities.max(axis=1) < model.threshold, "low confidence")
+    return reasons
+
+
+def _answers(
+    model: TrainedModel,
+    cells: Cells,
+    match: GeneMatch,
+    time_key: str | None,
+    batch_size: int,
+    messages: list[str],
+) -> Answers:
+    """Ask the model for every cell, a block at a time."""
+    times = _times(model, cells, time_key) if model.needs_time else None
+    before = None
+    if (layer := model.previous_layer) is not None:
+        before = of_layer(cells, layer).blocks(BLOCK_CELLS)
+        messages.append(f"previous profiles are read from layers/{layer}")
+    align = _alignment(match, cells.n_genes, model.vocabulary.n_genes)
+    is_mitochondrial = _mitochondrial(model, cells, match)
+    parts = []
     with tqdm(total=cells.n_cells, unit="cell", desc="annotate", mininterval=1.0) as bar:
         for start, block in cells.blocks(BLOCK_CELLS):
-            library_size = np.asarray(block.sum(axis=1), dtype=np.float64).ravel()
-            counts = csr_matrix(block @ align)
-            counts.sort_indices()
+            counts, library_size = _aligned(block, align)
             previous = None
-            if times is not None and model.history is not None:
+            if before is not None:
+                previous = _aligned(next(before)[1], align)
+            elif times is not None and model.history is not None:
                 now = times[start : start + block.shape[0]]
                 previous = model.history.profiles(counts, library_size, now)
-            yield model.predict(counts, library_size, previous=previous, batch_size=batch_size)
+            probabilities, embedding = model.predict(
+                counts, library_size, previous=previous, batch_size=batch_size
+            )
+            measures = measure_block(block, is_mitochondrial)
+            parts.append(Answers(probabilities, embedding, measures, np.diff(counts.indptr)))
             bar.update(block.shape[0])
+    embeddings = [part.embedding for part in parts if part.embedding is not None]
+    return Answers(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate(embeddings) if embeddings else None,
+        Measures(*map(np.concatenate, zip(*(part.measures for part in parts), strict=True))),
+        np.concatenate([part.n_known_genes for part in parts]),
+    )
 
 
-def _batches(widths: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Cells of one padded length together, at most ``batch_size`` of them."""
-    for width in np.unique(widths):
-        cells = np.flatnonzero(widths == width)
-        for start in range(0, len(cells), batch_size):
-            yield cells[start : start + batch_size], int(width)
+def _alignment(match: GeneMatch, n_genes: int, n_known: int) -> csr_matrix:
+    """Return what turns counts of the query's genes into counts of the vocabulary's."""
+    known = match.columns >= 0
+    ones = np.ones(int(known.sum()), dtype=np.int32)
+    places = (np.flatnonzero(known), match.columns[known])
+    return csr_matrix((ones, places), shape=(n_genes, n_known))
 
 
-def _one_file(query: str | Path) -> list[CellPath]:
+def _aligned(block: csr_matrix, align: csr_matrix) -> tuple[csr_matrix, NDArray[np.float64]]:
+    """Return counts in vocabulary order, and library sizes over all genes that the query has."""
+    library_size = np.asarray(block.sum(axis=1), dtype=np.float64).ravel()
+    counts = csr_matrix(block @ align)
+    counts.sort_indices()
+    return counts, library_size
+
+
+def _mitochondrial(model: TrainedModel, cells: Cells, match: GeneMatch) -> NDArray[np.bool_]:
+    """Say which genes of the query are mitochondrial, by its symbols or by the vocabulary's."""
+    prefix = model.quality_control.mitochondrial_prefix
+    known = [symbol.upper().startswith(prefix.upper()) for symbol in model.vocabulary.gene_symbols]
+    in_vocabulary = np.array([*known, False])[match.columns]  # -1: the last, no gene of it
+    return mitochondrial_genes(cells, prefix) | in_vocabulary
+
+
+def _times(model: TrainedModel, cells: Cells, time_key: str | None) -> NDArray[np.str_]:
+    """Return the time point of every cell, all of them known to the run's history."""
+    if time_key is None:
+        columns = ", ".join(cells.tables[0].columns) or "it has none"
+        raise AnnotationError(
+            f"{model.run.path}: was trained on two time points and needs the time of every query "
+            f"cell: give time_key, an obs column of the query ({columns})"
+        )
+    column = cells.column(time_key)
+    if n_missing := int(column.isna().sum()):
+        raise AnnotationError(
+            f"{cells.files[0].path}: obs {time_key!r}: {n_missing:,} of {cells.n_cells:,} cells "
+            "have no time point"
+        )
+    times = time_names(column)
+    known = model.history.time_points if model.history is not None else []
+    if unknown := sorted(set(times.tolist()) - set(known)):
+        shown = ", ".join(name[:40] for name in unknown[:5]) + ", ..." * (len(unknown) > 5)
+        raise AnnotationError(
+            f"{cells.files[0].path}: obs {time_key!r}: time points {shown} are not known to the "
+            f"run; expected {', '.join(known)}"
+        )
+    return times
+
+
+def _one_file(query: str | Path) -> CellPath:
     paths = resolve(query)
-    if len(paths) != 1 or paths[0].suffix != ".h5ad":
-        names = ", ".join(path.name for path in paths)
-        raise AnnotationError(f"{query}: expected one .h5ad file, found {names}")
-    return paths
-
-
-def _write(annotation: Annotation, query: CellPath, run_name: str) -> None:
-    """Copy the query and add to the copy, so that its matrices are never held in memory."""
-    output = annotation.output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_name(f".{output.name}.partial")
-    try:
-        with query.open("rb") as source, aside.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-        with h5py.File(aside, "r+") as file:
-            _add_columns(file, annotation.cells)
-            _replace(file.require_group("obsm"), PROBABILITIES_KEY, annotation.probabilities)
-            if annotation.embedding is not None:
-                _replace(file["obsm"], EMBEDDING_KEY, annotation.embedding)
-            about = {
-                "run": run_name,
-                "class_names": np.array(annotation.class_names, dtype=object),
-                "gene_match_rate": annotation.match.rate,
-                "temperature": annotation.temperature,
-                "uncertain_below": annotation.threshold,
-            }
-            _replace(file.require_group("uns"), "nanocell", about)
-        flush_to_disk(aside)
-        aside.replace(output)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _add_columns(file: h5py.File, columns: pd.DataFrame) -> None:
-    obs = file["obs"]
-    order = [str(name) for name in obs.attrs["column-order"]]
-    for name in map(str, columns):
-        values = columns[name]
-        _replace(obs, name, values.array if values.dtype == "category" else values.to_numpy())
-    order += [name for name in map(str, columns) if name not in order]
-    obs.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
-
-
-def _replace(group: h5py.Group, key: str, value: Any) -> None:
-    if key in group:
-        del group[key]
-    write_elem(group, key, value)
+    if len(paths) != 1 or paths[0].suffix != ".h5ad" or paths[0].is_dir():
+        names = ", ".join(path.name for path in paths[:5])
+        raise AnnotationError(
+            f"{query}: expected one .h5ad file, found {names}; a zarr store or another format is "
+            "read with anndata and written with its write_h5ad"
+        )
+    return paths[0]

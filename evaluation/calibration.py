@@ -29,9 +29,13 @@ def ece(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = Non
 
 def brier(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
     """Return the mean squared distance of the probabilities to the truth, summed over classes."""
+    return float(np.average(squared_distance(labels, probabilities), weights=weights))
+
+
+def squared_distance(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the squared distance of each cell's probabilities to the truth, from 0 to 2."""
     own = probabilities[np.arange(len(labels)), labels]
-    distance = (probabilities**2).sum(axis=1) - 2 * own + 1
-    return float(np.average(distance, weights=weights))
+    return (probabilities**2).sum(axis=1) - 2 * own + 1
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:

@@ -1,8 +1,9 @@
 """Scores of a classifier, equal to scikit-learn's, as plain functions of arrays.
 
 Every score takes ``labels (n,)``, ``probabilities (n, c)`` and, by keyword, ``weights (n,)``, as
-scikit-learn's ``sample_weight``: a bootstrap resample is a vector of whole-number weights, so one
-function serves a score and its interval. The predicted class is the most probable one.
+scikit-learn's ``sample_weight``: a bootstrap resample is a vector of weights, so one function
+serves a score and its interval. The predicted class is the most probable one. A score that is a
+mean over cells has a function beside it that returns what each cell adds to it, ``(n,)``.
 """
 
 import numpy as np
@@ -23,7 +24,12 @@ def confusion(
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
     """Return the share of the cells that got their own class."""
-    return float(np.average(probabilities.argmax(axis=1) == labels, weights=weights))
+    return float(np.average(is_right(labels, probabilities), weights=weights))
+
+
+def is_right(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return 1 for each cell that got its own class, 0 for others."""
+    return (probabilities.argmax(axis=1) == labels).astype(float)
 
 
 def balanced_accuracy(
@@ -35,14 +41,30 @@ def balanced_accuracy(
     return float(np.mean(np.diag(counts)[n > 0] / n[n > 0]))
 
 
-def macro_f1(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
-    """Return the mean F1 over the classes present in the labels or in the predictions.
+def macro_f1(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    weights: Weights = None,
+    classes: np.ndarray | None = None,
+) -> float:
+    """Return the mean F1 over the classes present in ``labels``, NaN if there is none.
 
-    This is scikit-learn's default. A class that the test cells lack but the classifier hands out
-    counts with an F1 of 0; one that neither has does not count.
+    That is scikit-learn's with ``labels=np.unique(labels)``. Its default also averages over the
+    classes that are only predicted, each with an F1 of 0: two classifiers would then be averaged
+    over different classes, and one stray cell would cost as much as a whole cell type. Here a
+    stray cell costs what it is, a miss of its own class.
+
+    Parameters
+    ----------
+    classes
+        Ids of the classes whose cells are scored, as if there were no others; None: all.
     """
-    f1, n_true, n_predicted = _f1(_confusion(labels, probabilities, weights))
-    return float(np.mean(f1[n_true + n_predicted > 0]))
+    counts = _confusion(labels, probabilities, weights)
+    if classes is not None:
+        counts[np.setdiff1d(np.arange(len(counts)), classes)] = 0
+    f1, n_true, _ = _f1(counts)
+    return float(np.mean(f1[n_true > 0])) if n_true.any() else np.nan
 
 
 def weighted_f1(
@@ -56,22 +78,34 @@ def weighted_f1(
 def top3_accuracy(
     labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None
 ) -> float:
-    """Return the share of the cells whose class is among the three most probable ones.
+    """Return the share of the cells whose class is among the three most probable ones."""
+    return float(np.average(is_in_top3(labels, probabilities), weights=weights))
+
+
+def is_in_top3(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return 1 for each cell whose class is among the three most probable ones, 0 for others.
 
     Among equal probabilities the class of the larger id is taken first, as in scikit-learn.
     """
-    top = np.argsort(probabilities, axis=1, kind="stable")[:, -3:]
-    return float(np.average((top == labels[:, None]).any(axis=1), weights=weights))
+    own = probabilities[np.arange(len(labels)), labels][:, None]
+    later = np.arange(probabilities.shape[1]) > labels[:, None]
+    n_before = ((probabilities > own) | ((probabilities == own) & later)).sum(axis=1)
+    return (n_before < 3).astype(float)
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
-    """Return the mean of ``-log`` of the probability of each cell's own class, in nats.
+    """Return the mean of ``-log`` of the probability of each cell's own class, in nats."""
+    return float(np.average(surprisal(labels, probabilities), weights=weights))
+
+
+def surprisal(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return ``-log`` of the probability of each cell's own class, in nats.
 
     Probabilities are clipped at the machine's precision of their dtype, as in scikit-learn.
     """
     smallest = np.finfo(probabilities.dtype).eps
     own = probabilities[np.arange(len(labels)), labels]
-    return float(np.average(-np.log(np.clip(own, smallest, 1 - smallest)), weights=weights))
+    return -np.log(np.clip(own, smallest, 1 - smallest), dtype=np.float64)
 
 
 def per_class(labels: np.ndarray, predictions: np.ndarray, class_names: list[str]) -> pd.DataFrame:

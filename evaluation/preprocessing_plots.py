@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from configs.schema import QualityControlConfig
+from evaluation.cell_map import OTHER, plain_names
+from evaluation.plot_text import plain
 
 MEASURES = {
     "n_genes": "detected genes",
@@ -29,7 +31,8 @@ def quality_violins(
     config
         The thresholds.
     batches
-        Batch of each cell, one violin each; at most the 12 largest are drawn.
+        Batch of each cell, in the order of ``metrics``, one violin each; at most the 12 largest
+        are drawn.
     """
     known = [m for m in MEASURES if m in metrics and metrics[m].notna().any()]
     thresholds = {
@@ -38,19 +41,21 @@ def quality_violins(
         "pct_counts_mt": (config.max_percent_mitochondrial,),
         "doublet_score": (config.max_doublet_score,),
     }
-    name = "cells" if batches is None else str(batches.name)
-    group = pd.Series("all", metrics.index) if batches is None else batches.astype(str)
-    order = group.value_counts().index[:12].sort_values()
+    name = "cells" if batches is None else plain(batches.name)
+    of_cell, order = np.full(len(metrics), "all", dtype=object), ["all"]
+    if batches is not None:
+        of_cell = np.asarray(plain_names(batches), dtype=object)
+        named = pd.Series(of_cell[of_cell != OTHER])  # the rarer ones are not one batch
+        order = sorted(named.value_counts().index[:12])
     figure = Figure(figsize=(4 * len(known), 3.4), layout="constrained")
     axes = figure.subplots(1, len(known))
     for axis, measure in zip(np.atleast_1d(axes), known, strict=True):
-        frame = pd.DataFrame({name: group, measure: metrics[measure]})
-        sns.violinplot(
-            frame, x=name, y=measure, order=order, cut=0, inner=None, color="#a6bddb", ax=axis
-        )
-        shown = frame[frame[name].isin(order)]
+        frame = pd.DataFrame({"batch": of_cell, measure: metrics[measure].astype(float)})
+        shown = frame[frame["batch"].isin(order)].dropna()
+        look = {"x": "batch", "y": measure, "order": order, "ax": axis}
+        sns.violinplot(shown, cut=0, inner=None, color="#a6bddb", **look)
         few = shown.sample(min(len(shown), 3000), random_state=0)
-        sns.stripplot(few, x=name, y=measure, order=order, size=1, color="#333333", ax=axis)
+        sns.stripplot(few, size=1 if len(shown) > 500 else 3, color="#333333", **look)
         for value in thresholds[measure]:
             if value is not None:
                 axis.axhline(value, color="crimson", linestyle="--", linewidth=1)
@@ -95,6 +100,7 @@ def class_counts(cells: pd.DataFrame) -> Figure:
     table = table.fillna(0).loc[cells["label"].value_counts().index[::-1]]
     figure = Figure(figsize=(7, 0.32 * len(table) + 1.2), layout="constrained")
     axis = figure.subplots()
+    table.index = [plain(name) for name in table.index]
     table.plot.barh(ax=axis, color=list(SPLIT_COLORS.values()), width=0.8)
     axis.set(xscale="symlog", xlabel="cells", ylabel="", xlim=(0, None))
     axis.legend(title="", frameon=False, loc="lower right")
@@ -116,12 +122,13 @@ def token_lengths(lengths: dict[str, np.ndarray], n_tokens: int) -> Figure:
     axis = figure.subplots()
     bins = np.linspace(0, n_tokens, 41).tolist()
     for split, values in lengths.items():
-        color = SPLIT_COLORS[split]
+        share = np.full(len(values), 1 / max(len(values), 1))  # of an empty split there is none
         axis.hist(
-            values, bins, density=True, histtype="step", linewidth=2, color=color, label=split
-        )
+            values, bins, weights=share, histtype="step", linewidth=2,
+            color=SPLIT_COLORS[split], label=split,
+        )  # fmt: skip
     axis.axvline(n_tokens, color="crimson", linestyle="--", linewidth=1)
-    axis.set(xlabel="tokens in a cell", ylabel="density")
+    axis.set(xlabel="tokens in a cell", ylabel="share of the cells")
     axis.legend(frameon=False)
     sns.despine(figure)
     return figure

@@ -2,23 +2,30 @@
 
 import csv
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from evaluation.compare import Comparison, Model
+from evaluation.markdown import code, escape, table
+from evaluation.outcome import RARE
+from evaluation.verdicts import verdicts
 
 COLUMNS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced acc.",
     "macro_f1": "macro-F1",
+    "macro_f1_common": f"macro-F1, types of {RARE}+ cells",
     "weighted_f1": "weighted F1",
     "top3_accuracy": "top-3",
     "log_loss": "log-loss",
+    "log_loss_scaled": "log-loss, scaled on val",
     "ece": "ECE",
+    "ece_scaled": "ECE, scaled on val",
 }
-WITH_INTERVAL = ("accuracy", "macro_f1")
+WITH_INTERVAL = ("accuracy", "macro_f1", "macro_f1_common")
 COST = {"seconds": "seconds", "peak_memory_mb": "peak MB", "n_parameters": "parameters"}
 
 
@@ -41,62 +48,58 @@ def write_results(comparisons: list[Comparison], output: str | Path, command: st
     output = Path(output)
     if output.suffix == ".csv":
         raise ValueError(f"{output}: is the name of the table beside it; end it in .md")
-    lines = ["# Results", "", f"Written by `{command}`; not edited by hand.", ""]
-    lines += [f"- {sentence}" for sentence in verdicts(comparisons)]
+    lines = ["# Results", "", f"Written by {code(command)}; not edited by hand.", ""]
+    lines += [f"- {escape(sentence)}" for sentence in verdicts(comparisons)]
+    if missing := left_out(comparisons):
+        lines += ["", "Left out, and in no table:", ""]
+        lines += [f"- {escape(sentence)}" for sentence in missing]
     for comparison in comparisons:
         lines += ["", *_section(comparison)]
-    table = output.with_suffix(".csv")
     scores = pd.concat([comparison.scores for comparison in comparisons])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _write_aside(output, "\n".join(lines) + "\n")
-    _write_aside(table, scores.to_csv(index=False, quoting=csv.QUOTE_MINIMAL))
-    return [output, table]
+    csv_file = output.with_suffix(".csv")
+    _write_aside(
+        {
+            output: "\n".join(lines) + "\n",
+            csv_file: scores.to_csv(index=False, quoting=csv.QUOTE_MINIMAL),
+        }
+    )
+    return [output, csv_file]
 
 
-def verdicts(comparisons: list[Comparison]) -> list[str]:
-    """Return one sentence a dataset on the transformer, and one on history where runs can tell."""
-    found = []
-    for comparison in comparisons:
-        found += [comparison.verdict(), comparison.history_verdict()]
-    return [sentence for sentence in found if sentence]
+def left_out(comparisons: list[Comparison]) -> list[str]:
+    """Return a sentence for every run that is in no table and would have been expected there."""
+    return list(dict.fromkeys(why for comparison in comparisons for why in comparison.left_out))
 
 
 def summary(comparison: Comparison) -> pd.DataFrame:
     """Return the scores for people: one row a model, best on val first, intervals in brackets."""
     scores = comparison.scores
-    table = pd.DataFrame({"model": scores["model"], "seeds": scores["seeds"]})
-    table["val macro-F1"] = scores["val_macro_f1"].map("{:.3f}".format)
+    shown = pd.DataFrame({"model": scores["model"], "seeds": scores["seeds"]})
+    shown["val macro-F1"] = scores["val_macro_f1"].map("{:.3f}".format)
+    given = [key for key in WITH_INTERVAL if scores[f"{key}_low"].notna().all()]
     for key, title in COLUMNS.items():
-        table[title] = [
-            f"{row[key]:.3f} [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]"
-            if key in WITH_INTERVAL
-            else f"{row[key]:.3f}"
+        shown[title] = [
+            _number(row[key])
+            + (f" [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]" if key in given else "")
             for _, row in scores.iterrows()
         ]
     for key, title in COST.items():
         digits = 1 if key == "seconds" else 0
-        table[title] = ["" if pd.isna(v) else f"{v:,.{digits}f}" for v in scores[key]]
-    return table.set_index("model")
+        shown[title] = ["" if pd.isna(v) else f"{v:,.{digits}f}" for v in scores[key]]
+    return shown.set_index("model")
 
 
 def difference_summary(comparison: Comparison) -> pd.DataFrame:
     """Return the paired differences for people: one row a model and score."""
     found = comparison.differences
-    over_donors = [
-        "" if pd.isna(low) else f"[{low:+.3f}, {high:+.3f}]"
-        for low, high in zip(found["low_donors"], found["high_donors"], strict=True)
-    ]
     return pd.DataFrame(
         {
             "model": found["model"],
             "against": found["against"],
-            "score": found["metric"],
-            "difference": found["difference"].map("{:+.3f}".format),
-            "over cells": [
-                f"[{low:+.3f}, {high:+.3f}]"
-                for low, high in zip(found["low"], found["high"], strict=True)
-            ],
-            "over donors": over_donors,
+            "score": found["metric"].map(COLUMNS),
+            "difference": [_number(value, "+") for value in found["difference"]],
+            "over cells": _intervals(found["low"], found["high"]),
+            "over donors": _intervals(found["low_donors"], found["high_donors"]),
             "outcome": found["outcome"],
         }
     ).set_index("model")
@@ -105,40 +108,57 @@ def difference_summary(comparison: Comparison) -> pd.DataFrame:
 def _section(comparison: Comparison) -> list[str]:
     first = comparison.models[0].runs[0]
     n_cells = first.meta["n_cells"]
-    files = ", ".join(file["path"] for file in first.meta["source"]["files"])
+    files = ", ".join(str(file["path"]) for file in first.meta["source"]["files"])
     lines = [
-        f"## {comparison.dataset}",
+        f"## {escape(comparison.dataset)}",
         "",
-        f"{files}: {n_cells['train']:,} train, {n_cells['val']:,} val and {n_cells['test']:,} "
-        f"test cells of {len(comparison.class_names)} types. Cells "
+        f"{escape(files)}: {n_cells['train']:,} train, {n_cells['val']:,} val and "
+        f"{n_cells['test']:,} test cells of {len(comparison.class_names)} types. Cells "
         f"`{first.metrics['data_sha256'][:12]}`, split `{first.metrics['split_sha256'][:12]}`.",
         "",
         "Test scores, means over seeds; best on val first. In brackets, 95 % intervals over test "
-        f"cells ({comparison.n_resamples:,} bootstrap resamples).",
+        f"cells ({comparison.n_resamples:,} bootstrap resamples). Macro-F1 is over the types that "
+        "have test cells, and its interval holds for their numbers as they are: cells are drawn "
+        f"within each type. Of types with fewer than {RARE} test cells no interval knows the "
+        'chance; the column beside it leaves them out. "Scaled on val": at the temperature that '
+        "the model's own val cells ask for, which changes no name.",
         "",
-        *_markdown(summary(comparison)),
+        *table(summary(comparison)),
     ]
     if len(comparison.differences):
         lines += [
             "",
-            f"Differences to the best baseline on val, on the same cells, with 95 % paired "
-            f"intervals ({comparison.donor_note}).",
+            "Differences to the best baseline on val, on the same cells, with 95 % paired "
+            f"intervals ({comparison.donor_note}). Better or worse: the interval over cells "
+            f"leaves out 0. Level: it lies within {comparison.margin:g}. Otherwise nobody can "
+            f"tell; nor from types with fewer than {RARE} test cells alone.",
             "",
-            *_markdown(difference_summary(comparison)),
+            *table(difference_summary(comparison)),
         ]
     for model in (comparison.best_network, comparison.best_baseline):
         if model is not None:
-            table = comparison.per_class(model)
-            table = table[table["n_cells"] + table["n_predicted"] > 0]
-            lines += ["", f"Each cell type by {model.name}:", "", *_markdown(_rounded(table))]
-    lines += ["", "The runs:", "", *_markdown(_provenance(comparison.models))]
-    return lines
+            types = comparison.per_class(model)
+            types = types[types["n_cells"] + types["n_predicted"] > 0]
+            lines += ["", f"Each cell type by {escape(model.name)}:", "", *table(_rounded(types))]
+    runs = table(_provenance(comparison.models), code_columns=("command",))
+    return [*lines, "", "The runs:", "", *runs]
 
 
-def _rounded(table: pd.DataFrame) -> pd.DataFrame:
-    table = table.sort_values("n_cells", ascending=False)
-    shown = {name: table[name].map("{:.3f}".format) for name in ("precision", "recall", "f1")}
-    return pd.DataFrame({**shown, "test cells": table["n_cells"]})
+def _number(value: float, sign: str = "") -> str:
+    return "" if pd.isna(value) else f"{value:{sign}.3f}"
+
+
+def _intervals(lows: Iterable[float], highs: Iterable[float]) -> list[str]:
+    return [
+        "" if pd.isna(low) else f"[{low:+.3f}, {high:+.3f}]"
+        for low, high in zip(lows, highs, strict=True)
+    ]
+
+
+def _rounded(types: pd.DataFrame) -> pd.DataFrame:
+    types = types.sort_values("n_cells", ascending=False)
+    shown = {name: types[name].map("{:.3f}".format) for name in ("precision", "recall", "f1")}
+    return pd.DataFrame({**shown, "test cells": types["n_cells"]})
 
 
 def _provenance(models: Iterable[Model]) -> pd.DataFrame:
@@ -154,23 +174,27 @@ def _provenance(models: Iterable[Model]) -> pd.DataFrame:
                     "device": run.metrics.get("device", ""),
                     "commit": str(run.metrics.get("git_commit") or "")[:12],
                     "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
-                    "command": f"`python 02_train_model.py --config {run.path}/config.yaml`",
+                    "command": shlex.join(
+                        ["python", "02_train_model.py", "--config", f"{run.path}/config.yaml"]
+                    ),
                 }
             )
     return pd.DataFrame(rows).set_index("run")
 
 
-def _markdown(table: pd.DataFrame) -> list[str]:
-    """Write a table, its index first, in Markdown."""
-    table = table.reset_index()
-    rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
-    return ["| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |" for row in rows]
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.partial")
+def _write_aside(texts: dict[Path, str]) -> None:
+    """Write files that belong together: a full disk leaves all of them as they were."""
+    asides = {path: path.with_name(f".{path.name}.partial") for path in texts}
+    path = next(iter(texts))
     try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            asides[path].write_text(text, encoding="utf-8")
+        for path, aside in asides.items():
+            os.replace(aside, path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise OSError(error.errno, f"{path}: could not be written ({why})") from None
     finally:
-        aside.unlink(missing_ok=True)
+        for aside in asides.values():
+            aside.unlink(missing_ok=True)

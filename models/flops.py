@@ -1,21 +1,31 @@
 """FLOP of a forward pass and of a training step, counted from the real tokens.
 
-Credited are the matrix products of the encoder, as a plain implementation would do them: per layer
-the four projections and the feed-forward layer for every real token, and ``q @ k`` and
-``weights @ v`` of every pair of tokens of a cell; every layer in full, 2 FLOP for a multiply and
-an add. Not credited are padding, embeddings, norms, softmax, the head and what activation
-checkpointing computes again. The last block really computes the ``<cls>`` row only, so that less
-is done than credited: by these figures rates of programs that give the same answer compare, as
-in the model FLOP utilisation of Chowdhery et al. 2022, appendix B.
+Counted are the matrix products of the encoder, 2 FLOP for a multiply and an add: per layer the
+four projections and the feed-forward layer for every real token, and ``q @ k`` and
+``weights @ v`` of every pair of tokens of a cell. Not counted are padding, embeddings, norms,
+softmax and the head.
+
+Two figures, as in Chowdhery et al. 2022, appendix B. *Model* FLOP are those of the usual formula:
+every layer in full, nothing twice. By them the rates of programs that give the same answer
+compare, whatever each leaves out. *Hardware* FLOP are those done: the last block computes the
+``<cls>`` row only, and activation checkpointing computes the blocks again. (What fused attention
+kernels compute again for their gradients is in neither.)
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     from models.rank_transformer import RankTransformer
+
+
+class Flop(NamedTuple):
+    """By the usual formula, and done."""
+
+    model: float
+    hardware: float
 
 
 def forward_flop(
@@ -26,7 +36,7 @@ def forward_flop(
     n_heads: int,
     d_head: int,
     d_feed_forward: int,
-) -> float:
+) -> Flop:
     """FLOP of one forward pass over cells of these lengths.
 
     Parameters
@@ -38,11 +48,14 @@ def forward_flop(
     """
     t = np.asarray(lengths, dtype=np.float64)
     width = n_heads * d_head
-    linear = 2 * d_model * (4 * width + 2 * d_feed_forward)
-    return float(n_layers * (linear * t + 4 * width * t**2).sum())
+    per_query = 2 * d_model * (2 * width + 2 * d_feed_forward)  # to_q, to_out, feed-forward
+    per_key = 2 * d_model * 2 * width  # to_kv
+    layer = ((per_query + per_key) * t + 4 * width * t**2).sum()
+    last = (per_query + per_key * t + 4 * width * t).sum()
+    return Flop(float(n_layers * layer), float((n_layers - 1) * layer + last))
 
 
-def training_flop(network: "RankTransformer", lengths: ArrayLike) -> float:
+def training_flop(network: "RankTransformer", lengths: ArrayLike) -> Flop:
     """FLOP of a forward and backward pass of this network: 3 times those of the forward pass.
 
     Parameters
@@ -54,6 +67,9 @@ def training_flop(network: "RankTransformer", lengths: ArrayLike) -> float:
         highest ranks only (``n_tokens`` of its config), no more are counted; of two halves, one
         of which is shorter than that, up to the space for both.
     """
-    if network.config.n_tokens is not None:
-        lengths = np.minimum(lengths, network.n_segments * (1 + network.config.n_tokens))
-    return 3 * forward_flop(lengths, **network.config.encoder_shape())
+    config = network.config
+    if config.n_tokens is not None:
+        lengths = np.minimum(lengths, network.n_segments * (1 + config.n_tokens))
+    forward = forward_flop(lengths, **config.encoder_shape())
+    again = 1 if config.checkpoint_activations else 0
+    return Flop(3 * forward.model, (3 + again) * forward.hardware)

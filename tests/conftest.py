@@ -1,15 +1,20 @@
 """Cells made up for the tests, the same in every run; nothing here reaches the network."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import papermill
 import pytest
+import yaml
 
 from configs.schema import PreprocessConfig
 from dataset.encode import encode
 from dataset.sources import synthetic_cells
 
+ROOT = Path(__file__).parent.parent
 # A folder of real .h5ad files; the tests that want one are skipped without it.
 REAL_CELLS = Path(os.environ.get("NANOCELL_REAL_CELLS", "data/real"))
 
@@ -67,3 +72,52 @@ def preprocess_config(tmp_path_factory, synthetic_h5ad):
 def encoded_folder(preprocess_config):
     """Encode the synthetic cells once; not to be changed by a test. Return the folder's path."""
     return encode(preprocess_config, progress=False)
+
+
+@pytest.fixture(scope="session")
+def run_pipeline():
+    """Return a function that takes cells through 01, 02, 03 and 04, as a user does."""
+
+    def notebook(folder, name, **parameters):
+        out = folder / f"{name}.ipynb"
+        papermill.execute_notebook(
+            ROOT / f"{name}.ipynb", out, parameters, cwd=ROOT, progress_bar=False
+        )
+        return out
+
+    def run(folder, cells, query, trainings, **preprocess):
+        """Run it in ``folder``.
+
+        ``trainings`` are the name of a config in configs/train and what overrides it, by the
+        run's name; the first run names the cells of ``query``. ``preprocess`` overrides
+        configs/preprocess/synthetic_rank.yaml. Return the executed notebooks by their number.
+        """
+        config = yaml.safe_load((ROOT / "configs/preprocess/synthetic_rank.yaml").read_text())
+        config |= {"name": "cells", "input": str(cells), "data_dir": f"{folder}/data"}
+        (folder / "preprocess.yaml").write_text(yaml.safe_dump(config | preprocess))
+        path = f"{folder}/preprocess.yaml"
+        executed = {"01": notebook(folder, "01_preprocess_sc_data", config=path)}
+        for name, (config, *overrides) in trainings.items():
+            subprocess.run(
+                [sys.executable, "02_train_model.py", "--config", f"configs/train/{config}.yaml"]
+                + [f"name={name}", f"data={folder}/data/cells", f"runs_dir={folder}/runs"]
+                + ["tracking.wandb=disabled", *overrides],
+                cwd=ROOT,
+                check=True,
+            )
+        executed["03"] = notebook(
+            folder,
+            "03_compile_evaluation_metrics",
+            runs=f"{folder}/runs",
+            output=f"{folder}/RESULTS.md",
+        )
+        executed["04"] = notebook(
+            folder,
+            "04_annotate_new_cells",
+            run=f"{folder}/runs/{next(iter(trainings))}",
+            query=str(query),
+            output=f"{folder}/annotated.h5ad",
+        )
+        return executed
+
+    return run

@@ -25,6 +25,7 @@ from dataset.sources import synthetic_cells
 from models.flops import forward_flop
 
 SHAPE = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_head": 4, "d_feed_forward": 16}
+LIKE_BERT = SHAPE | {"d_head": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -94,25 +95,56 @@ def test_loaders(tmp_path, cells):
 def test_networks(part):
     functions = [part.ours] + ([part.bert] if train_step.has_transformers() else [])
     for function in functions + ([train_step.naive] if part is train_step else []):
-        found = function(SHAPE, batch_size=2, n_cells=2, context=320)
+        found = function(LIKE_BERT, batch_size=2, n_cells=2, context=320)
         assert set(found) == {
             "cells_per_second",
             "tokens_per_second",
-            "flop_per_second",
+            "model_flop_per_second",
+            "hardware_flop_per_second",
             "matmul_flop_per_second",
             "peak_mb",
         }
     twice = found | {"cells_per_second": found["cells_per_second"] / 2}
     row, other = train_step.compare("tiny", {"ours": [found], "theirs": [twice], "absent": []})
     assert (row["ours is"], other["ours is"]) == ("1.0x", "2.0x")
-    assert {"cells/s", "tokens/s", "peak MB", "of matmul"} <= set(row)
+    assert {"cells/s", "peak MB", "model FLOP of matmul", "hardware FLOP of matmul"} <= set(row)
+
+
+def test_bert_stands_beside_networks_of_its_own_sizes_only(monkeypatch):
+    assert train_step.is_like_bert(LIKE_BERT)
+    assert not train_step.is_like_bert(SHAPE)
+    with pytest.raises(ValueError, match="unlike sizes"):
+        train_step.make_bert(SHAPE, 320)
+    asked = []
+
+    def alone(function, **arguments):
+        asked.append((function.split(":")[1], train_step.is_like_bert(arguments["shape"])))
+        return dict.fromkeys(
+            ("cells_per_second", "tokens_per_second", "model_flop_per_second",
+             "hardware_flop_per_second", "matmul_flop_per_second", "peak_mb"), 1.0
+        )  # fmt: skip
+
+    monkeypatch.setattr(train_step, "has_transformers", lambda: True)
+    monkeypatch.setattr(infer, "has_transformers", lambda: True)
+    for module in (train_step, infer):
+        monkeypatch.setattr(module, "alone", alone)
+        monkeypatch.setattr(module, "cuda_rows", lambda *_, **__: [])
+        module.run(quick=True)
+    assert ("bert", True) in asked
+    assert ("bert", False) not in asked
 
 
 def test_useful_work_is_that_of_the_real_tokens():
     sizes = train_step.lengths(3, context=320)
     found = train_step.ours(SHAPE, batch_size=2, n_cells=3, context=320)
-    per_cell = found["flop_per_second"] / found["cells_per_second"]
-    assert per_cell * 3 == pytest.approx(3 * forward_flop(sizes, **SHAPE))
+    for i, name in enumerate(("model", "hardware")):
+        per_cell = found[f"{name}_flop_per_second"] / found["cells_per_second"]
+        assert per_cell * 3 == pytest.approx(3 * forward_flop(sizes, **SHAPE)[i])
+    naive = train_step.naive(SHAPE, batch_size=2, n_cells=3, context=320)
+    per_cell = naive["hardware_flop_per_second"] / naive["cells_per_second"]
+    assert per_cell == pytest.approx(3 * forward_flop([320], **SHAPE).model)
+    per_cell = naive["model_flop_per_second"] / naive["cells_per_second"]
+    assert per_cell * 3 == pytest.approx(3 * forward_flop(sizes, **SHAPE).model)
     per_token = found["tokens_per_second"] / found["cells_per_second"]
     assert per_token * 3 == pytest.approx(sizes.sum())
 
@@ -120,7 +152,8 @@ def test_useful_work_is_that_of_the_real_tokens():
 @pytest.mark.parametrize("part", [train_step, infer])
 def test_what_would_run_on_a_card(monkeypatch, capsys, part):
     speed = {"cells_per_second": 8590.0, "tokens_per_second": 1.0, "peak_mb": 1.0}
-    speed |= {"flop_per_second": 4e14, "matmul_flop_per_second": 8e14}
+    speed |= {"model_flop_per_second": 4e14, "hardware_flop_per_second": 3e14}
+    speed |= {"matmul_flop_per_second": 8e14}
     calls = []
 
     def alone(function, **arguments):

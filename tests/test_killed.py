@@ -76,8 +76,11 @@ def contents(folder: Path) -> dict[str, bytes | list | dict]:
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()
         found[name] = content
         if path.name in ("meta.json", "metrics.json"):
-            differ = ("seconds", "cells_per_second", "peak_memory_mb", "git_commit")
+            differ = ("seconds", "start_seconds", "cells_per_second", "peak_memory_mb")
+            differ += ("git_commit",)
             found[name] = {k: v for k, v in json.loads(content).items() if k not in differ}
+        elif path.name == "checksums.json":
+            found[name] = sorted(json.loads(content))  # some are of files that differ
         elif path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in content.splitlines()]
             found[name] = [

@@ -1,17 +1,13 @@
 """The notebooks: paired with their text, free of outputs and logic, and they run through."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import anndata as ad
 import jupytext
 import nbformat
 import numpy as np
-import papermill
 import pytest
-import yaml
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
@@ -70,42 +66,17 @@ def test_first_code_cell_holds_the_parameters(path):
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory, synthetic_h5ad):
+def pipeline(tmp_path_factory, synthetic_h5ad, run_pipeline):
     """01 -> 02 -> 03 -> 04 on synthetic cells, as a user runs them."""
     folder = tmp_path_factory.mktemp("pipeline")
-
-    def notebook(name, **parameters):
-        out = folder / f"{name}.ipynb"
-        papermill.execute_notebook(
-            ROOT / f"{name}.ipynb", out, parameters, cwd=ROOT, progress_bar=False
-        )
-        return out
-
-    def train(config, *overrides):
-        command = [sys.executable, "02_train_model.py", "--config", f"configs/train/{config}.yaml"]
-        paths = [f"data={folder}/data/synthetic", f"runs_dir={folder}/runs"]
-        command += [*paths, "tracking.wandb=disabled", *overrides]
-        subprocess.run(command, cwd=ROOT, check=True)
-
-    config = yaml.safe_load((ROOT / "configs/preprocess/synthetic_rank.yaml").read_text())
-    config |= {"name": "synthetic", "input": str(synthetic_h5ad), "data_dir": f"{folder}/data"}
-    (folder / "preprocess.yaml").write_text(yaml.safe_dump(config))
-    executed = {"01": notebook("01_preprocess_sc_data", config=f"{folder}/preprocess.yaml")}
-    train("smoke")
-    train("logistic_regression_baron_human", "name=logistic_regression")
-    executed["03"] = notebook(
-        "03_compile_evaluation_metrics", runs=f"{folder}/runs", output=f"{folder}/RESULTS.md"
-    )
     query = ad.read_h5ad(synthetic_h5ad)
     query.obs = query.obs[[]]
     query.write_h5ad(folder / "query.h5ad")
-    executed["04"] = notebook(
-        "04_annotate_new_cells",
-        run=f"{folder}/runs/smoke",
-        query=f"{folder}/query.h5ad",
-        output=f"{folder}/annotated.h5ad",
-    )
-    return folder, executed
+    trainings = {
+        "smoke": ["smoke"],
+        "logistic_regression": ["logistic_regression_baron_human"],
+    }
+    return folder, run_pipeline(folder, synthetic_h5ad, folder / "query.h5ad", trainings)
 
 
 def test_pipeline_draws_figures(pipeline):

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load, load_file, save
 
 from configs.schema import TrainConfig
+from dataset.checksums import changed_files, read_checksums, write_checksums
+from dataset.encode import encode
 from dataset.encoded_folder import EncodedFolder
 from evaluation import METRICS
+from training.checkpoint import save_tensors
 from training.distributed import Ranks
 from training.tracking import read_metrics
 
@@ -108,6 +111,7 @@ def finished(script, tmp_path_factory, encoded_folder) -> Path:
 def test_a_run_is_complete_in_itself(finished, encoded_folder):
     names = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()}
     assert names == {
+        "checksums.json",
         "config.yaml",
         "metrics.json",
         "metrics.jsonl",
@@ -129,8 +133,10 @@ def test_a_run_is_complete_in_itself(finished, encoded_folder):
     )
     weights = load_file(finished / "model.safetensors")
     network.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
-    assert [p.name for p in finished.parent.iterdir()] != []
-    assert not list(finished.parent.glob(".*partial*"))
+    assert sorted(p.name for p in finished.parent.iterdir()) == ["all-options", "config.yaml"]
+    sums = read_checksums(finished)
+    assert set(sums) == names - {"checksums.json"}
+    assert changed_files(finished, sums) == []
 
 
 def test_predictions_hold_every_cell_once_and_give_the_scores(finished, encoded_folder):
@@ -182,7 +188,8 @@ def test_the_curve_has_what_a_dashboard_shows(finished):
         "optim/gradient_norm",
         "perf/cells_per_second",
         "perf/tokens_per_second",
-        "perf/gflop_per_second",
+        "perf/model_gflop_per_second",
+        "perf/hardware_gflop_per_second",
         "perf/data_wait_fraction",
     } <= training[0].keys()
     assert 0 <= training[0]["perf/data_wait_fraction"] <= 1
@@ -236,6 +243,95 @@ def test_other_cells_under_a_taken_name_are_refused(
     config = write_config(model={"kind": "majority"}, data=str(other))
     assert script.main(["--config", config]) == 2
     assert "differs in: data" in capfd.readouterr().err
+
+
+@pytest.fixture
+def done(script, write_config, tmp_path) -> tuple[str, Path]:
+    """A finished run of the floor: its config and its folder."""
+    config = write_config(model={"kind": "majority"})
+    assert script.main(["--config", config]) == 0
+    return config, tmp_path / "runs" / "run"
+
+
+def said(script, capfd, config: str) -> str:
+    """Run once more; return the one sentence it is refused with, which deletes nothing."""
+    capfd.readouterr()
+    assert script.main(["--config", config]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "delete" not in error
+    assert "choose another name=..., or move that folder away" in error
+    return error
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "predictions_val.npz", "metrics.json", "config.yaml",
+     "data/vocabulary.json"],
+)  # fmt: skip
+@pytest.mark.parametrize("damage", ["missing", "bit"])
+def test_a_finished_run_that_is_not_whole_is_not_called_finished(
+    script, done, capfd, name, damage
+):
+    config, folder = done
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).unlink()
+    if damage == "bit":
+        (folder / name).write_bytes(content)
+    assert f"was finished, but {name} is missing or changed" in said(script, capfd, config)
+
+
+def test_a_finished_run_without_checksums_is_of_an_earlier_version(script, done, capfd):
+    config, folder = done
+    (folder / "checksums.json").write_text("{}")
+    assert "config.yaml, data/class_names.json" in said(script, capfd, config)
+    (folder / "checksums.json").write_text("[1")
+    assert "cannot be read" in said(script, capfd, config)
+    (folder / "checksums.json").unlink()
+    assert "an earlier version of this code" in said(script, capfd, config)
+
+
+@pytest.mark.parametrize("name", ["vocabulary.json", "gene_medians.npy", "class_names.json"])
+def test_the_same_cells_encoded_to_other_tokens_are_refused(
+    script, done, encoded_folder, tmp_path, write_config, capfd, name
+):
+    # As with another gene_id_key: cells, split and tokenizer agree, the vocabulary does not.
+    other = shutil.copytree(encoded_folder, tmp_path / "other")
+    if name == "vocabulary.json":
+        text = (other / name).read_text()
+        (other / name).write_text(text.replace('"gene_ids": ["', '"gene_ids": ["other_'))
+    elif name == "class_names.json":
+        names = json.loads((other / name).read_text())
+        (other / name).write_text(json.dumps([f"other {names[0]}", *names[1:]]))
+    else:
+        np.save(other / name, np.load(other / name) * np.float32(2))
+    config = write_config(model={"kind": "majority"}, data=str(other))
+    assert f"differs in: data/{name})" in said(script, capfd, config)
+
+
+def test_a_whole_run_without_its_data_is_finished(
+    script, encoded_folder, tmp_path, write_config, caplog
+):
+    data = shutil.copytree(encoded_folder, tmp_path / "data")
+    config = write_config(model={"kind": "majority"}, data=str(data))
+    assert script.main(["--config", config]) == 0
+    shutil.rmtree(data)
+    with caplog.at_level("INFO"):
+        assert script.main(["--config", config]) == 0
+    assert "finished: nothing to do" in caplog.text
+
+
+def test_a_config_of_another_version_is_not_called_damaged(script, done, capfd):
+    config, folder = done
+    with (folder / "config.yaml").open("a") as file:
+        file.write("a_later_setting: 3\n")
+    write_checksums(folder)
+    error = said(script, capfd, config)
+    assert "this version of the code cannot read" in error
+    assert "a_later_setting" in error
+    assert "damaged" not in error
 
 
 def interrupt_in_epoch(script, monkeypatch, epoch: int) -> None:
@@ -300,15 +396,67 @@ def test_another_config_does_not_carry_on_an_interrupted_run(
     assert "(differs in: model)" in capfd.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_said_so(script, write_config, tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def interrupted(script, write_config, tmp_path, monkeypatch) -> tuple[str, Path]:
+    """A run that was interrupted after its first epoch: its config and its partial folder."""
     config = write_config()
     with monkeypatch.context() as patch:
         interrupt_in_epoch(script, patch, epoch=1)
-        script.main(["--config", config])
-    checkpoint = tmp_path / "runs" / ".run.partial" / "checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
-    assert script.main(["--config", config]) == 2
-    assert "delete its folder and run again" in capfd.readouterr().err
+        assert script.main(["--config", config]) == 130
+    return config, tmp_path / "runs" / ".run.partial"
+
+
+def flip(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_resume_checks_its_own_parts(script, interrupted, capfd):
+    config, folder = interrupted
+    checkpoint = folder / "checkpoint.safetensors"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:500])
+    assert "not a readable safetensors file" in said(script, capfd, config)
+    for place in (0.3, 0.6, 0.95):  # of the tensors: any value is a number
+        checkpoint.write_bytes(whole)
+        flip(checkpoint, place)
+        assert "its content has changed" in said(script, capfd, config)
+    tensors = load(whole)
+    checkpoint.write_bytes(save(tensors, {"header": '{"epoch": 2}'}))
+    assert "its content has changed" in said(script, capfd, config)
+    save_tensors(checkpoint, {name: torch.from_numpy(t) for name, t in tensors.items()})
+    assert "another version of this code" in said(script, capfd, config)
+    checkpoint.write_bytes(whole)
+    assert script.main(["--config", config]) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["vocabulary.json", "gene_medians.npy", "class_names.json", "meta.json"]
+)
+def test_a_resume_compares_what_it_was_begun_with(script, interrupted, capfd, name):
+    config, folder = interrupted
+    path = folder / "data" / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    expected = "data)" if name == "meta.json" else f"data/{name})"
+    assert f"differs in: {expected}" in said(script, capfd, config)
+
+
+def test_an_interrupted_run_of_another_version_is_not_called_damaged(script, interrupted, capfd):
+    config, folder = interrupted
+    with (folder / "config.yaml").open("a") as file:
+        file.write("a_later_setting: 3\n")
+    error = said(script, capfd, config)
+    assert "holds an interrupted run whose config this version of the code cannot read" in error
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"loss": 1}', '{"step": "x"}', '{"step": 1, "a": []}'])
+def test_a_changed_curve_of_an_interrupted_run_is_said_so(script, interrupted, capfd, line):
+    config, folder = interrupted
+    path = folder / "metrics.jsonl"
+    path.write_text(line + "\n" + path.read_text())
+    assert "metrics.jsonl, line 1: is no step" in said(script, capfd, config)
 
 
 # --------------------------------------------------------------------------- errors
@@ -318,7 +466,7 @@ def test_a_damaged_checkpoint_is_said_so(script, write_config, tmp_path, monkeyp
     ("words", "message"),
     [
         (["optim.lr=fast"], "optim.lr"),
-        (["optim.learning_rate=1"], "Extra inputs are not permitted"),
+        (["optim.learning_rate=1"], "optim.learning_rate: there is no such key"),
         (["model.n_layer=3"], "n_layer"),
         (["model.kind=perceptron"], "kind"),
         (["data=nowhere"], "nowhere"),
@@ -373,6 +521,29 @@ def test_the_test_split_is_read_after_training_only(script, write_config, monkey
     assert "test" in asked[last_training:]
 
 
+def test_data_encoded_again_meanwhile_do_not_change_whose_answers_they_are(
+    script, write_config, preprocess_config, tmp_path, monkeypatch, caplog
+):
+    config = preprocess_config.model_copy(update={"data_dir": str(tmp_path / "data")})
+    folder = encode(config, progress=False)
+    names = {s: EncodedFolder(folder).split(s).cell_names.tolist() for s in ("val", "test")}
+    fit_network, a_type = script.fit_network, EncodedFolder(folder).class_names[0]
+
+    def meanwhile(*arguments):
+        fitted = fit_network(*arguments)
+        less = config.model_copy(update={"ignore_labels": [a_type]})  # all rows are others
+        encode(less, overwrite=True, progress=False)
+        return fitted
+
+    monkeypatch.setattr(script, "fit_network", meanwhile)
+    assert script.main(["--config", write_config(data=str(folder))]) == 0
+    assert "was encoded again or moved while this run trained" in caplog.text
+    assert EncodedFolder(folder).split("test").cell_names.tolist() != names["test"]
+    for split, expected in names.items():
+        with np.load(tmp_path / "runs" / "run" / f"predictions_{split}.npz") as found:
+            assert found["cell_names"].tolist() == expected
+
+
 def test_early_stopping_stops_and_keeps_the_best(script, write_config, tmp_path):
     config = write_config(optim={"max_epochs": 30, "batch_size": 24, "lr": 3e-3, "patience": 2})
     assert script.main(["--config", config]) == 0
@@ -405,6 +576,7 @@ def test_shuffled_labels_are_not_learned(script, write_config, encoded_folder, t
     shutil.copytree(encoded_folder, folder)
     labels = np.load(folder / "train" / "labels.npy")
     np.save(folder / "train" / "labels.npy", np.random.default_rng(0).permutation(labels))
+    write_checksums(folder)
     assert script.main(["--config", write_config(data=str(folder))]) == 0
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
     assert metrics["test"]["balanced_accuracy"] < 0.5  # chance is 0.25; learned is above 0.8

@@ -39,12 +39,20 @@ def refuse_batches(optim: OptimConfig, n_tokens: int, world_size: int) -> None:
         )
 
 
-def refuse_what_is_no_number(probabilities: np.ndarray, epoch: int) -> None:
-    """Stop a run whose network has overflowed, for it never comes back."""
-    if not np.isfinite(probabilities).all():
+def refuse_what_is_no_number(what: str, *arrays: np.ndarray | None) -> None:
+    """Stop a run whose network has overflowed, for it never comes back.
+
+    Parameters
+    ----------
+    what
+        The arrays are, for the sentence; in the plural.
+    arrays
+        Of numbers; None is passed over.
+    """
+    if not all(np.isfinite(array).all() for array in arrays if array is not None):
         raise TrainingError(
-            f"epoch {epoch + 1}: the network's answers are not numbers any more; "
-            "lower optim.lr, or say precision=float32"
+            f"{what} are not numbers any more (NaN or infinite); lower optim.lr, or say "
+            "precision=float32"
         )
 
 

@@ -51,25 +51,31 @@ class Curve:
     def read(self) -> dict[str, float]:
         """Return the point and start the next one.
 
-        Tokens are those given to the network, after augmentation and without padding.
-        ``flop_utilization`` is the share of what matrix products alone would reach on the cards
+        Tokens are those given to the network, after augmentation and without padding. FLOP are
+        those of ``models.flops``, by the usual formula (``model``) and done (``hardware``); their
+        ``utilization`` is the share of what matrix products alone would reach on the cards
         (measured, see ``card_rate``); without CUDA there is none.
         """
         loss = float(torch.stack(self.losses).sum())
         lengths = torch.cat(self.lengths).cpu().numpy()
         seconds = time.perf_counter() - self.start
         flop = training_flop(self.network, lengths)  # type: ignore[arg-type]
-        sums = [loss, len(lengths), float(lengths.sum()), flop, self.peak, self.waited, seconds]
-        loss, n_cells, n_tokens, flop, peak, waited, all_seconds = sum_over_ranks(sums, self.ranks)
+        sums = [loss, len(lengths), float(lengths.sum()), *flop, self.peak, self.waited, seconds]
+        loss, n_cells, n_tokens, model, hardware, peak, waited, all_seconds = sum_over_ranks(
+            sums, self.ranks
+        )
         self._reset()
-        utilization = {"perf/flop_utilization": flop / seconds / peak} if peak else {}
-        return {
+        point = {
             "train/loss": loss / n_cells,
             "perf/cells_per_second": n_cells / seconds,
             "perf/tokens_per_second": n_tokens / seconds,
-            "perf/gflop_per_second": flop / seconds / 1e9,
             "perf/data_wait_fraction": waited / all_seconds,
-        } | utilization
+        }
+        for name, done in (("model", model), ("hardware", hardware)):
+            point[f"perf/{name}_gflop_per_second"] = done / seconds / 1e9
+            if peak:
+                point[f"perf/{name}_flop_utilization"] = done / seconds / peak
+        return point
 
     def _reset(self) -> None:
         self.losses: list[Tensor] = []

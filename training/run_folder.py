@@ -5,7 +5,6 @@ import os
 import platform
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,18 @@ from safetensors.numpy import save_file
 
 from configs.base import ConfigError
 from configs.schema import TrainConfig
+from dataset.checksums import (
+    CHECKSUMS,
+    changed_files,
+    file_checksum,
+    read_checksums,
+    write_checksums,
+)
 from dataset.encoded_folder import EncodedFolder, EncodedSplit
+from dataset.provenance import git_commit
 from dataset.written_aside import locked
-from training.checkpoint import flush_to_disk, write_atomically, write_text
+from training.alarms import refuse_what_is_no_number
+from training.checkpoint import ADVICE, flush_to_disk, write_atomically, write_text, writing
 
 # What a run is made of. How it is watched, where it runs and how much of an update is computed at
 # once may change between two commands.
@@ -37,7 +45,16 @@ NOT_COMPARED: dict[str, Any] = {
 SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer")
 # All that a run goes on with. Killed, it may have left halves of files under names of any kind.
 CARRIED_ON = ("checkpoint.safetensors", "config.yaml", "data", "metrics.jsonl")
-COPIED = ("meta.json", "vocabulary.json", "gene_medians.npy", "class_names.json", "history")
+# Learned from the training cells: a network is of no use with others.
+LEARNED = ("vocabulary.json", "gene_medians.npy", "class_names.json", "history")
+# Of every finished run, be it a network or a baseline.
+ALWAYS_THERE = (
+    "config.yaml",
+    "metrics.json",
+    "predictions_val.npz",
+    "predictions_test.npz",
+    *(f"data/{name}" for name in ("meta.json", *LEARNED) if name != "history"),
+)
 
 
 class RunFolderError(ValueError):
@@ -71,9 +88,11 @@ class RunFolder:
         Raises
         ------
         RunFolderError
-            If another run, by its config or its data, was finished or begun under this name.
+            If another run, by its config or its data, was finished or begun under this name, or
+            if what was finished is not whole any more.
         """
         if self.final.exists():
+            self._check_whole()
             self._check_same(self.final, "holds a finished run")
             return True
         if self.checkpoint.exists():
@@ -91,8 +110,7 @@ class RunFolder:
         with locked(self.partial, RunFolderError(busy)):
             try:
                 self._clear(keep=CARRIED_ON if self.checkpoint.exists() else ())
-                if not self.checkpoint.exists():
-                    self._copy_facts(data.path)
+                self._copy_facts(data)
                 write_text(self.partial / "config.yaml", self.config.to_yaml())
                 yield
             finally:
@@ -108,15 +126,28 @@ class RunFolder:
             else:
                 path.unlink()
 
-    def _copy_facts(self, data: Path) -> None:
-        """Copy what new cells are read with, so that the run is complete without its data."""
-        (self.partial / "data").mkdir()
-        for name in COPIED:
-            source, copy = data / name, self.partial / "data" / name
-            if source.is_dir():
-                shutil.copytree(source, copy)
-            elif source.exists():
-                shutil.copyfile(source, copy)
+    def _copy_facts(self, data: EncodedFolder) -> None:
+        """Copy what new cells are read with, so that the run is complete without its data.
+
+        In a run that is carried on what was learned is there, and was compared (``_check_same``).
+        """
+        (self.partial / "data").mkdir(exist_ok=True)
+        write_atomically(
+            self.partial / "data" / "meta.json",
+            lambda aside: shutil.copyfile(data.path / "meta.json", aside),
+        )
+        for name in LEARNED:
+            source, copy = data.path / name, self.partial / "data" / name
+            with writing(copy):
+                if source.is_dir() and not copy.exists():
+                    shutil.copytree(source, copy)
+                elif source.is_file() and not copy.exists():
+                    shutil.copyfile(source, copy)
+        data.check_unchanged()  # or the copies are of another folder
+
+    def data_were_replaced(self, data: EncodedFolder) -> bool:
+        """Tell whether the folder of the cells is another one than when it was opened."""
+        return _meta(data.path) != data.meta
 
     def write_predictions(
         self,
@@ -126,6 +157,7 @@ class RunFolder:
         embeddings: np.ndarray | None,
     ) -> None:
         """Write ``predictions_<split>.npz``; names are numpy strings, nothing is pickled."""
+        refuse_what_is_no_number(f"the answers for the {split} cells", probabilities, embeddings)
         arrays = {
             "cell_names": np.asarray(cells.cell_names, dtype=np.str_),
             "batches": np.asarray(cells.batches, dtype=np.str_),
@@ -143,48 +175,94 @@ class RunFolder:
 
     def write_weights(self, weights: dict[str, np.ndarray]) -> None:
         """Write ``model.safetensors``."""
+        if not hasattr(self.config.model, "fit"):  # a baseline's may say that a class cannot be
+            refuse_what_is_no_number("the weights", *weights.values())
         contiguous = {name: np.ascontiguousarray(array) for name, array in weights.items()}
         write_atomically(
             self.partial / "model.safetensors", lambda aside: save_file(contiguous, aside)
         )
 
     def finish(self, metrics: dict) -> None:
-        """Write ``metrics.json``, drop the checkpoint and give the folder its name."""
+        """Write ``metrics.json`` and checksums, drop the checkpoint, give the folder its name."""
         write_text(self.partial / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         for path in self.partial.rglob("*"):
             flush_to_disk(path)
         self.checkpoint.unlink(missing_ok=True)
+        with writing(self.partial / CHECKSUMS):
+            write_checksums(self.partial)
+            flush_to_disk(self.partial / CHECKSUMS)
         os.replace(self.partial, self.final)
         flush_to_disk(self.final.parent)
+
+    def _check_whole(self) -> None:
+        try:
+            checksums = read_checksums(self.final)
+            changed = sorted(changed_files(self.final, checksums, {*checksums, *ALWAYS_THERE}))
+        except FileNotFoundError:
+            raise RunFolderError(
+                f"{self.final}: has no {CHECKSUMS}: an earlier version of this code wrote it, or "
+                f"it is no run; {ADVICE}"
+            ) from None
+        except ValueError as error:
+            raise RunFolderError(
+                f"{self.final}/{CHECKSUMS}: cannot be read ({error}); {ADVICE}"
+            ) from None
+        if changed:
+            raise RunFolderError(
+                f"{self.final}: was finished, but {', '.join(changed[:4])} "
+                f"{'is' if len(changed) == 1 else 'are'} missing or changed since; {ADVICE}"
+            )
 
     def _check_same(self, folder: Path, what: str) -> None:
         try:
             found = TrainConfig.load(folder / "config.yaml")
-        except ConfigError:
+        except ConfigError as error:
+            reason = " ".join(str(error).split())[:200]
             raise RunFolderError(
-                f"{folder}: its config.yaml is missing, damaged or of another version; choose "
-                "another name=..., or delete that folder"
+                f"{folder}: {what} whose config this version of the code cannot read "
+                f"({reason}); {ADVICE}"
             ) from None
         before, now = (
             c.model_dump(mode="json", exclude=NOT_COMPARED) for c in (found, self.config)
         )
         differing = sorted(key for key in now if now[key] != before[key])
-        # The cells are compared by what they are, wherever they lie; gone, they cannot differ.
-        cells, meant = _meta(folder / "data"), _meta(Path(self.config.data))
-        if meant and any(cells.get(key) != meant.get(key) for key in SAME_CELLS):
-            differing.append("data")
+        differing += _differing_data(folder / "data", Path(self.config.data))
         if differing:
             raise RunFolderError(
                 f"{folder}: {what} of another config or of other cells (differs in: "
-                f"{', '.join(differing)}); choose another name=..., or delete that folder"
+                f"{', '.join(differing)}); choose another name=..., or move that folder away"
             )
+
+
+def _differing_data(copied: Path, data: Path) -> list[str]:
+    """Compare cells, and what was learned from them, by what they are, wherever they lie.
+
+    Gone, they cannot differ.
+    """
+    cells, meant = _meta(copied), _meta(data)
+    if not meant:
+        return []
+    if any(cells.get(key) != meant.get(key) for key in SAME_CELLS):
+        return ["data"]
+    files = {file.relative_to(data) for name in LEARNED for file in _files(data / name)}
+    return [
+        f"data/{file.as_posix()}"
+        for file in sorted(files)
+        if changed_files(copied, {str(file): file_checksum(data / file)})
+    ]
+
+
+def _files(path: Path) -> list[Path]:
+    inside = path.rglob("*") if path.is_dir() else [path]
+    return [file for file in inside if file.is_file()]
 
 
 def _meta(folder: Path) -> dict:
     try:
-        return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def environment(device: torch.device) -> dict:
@@ -197,17 +275,3 @@ def environment(device: torch.device) -> dict:
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("numpy", "scikit-learn", "torch")},
     }
-
-
-def git_commit() -> str | None:
-    """Return the commit of the code, marked when files differ from it; None outside git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("-changed" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

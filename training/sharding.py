@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from training.checkpoint import CheckpointError
+from training.checkpoint import ADVICE, CheckpointError
 from training.distributed import Ranks
 
 
@@ -55,7 +55,7 @@ def spread_whole(whole: dict[str, Tensor], targets: dict[str, Tensor], ranks: Ra
             differing = sorted(name for name, _ in found.items() ^ expected.items())
             raise CheckpointError(
                 f"weights of another model: {differing[0]!r} is {found.get(differing[0])} and "
-                f"should be {expected.get(differing[0])}; delete the run's folder and run again"
+                f"should be {expected.get(differing[0])}; {ADVICE}"
             )
     for name, target in targets.items():
         if isinstance(target, DTensor):

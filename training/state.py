@@ -1,17 +1,18 @@
 """What training changes, and what a checkpoint of it therefore holds."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from training import checkpoint
+from training.clock import Clock
 from training.distributed import Ranks
 from training.sharding import gather_whole, share, spread_whole
 
-COUNTERS = ("epoch", "step", "seconds", "best_epoch", "best_rating")
+COUNTERS = ("epoch", "step", "best_epoch", "best_rating")
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Training:
     ranks: Ranks
     epoch: int = 0  # epochs done
     step: int = 0  # optimiser updates done
-    seconds: float = 0.0
+    clock: Clock = field(default_factory=Clock)
     best_epoch: int = -1
     best_rating: tuple[float, float] = (-1.0, -math.inf)  # val macro-F1, then minus val loss
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)  # on the first process
@@ -52,7 +53,9 @@ class Training:
         )
         if self.ranks.is_first:
             best = {f"best/{name}": t for name, t in self.best_weights.items()}
-            header = {name: getattr(self, name) for name in COUNTERS}
+            header = {name: getattr(self, name) for name in COUNTERS} | {
+                "clock": asdict(self.clock)
+            }
             checkpoint.save_tensors(path, tensors | best, header=header)
 
     def resume(self, path: Path) -> None:
@@ -61,6 +64,10 @@ class Training:
         header: dict = {}
         if self.ranks.is_first:
             tensors, header = checkpoint.load_tensors(path)
+            if header.keys() != {*COUNTERS, "clock"}:
+                raise checkpoint.CheckpointError(
+                    f"{path}: written by another version of this code; {checkpoint.ADVICE}"
+                )
         self.best_weights = checkpoint.take(tensors, "best/")
         spread_whole(checkpoint.take(tensors, "model/"), self.network.state_dict(), self.ranks)
         checkpoint.start_optimizer(self.optimizer)
@@ -69,5 +76,7 @@ class Training:
             checkpoint.optimizer_tensors(self.optimizer, self.network),
             self.ranks,
         )
-        for name, value in share(header, self.ranks).items():
+        header = share(header, self.ranks)
+        self.clock = Clock(**header.pop("clock"))
+        for name, value in header.items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)

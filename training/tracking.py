@@ -25,12 +25,17 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from configs.schema import TrainConfig
-from training.checkpoint import write_text
+from evaluation.plot_text import plain
+from training.checkpoint import ADVICE, write_text, writing
 
 logger = logging.getLogger(__name__)
 
 GRACE = 3.0  # seconds the client gets beyond its own timeout
 FINISH_TIMEOUT = 30.0  # seconds the end of a run may wait for an upload
+
+
+class MetricsError(ValueError):
+    """A ``metrics.jsonl`` holds what this code does not write."""
 
 
 class Tracker:
@@ -70,7 +75,7 @@ class Tracker:
         if not self.writes:
             return
         line = {"step": step, **{name: _json_number(value) for name, value in metrics.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._send(lambda run: run.log(metrics, step=step))
 
@@ -82,9 +87,24 @@ class Tracker:
         probabilities: np.ndarray,
         embeddings: np.ndarray | None,
     ) -> None:
-        """Show the test cells of a finished run in W&B: confusion, classes, UMAP, the model."""
-        if self.run is None:
-            return
+        """Show the test cells of a finished run in W&B: confusion, classes, UMAP, the model.
+
+        What cannot be drawn is left out with a warning.
+        """
+        if self.run is not None:
+            try:
+                self._report(folder, class_names, labels, probabilities, embeddings)
+            except Exception as error:  # noqa: BLE001 - the run is finished, whatever a figure does
+                logger.warning("W&B: the test cells are not shown (%s)", _first_line(error))
+
+    def _report(
+        self,
+        folder: Path,
+        class_names: list[str],
+        labels: np.ndarray,
+        probabilities: np.ndarray,
+        embeddings: np.ndarray | None,
+    ) -> None:
         import wandb
 
         predicted = probabilities.argmax(axis=1)
@@ -202,7 +222,7 @@ def umap_image(
     for label in np.unique(labels[rows]):
         cells = labels[rows] == label
         x, y = xy[cells].T
-        axes.scatter(x, y, s=5, color=f"C{label % 10}", label=class_names[label])
+        axes.scatter(x, y, s=5, color=f"C{label % 10}", label=plain(class_names[label]))
     figure.legend(loc="outside right upper", markerscale=3, fontsize="small")
     image = io.BytesIO()
     figure.savefig(image, dpi=100)
@@ -224,16 +244,38 @@ def wandb_mode(choice: str) -> str:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Read a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """Read a ``metrics.jsonl``; a last line cut short by a kill is left out.
+
+    Raises
+    ------
+    MetricsError
+        If another line is not a step and its numbers.
+    """
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    lines: list[dict] = []
+    texts = path.read_bytes().splitlines()
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+        except ValueError:  # not UTF-8, not JSON
+            line = None
+        if _is_point(line):
+            lines.append(line)
+        elif number < len(texts):
+            raise MetricsError(
+                f"{path}, line {number}: is no step and its numbers: it was changed since it was "
+                f"written; {ADVICE}"
+            )
     return lines
+
+
+def _is_point(line: object) -> bool:
+    return (
+        isinstance(line, dict)
+        and type(line.get("step")) is int
+        and all(value is None or type(value) in (int, float) for value in line.values())
+    )
 
 
 def _has_key() -> bool:

@@ -1,5 +1,6 @@
 """Gradient-boosted trees on the most variable genes."""
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from configs.base import Config
 from evaluation.classification import log_loss
+from models.baselines.best_on_val import warn_at_edge
 from models.baselines.features import ValCells, highly_variable, log_normalize
+
+logger = logging.getLogger(__name__)
 
 
 class GradientBoostingConfig(Config):
@@ -18,7 +22,10 @@ class GradientBoostingConfig(Config):
 
     kind: Literal["gradient_boosting"] = "gradient_boosting"
     n_top_genes: int = Field(default=1000, ge=1, description="highly variable genes in train")
-    max_rounds: int = Field(default=60, ge=1, description="trees of each class")
+    max_rounds: int = Field(default=1000, ge=1, description="most trees of each class")
+    patience: int = Field(
+        default=20, ge=1, description="rounds without a better val log-loss after which to stop"
+    )
     learning_rate: float = Field(default=0.1, gt=0, le=1)
     max_leaf_nodes: int = Field(default=8, ge=2)
     min_samples_leaf: int = Field(default=2, ge=1, description="fewest cells in a leaf")
@@ -35,7 +42,7 @@ class GradientBoostingConfig(Config):
         val: ValCells,
         seed: int,
     ) -> "GradientBoosting":
-        """Grow all rounds on train; keep as many as are best on val.
+        """Grow rounds on train while val gains; keep as many as are best on val.
 
         Parameters
         ----------
@@ -54,25 +61,33 @@ class GradientBoostingConfig(Config):
         """
         train = log_normalize(expression, library_size)
         genes = highly_variable(train, self.n_top_genes)
+        values = train[:, genes].toarray()
         model = HistGradientBoostingClassifier(
             learning_rate=self.learning_rate,
-            max_iter=self.max_rounds,
             max_leaf_nodes=self.max_leaf_nodes,
             min_samples_leaf=self.min_samples_leaf,
             l2_regularization=self.l2,
             max_features=self.max_features,
             class_weight="balanced" if self.class_balanced else None,
             early_stopping=False,
+            warm_start=True,
             random_state=seed,
-        ).fit(train[:, genes].toarray(), labels)
+        )
         val_counts, val_library_size, val_labels = val
         val_values = log_normalize(val_counts, val_library_size)[:, genes].toarray()
         # By log-loss: macro-F1 jumps with single cells of rare types, and may stop far too early.
-        losses = [
-            log_loss(val_labels, _all_classes(staged, model.classes_, n_classes))
-            for staged in model.staged_predict_proba(val_values)
-        ]
-        n_rounds = 1 + int(np.argmin(losses))
+        losses: list[float] = []
+        n_rounds = 0
+        while len(losses) < min(n_rounds + self.patience, self.max_rounds):
+            grown = min(max(len(losses), n_rounds) + self.patience, self.max_rounds)
+            model.set_params(max_iter=grown).fit(values, labels)
+            losses = [
+                log_loss(val_labels, _all_classes(staged, model.classes_, n_classes))
+                for staged in model.staged_predict_proba(val_values)
+            ]
+            n_rounds = 1 + int(np.argmin(losses))
+        logger.info("gradient boosting: val cells chose %d of %d rounds", n_rounds, len(losses))
+        warn_at_edge("max_rounds", n_rounds, [1, self.max_rounds], lowest=1)
         return GradientBoosting(model, genes, n_classes, n_rounds)
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> "GradientBoosting":

@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 from sklearn.neighbors import NearestNeighbors
 
 from configs.base import Config
-from evaluation.classification import log_loss, macro_f1
+from models.baselines.best_on_val import best_on_val, warn_at_edge
 from models.baselines.features import PrincipalAxes, ValCells, highly_variable, log_normalize
 
 
@@ -18,13 +18,10 @@ class KNNConfig(Config):
 
     kind: Literal["knn"] = "knn"
     k_grid: list[int] = Field(
-        default=[3, 5, 10, 15, 30], min_length=1, description="numbers of neighbours to try"
+        default=[3, 5, 10, 15, 30, 50], min_length=1, description="numbers of neighbours to try"
     )
     n_top_genes: int = Field(default=2000, ge=1, description="highly variable genes in train")
     n_components: int = Field(default=50, ge=1, description="principal components")
-    max_cells: int = Field(
-        default=2000, ge=2, description="the components are those of at most this many cells"
-    )
 
     def fit(
         self,
@@ -50,7 +47,7 @@ class KNNConfig(Config):
         val
             Counts, library sizes and labels of the val cells.
         seed
-            Only draws cells where there are more than ``max_cells``.
+            Only starts the search for the axes where there are thousands of cells.
         """
         train = log_normalize(expression, library_size)
         weights = np.zeros(train.shape[1])
@@ -59,19 +56,17 @@ class KNNConfig(Config):
             train,
             weights,
             n_axes=self.n_components,
-            max_cells=self.max_cells,
             rng=np.random.default_rng(seed),
         )
         coordinates = axes.coordinates(train)
         class_counts = np.bincount(labels, minlength=n_classes)
-        val_counts, val_library_size, val_labels = val
-        candidates = []
-        for k in sorted({min(k, len(labels)) for k in self.k_grid}):
-            fitted = KNN(axes, coordinates, labels.astype(np.int64), class_counts, k)
-            probabilities = fitted.predict_proba(val_counts, val_library_size)
-            score = macro_f1(val_labels, probabilities), -log_loss(val_labels, probabilities)
-            candidates.append((score, fitted))
-        return max(candidates, key=lambda candidate: candidate[0])[1]
+        tried = sorted({min(k, len(labels)) for k in self.k_grid})
+        own = labels.astype(np.int64)
+        k, fitted = best_on_val(
+            ((k, KNN(axes, coordinates, own, class_counts, k)) for k in tried), val
+        )
+        warn_at_edge("k_grid", k, tried, lowest=1)
+        return fitted
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> "KNN":
         """Rebuild the fitted model that ``to_arrays`` wrote down."""
@@ -80,7 +75,7 @@ class KNNConfig(Config):
             coordinates=arrays["coordinates"],
             labels=arrays["labels"],
             class_counts=arrays["class_counts"],
-            k=int(arrays["k"]),
+            k=arrays["k"].item(),
         )
 
 
@@ -119,5 +114,5 @@ class KNN:
             "coordinates": self.coordinates,
             "labels": self.labels,
             "class_counts": self.class_counts,
-            "k": np.array(self.k),
+            "k": np.array([self.k]),
         }

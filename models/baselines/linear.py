@@ -6,7 +6,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
-from models.baselines.features import PrincipalAxes, log_normalize
+from models.baselines.features import log_normalize
 
 
 @dataclass(frozen=True)
@@ -25,31 +25,25 @@ class LinearClassifier:
     intercept: np.ndarray
 
     @classmethod
-    def from_axes(
-        cls,
-        axes: PrincipalAxes,
-        coefficients: np.ndarray,
-        intercept: np.ndarray,
-        classes: np.ndarray,
-        n_classes: int,
+    def of_present(
+        cls, weights: np.ndarray, intercept: np.ndarray, present: np.ndarray, n_classes: int
     ) -> "LinearClassifier":
-        """Turn scikit-learn's coefficients on principal axes into weights of genes.
+        """Give the classes without training cells their place among the others.
 
         Parameters
         ----------
-        coefficients, intercept
-            ``(n_present, n_axes)`` and ``(n_present,)``, or one row where two classes are present.
-        classes
-            Ids of the classes present in train, in scikit-learn's order.
+        weights, intercept
+            ``(n_genes, n_present)`` and ``(n_present,)``, in log expression.
+        present
+            Ids of the classes with training cells, ascending.
+        n_classes
+            Number of classes.
         """
-        if len(coefficients) == 1:  # two classes: the second against the first
-            coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
-            intercept = np.concatenate([np.zeros_like(intercept), intercept])
-        weights = np.zeros((len(axes.axes), n_classes), dtype=np.float32)
-        weights[:, classes] = axes.axes @ coefficients.T
+        all_weights = np.zeros((len(weights), n_classes), dtype=np.float32)
+        all_weights[:, present] = weights
         all_intercepts = np.full(n_classes, -np.inf, dtype=np.float32)
-        all_intercepts[classes] = intercept - coefficients @ axes.offset
-        return cls(weights=weights, intercept=all_intercepts)
+        all_intercepts[present] = intercept
+        return cls(weights=all_weights, intercept=all_intercepts)
 
     def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
         """Return class probabilities, ``(n_cells, n_classes)``, of raw counts."""

@@ -1,34 +1,50 @@
-"""Linear support vector machine on standardised log expression, its scores made probabilities."""
+"""Linear support vector machine on log expression, its scores made probabilities."""
 
+import logging
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from scipy.sparse import csr_matrix
-from sklearn.svm import LinearSVC
 
 from configs.base import Config
 from evaluation.calibration import fit_temperature
-from evaluation.classification import log_loss, macro_f1
-from models.baselines.features import PrincipalAxes, ValCells, log_normalize, standardize
+from models.baselines.best_on_val import warn_at_edge
+from models.baselines.features import EXACT_CELLS, ValCells, log_normalize
 from models.baselines.linear import LinearClassifier
+from models.baselines.linear_cells import LinearCells
+from models.baselines.linear_fit import fit_linear, squared_hinge
+from models.baselines.linear_tuning import ClassWeights, GeneScaling, Setting, tune_linear
+
+logger = logging.getLogger(__name__)
 
 
 class LinearSVMConfig(Config):
-    """One class against the rest, squared hinge; tuned on val by macro-F1, ties by log-loss."""
+    """One class against the rest, squared hinge; chosen on val by macro-F1, ties by log-loss."""
 
     kind: Literal["linear_svm"] = "linear_svm"
     c_grid: list[float] = Field(
-        default=[0.1, 1.0, 10.0, 100.0],
+        default=[0.1, 0.3, 1, 3, 10],
         min_length=1,
         description="inverse penalties to try, in scikit-learn's C for cells of mean norm 1",
     )
-    max_iter: int = Field(default=10_000, ge=1, description="iterations for each of them")
-    max_cells: int = Field(
-        default=2000,
+    class_weights: list[ClassWeights] = Field(
+        default=["none", "balanced"],
+        min_length=1,
+        description="to try: every cell, or every class, weighs the same",
+    )
+    gene_scaling: list[GeneScaling] = Field(
+        default=["standardized", "log_expression"],
+        min_length=1,
+        description="to try: every gene with a standard deviation of 1, or as it is",
+    )
+    max_iter: int = Field(default=5000, ge=1, description="L-BFGS iterations for each of them")
+    tuning_cells: int = Field(
+        default=EXACT_CELLS,
         ge=2,
-        description="exact up to this many training cells; with more, the weights are sought in "
-        "the span of this many, drawn at random",
+        description="with more training cells than this, the choice among settings is made with "
+        "this many, drawn at random; the chosen one is fitted on all",
     )
 
     def fit(
@@ -40,7 +56,7 @@ class LinearSVMConfig(Config):
         val: ValCells,
         seed: int,
     ) -> LinearClassifier:
-        """Fit one model per penalty on train; keep the one that is best on val.
+        """Fit one model per setting on train; keep the one that is best on val.
 
         A support vector machine has scores, not probabilities: they are the softmax of its
         scores divided by one temperature, fitted on val. The order of the classes, and so the
@@ -59,37 +75,53 @@ class LinearSVMConfig(Config):
         val
             Counts, library sizes and labels of the val cells.
         seed
-            Orders the coordinates descended on, and draws cells where there are more than
-            ``max_cells``.
+            Only draws cells where there are more than ``tuning_cells``.
         """
-        train = log_normalize(expression, library_size)
-        axes = PrincipalAxes.fit(
-            train,
-            standardize(train),
-            n_axes=self.max_cells,
-            max_cells=self.max_cells,
-            rng=np.random.default_rng(seed),
-        )
-        coordinates = axes.coordinates(train).astype(np.float64)
-        # liblinear needs minutes instead of a second when cells lie 100 away from the origin.
-        norm = np.sqrt(np.mean(np.sum(coordinates**2, axis=1)))
-        coordinates /= norm
         val_counts, val_library_size, val_labels = val
-        candidates = []
-        for c in self.c_grid:
-            model = LinearSVC(C=c, dual=True, tol=1e-3, max_iter=self.max_iter, random_state=seed)
-            model.fit(coordinates, labels)
-            scores = LinearClassifier.from_axes(
-                axes, model.coef_ / norm, model.intercept_, model.classes_, n_classes
-            )
-            temperature = fit_temperature(
-                val_labels, scores.predict_proba(val_counts, val_library_size)
-            )
-            fitted = LinearClassifier(scores.weights / temperature, scores.intercept / temperature)
-            probabilities = fitted.predict_proba(val_counts, val_library_size)
-            score = macro_f1(val_labels, probabilities), -log_loss(val_labels, probabilities)
-            candidates.append((score, fitted))
-        return max(candidates, key=lambda candidate: candidate[0])[1]
+
+        def at_its_temperature(scores: LinearClassifier) -> LinearClassifier:
+            probabilities = scores.predict_proba(val_counts, val_library_size)
+            temperature = fit_temperature(val_labels, probabilities)
+            return LinearClassifier(scores.weights / temperature, scores.intercept / temperature)
+
+        chosen, fitted = tune_linear(
+            log_normalize(expression, library_size),
+            labels,
+            n_classes,
+            val,
+            [
+                Setting(scaling, weights, c=c)
+                for scaling in self.gene_scaling
+                for weights in self.class_weights
+                for c in self.c_grid
+            ],
+            self._fit_setting,
+            finish=at_its_temperature,
+            tuning_cells=self.tuning_cells,
+            seed=seed,
+        )
+        logger.info("linear SVM: val cells chose %s", chosen)
+        assert chosen.c is not None
+        warn_at_edge("c_grid", chosen.c, self.c_grid)
+        return fitted
+
+    def _fit_setting(
+        self,
+        setting: Setting,
+        cells: LinearCells,
+        labels: NDArray[np.int64],
+        cell_weights: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert setting.c is not None
+        return fit_linear(
+            cells,
+            labels,
+            cell_weights,
+            squared_hinge,
+            c=setting.c,
+            penalize_intercept=True,
+            max_iter=self.max_iter,
+        )
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> LinearClassifier:
         """Rebuild the fitted model that ``to_arrays`` wrote down."""

@@ -1,34 +1,62 @@
-"""Multinomial logistic regression on standardised log expression: the baseline to beat."""
+"""Multinomial logistic regression on log expression: the baseline to beat."""
 
+import logging
+from itertools import product
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 from scipy.sparse import csr_matrix
-from sklearn.linear_model import LogisticRegression
 
 from configs.base import Config
-from evaluation.classification import log_loss, macro_f1
-from models.baselines.features import PrincipalAxes, ValCells, log_normalize, standardize
+from models.baselines.best_on_val import warn_at_edge
+from models.baselines.features import EXACT_CELLS, ValCells, log_normalize
 from models.baselines.linear import LinearClassifier
+from models.baselines.linear_cells import LinearCells
+from models.baselines.linear_fit import cross_entropy, early_stopped, fit_linear
+from models.baselines.linear_tuning import ClassWeights, GeneScaling, Setting, tune_linear
+
+logger = logging.getLogger(__name__)
 
 
 class LogisticRegressionConfig(Config):
-    """L2 penalty, tuned on val by macro-F1, ties by log-loss."""
+    """L2 penalty and converged, or none and stopped early; chosen on val by macro-F1."""
 
     kind: Literal["logistic_regression"] = "logistic_regression"
     c_grid: list[float] = Field(
-        default=[1e-3, 1e-2, 1e-1, 1.0, 10.0],
+        default=[0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000],
+        description="inverse penalties to try, in scikit-learn's C for cells of mean norm 1; each "
+        "fit has converged",
+    )
+    early_stopped: list[int] = Field(
+        default=[5, 10, 15, 20, 30, 50],
+        description="numbers of L-BFGS iterations to try without a penalty: stopping early is "
+        "what keeps those weights small",
+    )
+    class_weights: list[ClassWeights] = Field(
+        default=["none", "balanced"],
         min_length=1,
-        description="inverse penalties to try, in scikit-learn's C",
+        description="to try: every cell, or every class, weighs the same",
     )
-    max_iter: int = Field(default=2000, ge=1, description="L-BFGS iterations for each of them")
-    max_cells: int = Field(
-        default=2000,
+    gene_scaling: list[GeneScaling] = Field(
+        default=["standardized", "log_expression"],
+        min_length=1,
+        description="to try: every gene with a standard deviation of 1, or as it is",
+    )
+    max_iter: int = Field(default=5000, ge=1, description="L-BFGS iterations for each of them")
+    tuning_cells: int = Field(
+        default=EXACT_CELLS,
         ge=2,
-        description="exact up to this many training cells; with more, the weights are sought in "
-        "the span of this many, drawn at random",
+        description="with more training cells than this, the choice among settings is made with "
+        "this many, drawn at random; the chosen one is fitted on all",
     )
+
+    @model_validator(mode="after")
+    def _has_a_candidate(self) -> "LogisticRegressionConfig":
+        if not self.c_grid and not self.early_stopped:
+            raise ValueError("c_grid and early_stopped are both empty: nothing to fit")
+        return self
 
     def fit(
         self,
@@ -39,7 +67,7 @@ class LogisticRegressionConfig(Config):
         val: ValCells,
         seed: int,
     ) -> LinearClassifier:
-        """Fit one model per penalty on train; keep the one that is best on val.
+        """Fit one model per setting on train; keep the one that is best on val.
 
         Parameters
         ----------
@@ -54,30 +82,51 @@ class LogisticRegressionConfig(Config):
         val
             Counts, library sizes and labels of the val cells.
         seed
-            Only draws cells where there are more than ``max_cells``.
+            Only draws cells where there are more than ``tuning_cells``.
         """
         train = log_normalize(expression, library_size)
-        axes = PrincipalAxes.fit(
+        forms = list(product(self.gene_scaling, self.class_weights))
+        settings = [Setting(*form, c=c) for form in forms for c in self.c_grid]
+        settings += [Setting(*form, n_iterations=n) for form in forms for n in self.early_stopped]
+        chosen, fitted = tune_linear(
             train,
-            standardize(train),
-            n_axes=self.max_cells,
-            max_cells=self.max_cells,
-            rng=np.random.default_rng(seed),
+            labels,
+            n_classes,
+            val,
+            settings,
+            self._fit_setting,
+            finish=lambda classifier: classifier,
+            tuning_cells=self.tuning_cells,
+            seed=seed,
         )
-        coordinates = axes.coordinates(train).astype(np.float64)
-        val_counts, val_library_size, val_labels = val
-        candidates = []
-        # From the strongest penalty on, each fit starts where the one before ended.
-        model = LogisticRegression(max_iter=self.max_iter, tol=1e-3, warm_start=True)
-        for c in sorted(self.c_grid):
-            model.set_params(C=c).fit(coordinates, labels)
-            fitted = LinearClassifier.from_axes(
-                axes, model.coef_, model.intercept_, model.classes_, n_classes
+        logger.info("logistic regression: val cells chose %s", chosen)
+        if chosen.c is not None:
+            warn_at_edge("c_grid", chosen.c, self.c_grid)
+        if chosen.n_iterations is not None:
+            warn_at_edge("early_stopped", chosen.n_iterations, self.early_stopped, lowest=1)
+        return fitted
+
+    def _fit_setting(
+        self,
+        setting: Setting,
+        cells: LinearCells,
+        labels: NDArray[np.int64],
+        cell_weights: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if setting.c is None:
+            assert setting.n_iterations is not None
+            return early_stopped(
+                cells, labels, cell_weights, cross_entropy, n_iterations=setting.n_iterations
             )
-            probabilities = fitted.predict_proba(val_counts, val_library_size)
-            score = macro_f1(val_labels, probabilities), -log_loss(val_labels, probabilities)
-            candidates.append((score, fitted))
-        return max(candidates, key=lambda candidate: candidate[0])[1]
+        return fit_linear(
+            cells,
+            labels,
+            cell_weights,
+            cross_entropy,
+            c=setting.c,
+            penalize_intercept=False,
+            max_iter=self.max_iter,
+        )
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> LinearClassifier:
         """Rebuild the fitted model that ``to_arrays`` wrote down."""

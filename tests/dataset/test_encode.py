@@ -16,8 +16,10 @@ import dataset.encode_steps
 import dataset.encoded_facts
 from configs.schema import PreprocessConfig
 from dataset.csr_file import NpyWriter
-from dataset.encode import EncodeError, encode
+from dataset.encode import encode
+from dataset.encode_error import EncodeError
 from dataset.encoded_folder import EncodedFolder, EncodedFolderError
+from dataset.encoded_layout import check_replaceable
 from dataset.history import History
 from dataset.read import CellFileError
 from dataset.sources import synthetic_cells
@@ -67,7 +69,7 @@ def contents(folder):
     return {
         str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in ("config.yaml", "meta.json")
+        if file.is_file() and file.name not in ("config.yaml", "meta.json", "checksums.json")
     }
 
 
@@ -175,6 +177,107 @@ def test_val_and_test_cells_change_nothing_that_is_learned(cells, config_of):
     assert after["val/token_ids.npy"] != before["val/token_ids.npy"]
 
 
+def learned(folder):
+    """Return what is learned or trained on: hashes, and the names of the train cells.
+
+    ``train/rows.npy`` counts all cells that stay, so it moves when one of another split goes.
+    """
+    hashes = contents(folder)
+    facts = ("vocabulary.json", "gene_medians.npy", "class_names.json")
+    found = {n: h for n, h in hashes.items() if n in facts or n.startswith(("train/", "history/"))}
+    del found["train/rows.npy"]
+    return found, folder.split("train").cell_names.tolist()
+
+
+HISTORY = {"n_tokens": 20, "previous": {"n_ancestors": 3, "n_components": 4}}
+SHUFFLED = {"n_tokens": 20, "previous": HISTORY["previous"] | {"shuffle": True}}
+LEAKS = {
+    "ranks": {},
+    "groups chosen by seed": {"split": {"key": "donor", "seed": 3}},
+    "histories": {"time_key": "time", "tokenizer": HISTORY},
+    "shuffled histories": {"time_key": "time", "tokenizer": SHUFFLED},
+    "doublets of batches in all splits": {
+        "batch_key": "plate",
+        "quality_control": {"min_genes": 5, "scrublet": True, "max_doublet_score": 0.1},
+    },
+}
+
+
+@pytest.fixture
+def leaky():
+    """Return 480 cells of a rare type, of two plates and of two times in each of four donors."""
+    cells = synthetic_cells(
+        np.random.default_rng(8), n_cells=480, n_genes=160, n_times=2, counts_per_cell=150
+    )
+    cells.obs["plate"] = np.where(np.arange(480) % 2, "odd", "even")
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(object)
+    of_train = np.flatnonzero(donors_of(cells, 0, 1))
+    cells.obs.iloc[of_train[:2], cells.obs.columns.get_loc("cell_type")] = "rare"
+    return cells
+
+
+@pytest.mark.parametrize("settings", LEAKS.values(), ids=LEAKS)
+def test_labels_of_val_and_test_change_nothing_that_is_learned(leaky, config_of, settings):
+    before = run(config_of(leaky, "before", **settings))
+    held_out = np.flatnonzero(~leaky.obs_names.isin(before.split("train").cell_names)
+                              & (leaky.obs["cell_type"] != "rare"))  # fmt: skip
+    leaky.obs["cell_type"] = leaky.obs["cell_type"].astype(object)  # not as it was written
+    column = leaky.obs.columns.get_loc("cell_type")
+    rng = np.random.default_rng(0)
+    leaky.obs.iloc[held_out, column] = rng.permutation(leaky.obs.iloc[held_out, column])
+    leaky.obs.iloc[held_out[::6], column] = "rare"
+    leaky.obs.iloc[held_out[1::6], column] = "only held out"
+    leaky.obs.iloc[held_out[2::6], column] = np.nan
+    leaky.obs.iloc[held_out[3::12], column] = "ignored"
+    settings = settings | {"ignore_labels": ["ignored"]}
+    after = run(config_of(leaky, "after", file="changed.h5ad", **settings))
+    assert learned(after) == learned(before)
+    assert after.n_cells["test"] < before.n_cells["test"]
+    assert "rare" not in after.class_names
+
+
+@pytest.mark.parametrize("settings", LEAKS.values(), ids=LEAKS)
+def test_counts_of_val_and_test_change_nothing_that_is_learned(leaky, config_of, settings):
+    if settings.get("split"):
+        pytest.skip("groups are chosen by their number of cells, which counts decide")
+    before = run(config_of(leaky, "before", **settings))
+    held_out = ~donors_of(leaky, 0, 1)
+    counts, rng = leaky.X.toarray(), np.random.default_rng(0)
+    counts[held_out] = rng.permuted(counts[held_out], axis=1) * rng.integers(0, 4)
+    counts[np.flatnonzero(held_out)[::5]] = 0
+    leaky.X = csr_matrix(counts)
+    after = run(config_of(leaky, "after", file="changed.h5ad", **settings))
+    assert learned(after) == learned(before)
+    assert after.n_cells["test"] < before.n_cells["test"]
+
+
+def test_doublets_are_dropped_by_the_threshold_and_their_scores_are_listed(leaky, config_of):
+    settings = LEAKS["doublets of batches in all splits"] | {"min_cells_per_class": 2}
+    every = settings | {"quality_control": settings["quality_control"] | {"max_doublet_score": 1}}
+    scores = run(config_of(leaky, "every", **every)).cells.set_index("cell_name")["doublet_score"]
+    folder = run(config_of(None, "some", **settings))
+    assert folder.meta["dropped"]["doublet score above 0.1"] == (scores > 0.1).sum() > 5
+    assert set(folder.cells["cell_name"]) == set(scores.index[scores <= 0.1])
+
+
+def test_a_type_counts_in_train_alone(cells, config_of):
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(object)
+    column = cells.obs.columns.get_loc("cell_type")
+    for n_train, name in ((3, "enough"), (2, "too few")):
+        of_train = np.flatnonzero(donors_of(cells, 0, 1) & cells.obs["cell_type"].str.startswith(
+            "type").to_numpy())  # fmt: skip
+        of_test = np.flatnonzero(donors_of(cells, 3) & cells.obs["cell_type"].str.startswith(
+            "type").to_numpy())  # fmt: skip
+        cells.obs.iloc[of_train[:n_train], column] = name
+        cells.obs.iloc[of_test[:5], column] = name
+    folder = run(config_of(cells))
+    assert "enough" in folder.class_names
+    assert "too few" not in folder.class_names
+    assert folder.meta["dropped"] == {"type 'too few': 2 train cells, fewer than 3": 7}
+    kept = run(config_of(None, "two", min_cells_per_class=2))
+    assert "too few" in kept.class_names
+
+
 def test_a_gene_of_val_only_is_not_in_the_vocabulary_but_in_the_library_size(cells, config_of):
     counts = cells.X.toarray()
     counts[~donors_of(cells, 2), 3] = 0
@@ -233,8 +336,8 @@ def test_who_is_dropped_is_counted_listed_and_said(cells, config_of):
         "label 'unclear'": 1,
         "no counts": 1,
         "no label": 1,
-        "type 'lonely': 1 cells, fewer than 3": 1,
-        "type 'only in test': not in train": 5,
+        "type 'lonely': 1 train cells, fewer than 3": 1,
+        "type 'only in test': 0 train cells, fewer than 3": 5,
     }
     assert folder.meta["dropped"] == expected
     listed = pd.read_csv(folder.path / "dropped.csv")
@@ -246,8 +349,13 @@ def test_who_is_dropped_is_counted_listed_and_said(cells, config_of):
 
 
 def test_nobody_left_is_said(cells, config_of):
-    with pytest.raises(ValueError, match=r"no cell is left.*160: fewer than 500 genes"):
-        run(config_of(cells, quality_control={"min_genes": 500}))
+    config = config_of(cells, quality_control={"min_genes": 500})
+    with pytest.raises(EncodeError, match="min_genes 500 drops 160 of 160 cells; the median cell"):
+        run(config)
+    assert leftovers(config) == []
+    everything = {"min_genes": 500, "max_dropped_fraction": 1.0}
+    with pytest.raises(EncodeError, match=r"no cell is left.*160: fewer than 500 genes"):
+        run(config_of(None, quality_control=everything))
 
 
 def test_a_missing_column_is_said(cells, config_of):
@@ -257,13 +365,13 @@ def test_a_missing_column_is_said(cells, config_of):
 
 
 def test_a_type_named_na_and_names_with_commas_survive(cells, config_of):
-    names = {"type_0": "NA", "type_1": 'T cell, "naive"', "type_2": "β", "type_3": "nan"}
+    names = {"type_0": "NA", "type_1": 'T cell,\r"naive"', "type_2": "β\rγ\n", "type_3": "nan"}
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).map(names)
-    cells.obs_names = [f"cell, {i}" for i in range(160)]
+    cells.obs_names = [f"cell, {i}" if i % 2 == 0 else f"cell\r{i}" for i in range(160)]
     folder = run(config_of(cells))
-    assert folder.class_names == sorted(names.values())
-    assert set(folder.cells["label"]) == set(names.values())
-    assert folder.split("train").cell_names[0] == "cell, 0"
+    assert folder.class_names == sorted(name.strip() for name in names.values())
+    assert set(folder.cells["label"]) == set(folder.class_names)
+    assert folder.split("train").cell_names[:2].tolist() == ["cell, 0", "cell\r1"]
 
 
 # --------------------------------------------------------------------- two time points
@@ -344,6 +452,14 @@ def test_the_previous_profile_by_transport(cells, timed):
             assert len(genes) == min(previous[row].nnz, 20)
             behind = split.counts[row, half + 1 : split.lengths[row]]
             np.testing.assert_array_equal(behind, previous[row].toarray()[0, genes])
+
+
+def test_a_folder_with_a_history_has_its_checksums_and_may_be_replaced(timed):
+    check_replaceable(timed.path)
+    path = timed.path / "history" / "potential.npy"
+    np.save(path, np.load(path)[::-1])
+    with pytest.raises(EncodedFolderError, match=r"history/potential\.npy: its content is not"):
+        EncodedFolder(timed.path)
 
 
 def test_the_history_looks_at_no_label(cells, config_of, timed):
@@ -447,6 +563,17 @@ def test_a_folder_of_something_else_is_never_overwritten(cells, config_of):
     thesis.write_text("years of work")
     with pytest.raises(FolderError, match="something else"):
         run(config, overwrite=True)
+    assert thesis.read_text() == "years of work"
+    assert leftovers(config) == ["set"]
+
+
+def test_a_file_of_somebody_else_in_our_folder_is_never_lost(cells, config_of):
+    config = config_of(cells)
+    thesis = run(config).path / "thesis.tex"
+    thesis.write_text("years of work")
+    other = config_of(None, tokenizer={"n_tokens": 9})
+    with pytest.raises(FolderError, match=r"encode does not write \(thesis\.tex\)"):
+        run(other, overwrite=True)
     assert thesis.read_text() == "years of work"
     assert leftovers(config) == ["set"]
 

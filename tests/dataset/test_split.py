@@ -4,6 +4,7 @@ import pytest
 
 from configs.schema import SplitConfig
 from dataset.choose_cells import categories
+from dataset.encode_error import EncodeError
 from dataset.split import split_cells
 
 
@@ -52,7 +53,7 @@ def test_chosen_groups_come_close_to_the_fractions_and_repeat(obs):
 def test_three_groups_are_enough_and_two_are_not(obs):
     for seed in range(10):
         split_of_donor(obs[obs["donor"].isin(["a", "b", "c"])], seed=seed)
-    with pytest.raises(ValueError, match=r"2 group\(s\) \(a, b\).*set key: null"):
+    with pytest.raises(EncodeError, match=r"2 group\(s\) with .* \(a, b\).*set key: null"):
         split_of_donor(obs[obs["donor"].isin(["a", "b"])])
 
 
@@ -73,11 +74,37 @@ def test_without_a_key_every_split_has_every_type(obs):
     types = categories(obs["cell_type"])
     split = split_cells(types, None, config)
     assert split.value_counts().to_dict() == {"train": 150, "val": 50, "test": 50}
-    shares = pd.crosstab(types, split, normalize="index")
-    np.testing.assert_allclose(shares["test"], 0.2, atol=0.05)
+    n_of_type = pd.crosstab(types, split)
+    for name in ("val", "test"):  # as close to a fifth of each type as whole cells come
+        expected = 0.2 * n_of_type.sum(axis=1)
+        assert (abs(n_of_type[name] - expected) < 1).all()
     assert (split == split_cells(types, None, config)).all()
     other = SplitConfig(val_fraction=0.2, test_fraction=0.2, seed=5)
     assert (split != split_cells(types, None, other)).any()
+
+
+def test_every_type_of_a_few_cells_is_in_every_split():
+    types = pd.Categorical(np.repeat([f"type_{i:02d}" for i in range(20)], 8))
+    for seed in range(5):
+        split = split_cells(types, None, SplitConfig(seed=seed))
+        assert (pd.crosstab(types, split) > 0).all(axis=None)
+
+
+def test_the_seed_chooses_the_groups():
+    donors = pd.Categorical(np.repeat([f"d{i:02d}" for i in range(20)], 10))
+    labels = pd.Categorical(["T"] * 200)
+    chosen = {
+        tuple(split_cells(labels, donors, SplitConfig(key="donor", seed=seed)).codes[::10])
+        for seed in range(6)
+    }
+    assert len(chosen) > 3
+
+
+def test_no_label_is_looked_at_where_groups_are_held_out(obs, rng):
+    donors, config = categories(obs["donor"]), SplitConfig(key="donor", seed=2)
+    split = split_cells(categories(obs["cell_type"]), donors, config)
+    other = split_cells(categories(pd.Series(rng.permutation(obs["cell_type"]))), donors, config)
+    assert (split == other).all()
 
 
 def test_a_type_of_one_cell_cannot_be_stratified(obs):

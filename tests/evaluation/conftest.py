@@ -1,9 +1,20 @@
-"""Two small finished runs on the synthetic cells, made by the training script itself."""
+"""Two small runs on the synthetic cells, made by the training script; others made up."""
 
+import json
 import runpy
+import shutil
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
+import anndata as ad
+import numpy as np
 import pytest
+import yaml
+
+from dataset.checksums import write_checksums
+from dataset.vocabulary import Vocabulary
+from evaluation import METRICS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,3 +44,162 @@ def network_run(make_run):
 def baseline_run(make_run):
     """Fit logistic regression; return the run folder."""
     return make_run("logistic", "logistic_regression_baron_human")
+
+
+CLASSES = ["alpha", "beta", "gamma"]
+SHARES = [0.6, 0.3, 0.1]  # accuracy and macro-F1 differ
+
+
+def made_up_predictions(rng, labels, skill, n_classes):
+    """Return probabilities that favor the true class the more, the larger ``skill``."""
+    logits = rng.normal(size=(len(labels), n_classes))
+    logits[np.arange(len(labels)), labels] += skill
+    exponents = np.exp(logits)
+    return (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """Return a function that writes ``runs/<name>`` as 02 leaves it, without training.
+
+    ``labels`` and ``probabilities`` (split -> array) are drawn unless they are given; ``skill``
+    may be one number or one for val and one for test.
+    """
+
+    def write(
+        name,
+        *,
+        kind="logistic_regression",
+        seed=0,
+        skill=3.0,
+        data="pancreas",
+        data_sha256="cells",
+        split_sha256="split",
+        previous=None,
+        donors=("d1", "d2", "d3"),
+        n_cells=200,
+        class_names=CLASSES,
+        labels=None,
+        probabilities=None,
+        settings=None,
+        costs=None,
+        **model,
+    ):
+        folder = tmp_path / "runs" / name
+        (folder / "data").mkdir(parents=True)
+        truth = np.random.default_rng(7)
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        config = {"name": name, "data": f"data/{data}", "model": {"kind": kind, **model}}
+        config |= {"seed": seed, **(settings or {})}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        hashes = {"data_sha256": data_sha256, "split_sha256": split_sha256}
+        is_network = kind == "rank_transformer"
+        metrics = {**hashes, "seconds": 2.0, "peak_memory_mb": 300.0, "seed": seed}
+        metrics |= {"n_parameters": 1000 if is_network else None, "device": "cpu"} | (costs or {})
+        skills = skill if isinstance(skill, tuple) else (skill, skill)
+        for split, split_skill in zip(("val", "test"), skills, strict=True):
+            if labels is None:
+                own = truth.choice(len(CLASSES), size=n_cells, p=SHARES)
+            else:
+                own = np.asarray(labels[split])
+            if probabilities is None:
+                p = made_up_predictions(rng, own, split_skill, len(class_names))
+            else:
+                p = np.asarray(probabilities[split], dtype=np.float32)
+            metrics[split] = {key: float(metric(own, p)) for key, metric in METRICS.items()}
+            arrays = {
+                "cell_names": np.array([f"{split}-{i}" for i in range(len(own))]),
+                "batches": np.array(donors)[np.arange(len(own)) % len(donors)],
+                "labels": own.astype(np.int64),
+                "probabilities": p,
+            }
+            if is_network:
+                arrays["embeddings"] = p @ rng.normal(size=(p.shape[1], 4)).astype(np.float32)
+            np.savez(folder / f"predictions_{split}.npz", **arrays)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        meta = {
+            "name": data,
+            "tokenizer": {"kind": "rank", "n_tokens": 8, "previous": previous},
+            "n_cells": dict.fromkeys(("train", "val", "test"), n_cells),
+            "source": {"files": [{"path": f"{data}.h5ad"}]},
+            **hashes,
+        }
+        (folder / "data" / "meta.json").write_text(json.dumps(meta))
+        (folder / "data" / "class_names.json").write_text(json.dumps(class_names))
+        Vocabulary(("g0", "g1"), ("G0", "G1")).save(folder / "data" / "vocabulary.json")
+        np.save(folder / "data" / "gene_medians.npy", np.ones(2, dtype=np.float32))
+        if is_network:
+            lines = [
+                {"step": step, "train/loss": 1 / step, "val/macro_f1": step / 10, "optim/lr": 1e-3}
+                for step in range(1, 6)
+            ]
+            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        write_checksums(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def query(tmp_path, synthetic_h5ad):
+    """Return a function that writes the synthetic cells, changed and without labels."""
+
+    def write(change=lambda adata: adata, name="query"):
+        adata = ad.read_h5ad(synthetic_h5ad)
+        adata.obs = adata.obs[["donor"]]
+        path = tmp_path / f"{name}.h5ad"
+        change(adata).write_h5ad(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def edit_predictions():
+    """Return a function that changes arrays of ``predictions_<split>.npz`` as 02 might have."""
+
+    def edit(folder, split, change):
+        path = folder / f"predictions_{split}.npz"
+        arrays = change(dict(np.load(path)))
+        np.savez(path, **arrays)
+        write_checksums(folder)
+
+    return edit
+
+
+class ChangedRun:
+    """Copies runs with other content, their checksums taken anew."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.n_runs = folder, 0
+
+    def __call__(
+        self,
+        run: Path,
+        *,
+        meta: Callable[[dict], object] | None = None,
+        predictions: dict[str, Callable[[dict], object]] | None = None,
+    ) -> Path:
+        self.n_runs += 1
+        copy = self.folder / f"changed_{self.n_runs}"
+        shutil.copytree(run, copy)
+        if meta is not None:
+            facts = json.loads((copy / "data" / "meta.json").read_text())
+            meta(facts)
+            (copy / "data" / "meta.json").write_text(json.dumps(facts))
+        for split, change in (predictions or {}).items():
+            path = copy / f"predictions_{split}.npz"
+            arrays = dict(np.load(path))
+            change(arrays)
+            np.savez(path, **arrays)
+        self.sum_up(copy)
+        return copy
+
+    def sum_up(self, run: Path) -> None:
+        write_checksums(run)
+
+
+@pytest.fixture
+def changed_run(tmp_path):
+    """Return a function that copies a run with another meta.json or other predictions."""
+    return ChangedRun(tmp_path)

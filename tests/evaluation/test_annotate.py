@@ -1,28 +1,19 @@
 """New cells get names, and each cell its own, whoever stands beside it."""
 
+import json
+import warnings
+
 import anndata as ad
 import fsspec
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from dataset.encoded_folder import EncodedFolder
+from dataset.read import Cells
 from evaluation.annotate import AnnotationError, TrainedModel, annotate
 from evaluation.calibration import apply_temperature
 from evaluation.run_folder import RunFolder, RunFolderError
-
-
-@pytest.fixture
-def query(tmp_path, synthetic_h5ad):
-    """Return a function that writes the synthetic cells, changed and without labels."""
-
-    def write(change=lambda adata: adata, name="query"):
-        adata = ad.read_h5ad(synthetic_h5ad)
-        adata.obs = adata.obs[["donor"]]
-        path = tmp_path / f"{name}.h5ad"
-        change(adata).write_h5ad(path)
-        return path
-
-    return write
 
 
 @pytest.mark.parametrize("run", ["network_run", "baseline_run"])
@@ -139,13 +130,161 @@ def test_no_run_no_answer(tmp_path, query):
         annotate(tmp_path / "nothing", query(), tmp_path / "a.h5ad")
 
 
-def test_cells_without_counts_are_named_but_uncertain(network_run, query, tmp_path):
-    def empty_first(adata):
-        counts = adata.X.tolil()
+def test_cells_the_run_knows_nothing_of_are_uncertain_by_rule(baseline_run, query, tmp_path):
+    model = TrainedModel(baseline_run)
+    assert model.min_detected_genes > 10
+
+    def thin(adata):
+        counts = adata.X.toarray()
         counts[0] = 0
-        adata.X = counts.tocsr()
+        for cell, n_genes in ((1, 1), (2, 4), (3, 10), (4, model.min_detected_genes - 1)):
+            counts[cell, np.flatnonzero(counts[cell])[n_genes:]] = 0
+            counts[cell] *= 1000  # counts are no lack of it
+        adata.X = csr_matrix(counts)
         return adata
 
-    found = annotate(network_run, query(empty_first), tmp_path / "a.h5ad")
-    assert np.isfinite(found.probabilities).all()
-    assert TrainedModel(network_run).threshold > 0
+    cells = annotate(baseline_run, query(thin), tmp_path / "a.h5ad").cells
+    assert cells["uncertain"].iloc[:5].all()
+    assert cells["uncertain_reason"].iloc[:5].tolist() == [
+        "no counts",
+        "fewer than 5 genes",
+        "fewer than 5 genes",
+        "fewer genes than any training cell",
+        "fewer genes than any training cell",
+    ]
+
+
+def test_few_genes_of_the_vocabulary_are_few_genes(baseline_run, query, tmp_path):
+    def unknown_genes(adata):
+        counts = adata.X.toarray()
+        counts[0, np.flatnonzero(counts[0])[3:]] = 0
+        more = ad.AnnData(np.hstack([counts, np.ones((len(counts), 100), np.float32)]))
+        more.var_names = [*adata.var_names, *(f"UNKNOWN{i}" for i in range(100))]
+        return more
+
+    cells = annotate(baseline_run, query(unknown_genes), tmp_path / "a.h5ad").cells
+    assert cells["uncertain_reason"].iloc[0] == "fewer genes than any training cell"
+    assert (cells["uncertain_reason"].iloc[1:] != "fewer genes than any training cell").all()
+
+
+def test_quality_control_of_the_run_flags_cells_and_drops_none(
+    baseline_run, changed_run, query, synthetic_h5ad, tmp_path
+):
+    adata = ad.read_h5ad(synthetic_h5ad)
+    counts = adata.X.toarray()
+    n_genes, total = (counts > 0).sum(axis=1), counts.sum(axis=1)
+    percent = 100 * counts[:, -2:].sum(axis=1) / total
+    limits = {
+        "min_genes": int(np.quantile(n_genes, 0.1)),
+        "max_genes": int(np.quantile(n_genes, 0.9)),
+        "min_counts": int(np.quantile(total, 0.2)),
+        "max_percent_mitochondrial": float(np.quantile(percent, 0.9)),
+    }
+
+    def set_limits(meta):
+        assert meta["quality_control"]["min_genes"] == 5
+        meta["quality_control"] |= limits
+
+    run = changed_run(baseline_run, meta=set_limits)
+    before = annotate(baseline_run, query(), tmp_path / "a.h5ad")
+    after = annotate(run, query(), tmp_path / "b.h5ad")
+    outside = {
+        f"fewer than {limits['min_counts']} counts": total < limits["min_counts"],
+        f"fewer than {limits['min_genes']} genes": n_genes < limits["min_genes"],
+        f"more than {limits['max_genes']} genes": n_genes > limits["max_genes"],
+        f"more than {limits['max_percent_mitochondrial']:g} % mitochondrial counts": percent
+        > limits["max_percent_mitochondrial"],
+    }
+    expected = before.cells["uncertain_reason"].astype(str).to_numpy(dtype=object)
+    for reason, cells in reversed(outside.items()):
+        assert 0 < cells.sum() < 100
+        expected[cells] = reason
+    assert after.cells["uncertain_reason"].tolist() == expected.tolist()
+    assert (after.cells["uncertain"] == (expected != "")).all()
+    np.testing.assert_array_equal(after.probabilities, before.probabilities)
+    written = ad.read_h5ad(tmp_path / "b.h5ad").obs
+    assert written["uncertain_reason"].tolist() == expected.tolist()
+    assert (written["uncertain"] == (expected != "")).all()
+
+
+def test_mitochondrial_genes_are_known_by_id_too(baseline_run, changed_run, query, tmp_path):
+    """Their symbols may stand in the vocabulary alone, or nowhere."""
+
+    def limit(meta):
+        meta["quality_control"]["max_percent_mitochondrial"] = 1e-6
+
+    run = changed_run(baseline_run, meta=limit)
+    path = run / "data" / "vocabulary.json"
+    content = json.loads(path.read_text())
+    content["gene_ids"] = [f"ENSG{i:011d}" for i in range(len(content["gene_ids"]))]
+    path.write_text(json.dumps(content))
+    changed_run.sum_up(run)
+
+    def ids_alone(adata):
+        order = {symbol: i for i, symbol in enumerate(content["gene_symbols"])}
+        adata.var_names = [content["gene_ids"][order[name]] for name in adata.var_names]
+        adata.var = adata.var[[]]
+        return adata
+
+    by_id = annotate(run, query(ids_alone), tmp_path / "a.h5ad")
+    assert (by_id.cells["uncertain_reason"] == "more than 1e-06 % mitochondrial counts").any()
+    without = query(lambda adata: adata[:, :-2].copy(), "without")
+    found = annotate(run, without, tmp_path / "b.h5ad")
+    assert any("max_percent_mitochondrial" in message for message in found.messages)
+    assert not found.cells["uncertain_reason"].str.contains("mitochondrial").any()
+
+
+def test_low_confidence_is_below_the_threshold(network_run, query, tmp_path):
+    found = annotate(network_run, query(), tmp_path / "a.h5ad")
+    low = found.cells["confidence"] < found.threshold
+    assert 0 < low.sum() < len(low) / 4
+    assert (found.cells["uncertain"] == low).all()
+    assert (found.cells["uncertain_reason"][low] == "low confidence").all()
+    assert (found.cells["uncertain_reason"][~low] == "").all()
+
+
+@pytest.mark.parametrize("rate", [0, 0.0, -1, 1.01, float("nan"), float("inf"), "half", None])
+def test_a_match_rate_that_asks_for_nothing_is_refused(baseline_run, query, tmp_path, rate):
+    with pytest.raises(AnnotationError, match="min_match_rate"):
+        annotate(baseline_run, query(), tmp_path / "a.h5ad", min_match_rate=rate)
+
+
+def test_no_gene_in_common_is_refused_at_any_rate(baseline_run, query, tmp_path):
+    def rename(adata):
+        adata.var_names = [f"ZZZ{i}" for i in range(adata.n_vars)]
+        adata.var = adata.var[[]]
+        return adata
+
+    with pytest.raises(AnnotationError, match=r"0\.0%"):
+        annotate(baseline_run, query(rename), tmp_path / "a.h5ad", min_match_rate=1e-300)
+
+
+@pytest.mark.parametrize("size", [0, -3, 1.5, "64", None])
+def test_a_batch_size_that_is_none_is_refused(baseline_run, query, tmp_path, size):
+    with pytest.raises(AnnotationError, match="batch_size"):
+        annotate(baseline_run, query(), tmp_path / "a.h5ad", batch_size=size)
+
+
+def test_a_gene_that_occurs_twice_counts_once_with_all_its_counts(baseline_run, query, tmp_path):
+    def split_genes(adata):
+        counts = adata.X.toarray()
+        half = np.floor(counts[:, :50] / 2)
+        parts = np.hstack([half, counts[:, :50] - half, counts[:, 50:]])
+        names = [*adata.var_names[:50], *adata.var_names]
+        twice = ad.AnnData(csr_matrix(parts.astype(np.float32)), obs=adata.obs)
+        twice.var_names = names
+        return twice
+
+    whole = annotate(baseline_run, query(), tmp_path / "a.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata's, of names that are not unique
+        path = query(split_genes)
+    parts = annotate(baseline_run, path, tmp_path / "b.h5ad")
+    assert parts.match.rate == 1
+    np.testing.assert_allclose(parts.probabilities, whole.probabilities, atol=1e-6)
+
+
+def test_obs_is_not_read_as_a_whole(baseline_run, query, tmp_path, monkeypatch):
+    monkeypatch.setattr(Cells, "obs", property(lambda self: pytest.fail("all of obs was read")))
+    found = annotate(baseline_run, query(), tmp_path / "a.h5ad")
+    assert list(found.cells.index[:2]) == ["cell_0", "cell_1"]

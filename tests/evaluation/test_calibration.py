@@ -10,6 +10,7 @@ from evaluation.calibration import (
     ece,
     fit_temperature,
     reliability,
+    squared_distance,
 )
 
 
@@ -70,3 +71,47 @@ def test_threshold_flags_one_in_twenty_of_the_rightly_named(honest):
 
 def test_threshold_of_a_model_that_is_never_right_flags_all():
     assert confidence_threshold(np.array([1, 1]), np.array([[0.9, 0.1], [0.8, 0.2]])) == 1.0
+
+
+def test_bins_are_closed_on_the_right_as_in_the_paper():
+    """Confidences of 6/15 and 7/15 are the upper edges of two bins, and each lies in its own."""
+    edges = np.array([6, 7, 7, 7, 15]) / 15
+    probabilities = np.column_stack([edges, (1 - edges) / 2, (1 - edges) / 2])
+    probabilities[:2, 1:] = (1 - edges[:2, None]) / 2
+    bins = reliability(np.array([0, 0, 1, 0, 0]), probabilities)
+    assert bins.index.tolist() == [5, 6, 14]
+    assert bins["n_cells"].tolist() == [1, 3, 1]
+
+
+def test_error_within_a_bin_cancels_and_between_bins_does_not():
+    """Two cells of .62 and .66 confidence share the bin (.6, .667]; .62 and .70 do not."""
+    labels = np.array([0, 1])
+    together = np.array([[0.62, 0.38], [0.66, 0.34]])
+    apart = np.array([[0.62, 0.38], [0.70, 0.30]])
+    assert ece(labels, together) == pytest.approx(0.5 * abs(1 - 0.62 - 0.66))
+    assert ece(labels, apart) == pytest.approx(0.5 * (0.38 + 0.70))
+
+
+def test_error_counts_cells_by_their_weight():
+    labels = np.array([0, 1])
+    apart = np.array([[0.62, 0.38], [0.70, 0.30]])
+    expected = (3 * 0.38 + 0.70) / 4
+    assert ece(labels, apart, weights=np.array([3, 1])) == pytest.approx(expected)
+
+
+def test_brier_of_the_worst_is_2():
+    assert brier(np.array([0]), np.array([[0.0, 1.0]])) == 2.0
+    assert squared_distance(np.array([0, 1]), np.eye(2)[[0, 0]]).tolist() == [0, 2]
+
+
+def test_temperature_is_no_other_for_more_of_the_same_cells(honest):
+    labels, probabilities = honest
+    sharp = apply_temperature(probabilities, 0.5)
+    twice = fit_temperature(np.tile(labels, 2), np.tile(sharp, (2, 1)))
+    assert twice == pytest.approx(fit_temperature(labels, sharp), rel=0.01)
+
+
+@pytest.mark.parametrize("n_classes", [1, 2])
+def test_temperature_of_a_single_cell_is_a_number(n_classes):
+    found = fit_temperature(np.array([0]), np.full((1, n_classes), 1 / n_classes))
+    assert 0.04 < found < 21

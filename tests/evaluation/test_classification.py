@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from evaluation import METRICS
+from evaluation import CELL_SCORES, METRICS
 from evaluation.classification import (
     accuracy,
     balanced_accuracy,
@@ -79,11 +79,39 @@ def test_confusion_and_per_class_are_scikit_learns(cells):
     assert table["n_cells"].tolist() == n_cells.tolist()
 
 
-def test_macro_f1_counts_classes_of_labels_or_predictions():
+def test_macro_f1_is_over_the_classes_of_the_labels():
     one_hot = np.eye(4)
     labels = np.array([0, 0, 1])
     assert macro_f1(labels, one_hot[[0, 0, 1]]) == 1.0  # classes 2 and 3 are nowhere
-    assert macro_f1(labels, one_hot[[0, 0, 3]]) == pytest.approx(1 / 3)  # 3 is handed out
+    assert macro_f1(labels, one_hot[[0, 0, 3]]) == 0.5  # 3 is handed out, and is no type here
+    assert macro_f1(labels, one_hot[[0, 0, 0]]) == 0.4  # 1 is there, and never handed out
+    labels, predictions = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 3, 1, 0, 1])
+    expected = metrics.f1_score(labels, predictions, labels=[0, 1, 2], average="macro")
+    assert macro_f1(labels, one_hot[predictions]) == pytest.approx(expected)
+
+
+def test_macro_f1_of_some_classes_is_that_of_their_cells(cells):
+    labels, probabilities, weights = cells
+    some = np.array([0, 2])
+    own = np.isin(labels, some)
+    expected = macro_f1(labels[own], probabilities[own], weights=weights[own])
+    assert macro_f1(labels, probabilities, weights=weights, classes=some) == expected
+    assert np.isnan(macro_f1(labels, probabilities, classes=np.array([], int)))
+
+
+@pytest.mark.parametrize("name", CELL_SCORES)
+def test_means_over_cells_are_the_means_of_what_each_cell_adds(name, cells):
+    labels, probabilities, weights = cells
+    added = CELL_SCORES[name](labels, probabilities)
+    expected = np.average(added, weights=weights)
+    assert METRICS[name](labels, probabilities, weights=weights) == pytest.approx(expected)
+    assert METRICS[name](labels[:1], probabilities[:1]) == pytest.approx(added[0])
+
+
+def test_among_equal_probabilities_the_larger_class_is_in_the_top_three():
+    even = np.full((5, 5), 0.2)
+    assert top3_accuracy(np.arange(5), even) == 0.6
+    assert [top3_accuracy(np.array([k]), even[:1]) for k in range(5)] == [0, 0, 1, 1, 1]
 
 
 def test_an_impossible_class_costs_much_and_not_everything():

@@ -1,9 +1,13 @@
 """A run folder is whole, or said in one sentence not to be."""
 
+import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from dataset.checksums import CHECKSUMS, write_checksums
 from evaluation.run_folder import RunFolder, RunFolderError
 
 
@@ -19,31 +23,240 @@ def test_reads_what_the_script_wrote(network_run):
     assert test.embeddings.shape == (len(test.labels), run.config.model.d_model)
     assert run.vocabulary.n_genes == len(run.gene_medians)
     assert any("train/loss" in line for line in run.curves)
+    assert run.has_weights
+    stored = load_file(network_run / "model.safetensors")
+    assert run.weights().keys() == stored.keys()
+
+
+def test_a_class_that_cannot_be_is_no_fault_of_a_baseline(baseline_run, tmp_path):
+    folder = shutil.copytree(baseline_run, tmp_path / "copy")
+    arrays = load_file(folder / "model.safetensors")
+    arrays["intercept"][0] = -np.inf
+    save_file(arrays, folder / "model.safetensors")
+    write_checksums(folder)
+    assert np.isneginf(RunFolder(folder).weights()["intercept"][0])
+    arrays["intercept"][0] = np.inf
+    save_file(arrays, folder / "model.safetensors")
+    write_checksums(folder)
+    with pytest.raises(RunFolderError, match="'intercept' holds what is no number"):
+        RunFolder(folder).weights()
 
 
 def read_everything(folder):
     run = RunFolder(folder)
-    return run.predictions("test"), run.vocabulary, run.gene_medians
+    return (
+        run.predictions("val"),
+        run.predictions("test"),
+        run.vocabulary,
+        run.gene_medians,
+        run.curves,
+        run.weights(),
+    )
+
+
+def refused(folder, match):
+    """Every part is read; what is said of it is one sentence that tells nobody to delete."""
+    with pytest.raises(RunFolderError, match=match) as error:
+        read_everything(folder)
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 600
+    assert "delete" not in text
+    assert "train" in text
+
+
+NAMES = [
+    "metrics.json", "metrics.jsonl", "config.yaml", "model.safetensors", "predictions_val.npz",
+    "predictions_test.npz", "data/vocabulary.json", "data/gene_medians.npy",
+    "data/class_names.json", "data/meta.json",
+]  # fmt: skip
+
+
+def test_every_file_has_a_checksum(network_run):
+    assert sorted(json.loads((network_run / CHECKSUMS).read_text())) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("damage", ["cut", "empty", "bit", "missing"])
+def test_damage_is_one_sentence_as_soon_as_the_folder_is_opened(copy, name, damage):
+    path = copy / name
+    whole = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "bit":
+        whole[len(whole) // 2] ^= 4
+        path.write_bytes(whole)
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
+    with pytest.raises(RunFolderError, match=name):
+        RunFolder(copy)
+    refused(copy, "is missing" if damage == "missing" else "is changed since")
+
+
+def edit_json(folder, name, change):
+    path = folder / name
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def permute_vocabulary(folder):
+    def reverse(content):
+        return {name: list(reversed(v)) if "gene" in name else v for name, v in content.items()}
+
+    edit_json(folder, "data/vocabulary.json", reverse)
+
+
+def reverse_class_names(folder):
+    edit_json(folder, "data/class_names.json", lambda names: names[::-1])
+
+
+def take_other_weights(folder):
+    arrays = load_file(folder / "model.safetensors")
+    save_file({name: 1.01 * array for name, array in arrays.items()}, folder / "model.safetensors")
+
+
+def edit_the_heads(folder):
+    text = (folder / "config.yaml").read_text()
+    assert "n_heads: 2" in text
+    (folder / "config.yaml").write_text(text.replace("n_heads: 2", "n_heads: 4"))
+
+
+def multiply_probabilities(folder, factor=10.0):
+    with np.load(folder / "predictions_test.npz") as file:
+        arrays = dict(file)
+    arrays["probabilities"] *= np.float32(factor)
+    np.savez(folder / "predictions_test.npz", **arrays)
+
+
+def reorder_val(folder):
+    with np.load(folder / "predictions_val.npz") as file:
+        arrays = dict(file)
+    arrays["probabilities"] = arrays["probabilities"][::-1]
+    np.savez(folder / "predictions_val.npz", **arrays)
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["metrics.json", "config.yaml", "predictions_test.npz", "data/vocabulary.json",
-     "data/gene_medians.npy", "data/class_names.json"],
+    "change",
+    [
+        permute_vocabulary, reverse_class_names, take_other_weights, edit_the_heads,
+        multiply_probabilities, reorder_val,
+    ],
 )  # fmt: skip
-@pytest.mark.parametrize("damage", ["cut", "empty"])
-def test_damage_is_one_sentence(copy, name, damage):
+def test_other_content_of_the_right_shape_is_refused(copy, change):
+    change(copy)
+    refused(copy, "is changed since the run was finished")
+
+
+def test_several_changed_files_are_one_sentence(copy):
+    for name in NAMES:
+        (copy / name).write_bytes(b"")
+    (copy / "model.safetensors").unlink()
+    refused(copy, r"model.safetensors is missing and .* and 5 more are changed")
+
+
+# With checksums made to fit: what another program wrote, or an editor of some patience.
+
+
+@pytest.mark.parametrize("value", [[], 5, None, "text", {}], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("metrics.json", None), ("metrics.json", "val"), ("metrics.json", "test"),
+        ("metrics.json", "val.macro_f1"), ("metrics.json", "test.accuracy"),
+        ("metrics.json", "data_sha256"), ("metrics.json", "seconds"), ("metrics.json", "seed"),
+        ("data/meta.json", None), ("data/meta.json", "name"), ("data/meta.json", "tokenizer"),
+        ("data/meta.json", "n_cells"), ("data/meta.json", "n_cells.test"),
+        ("data/class_names.json", None), ("data/vocabulary.json", None),
+        ("data/vocabulary.json", "gene_ids"), (CHECKSUMS, None),
+    ],
+)  # fmt: skip
+def test_json_of_another_type_is_one_sentence(copy, name, key, value):
+    content = json.loads((copy / name).read_text())
+    *parents, last = (key or "").split(".")
+    inner = content
+    for parent in parents:
+        inner = inner[parent]
+    if key and (
+        isinstance(value, type(inner[last])) or last in ("macro_f1", "accuracy", "seconds")
+    ):
+        value = True  # of another type than what is there, all the same
+    if key:
+        inner[last] = value
+    (copy / name).write_text(json.dumps(content if key else value))
+    if name != CHECKSUMS:
+        write_checksums(copy)
+    refused(copy, "config.yaml" if value == {} and name == CHECKSUMS else name)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["model.safetensors", "predictions_val.npz"])
+def test_what_is_no_number_is_refused(copy, name, number):
     path = copy / name
-    whole = path.read_bytes()
-    # What YAML loses between two lines of settings with a default cannot be seen.
-    kept = 20 if name == "config.yaml" else len(whole) // 2
-    path.write_bytes(whole[:kept] if damage == "cut" else b"")
-    with pytest.raises(RunFolderError, match=path.name) as error:
-        read_everything(copy)
-    assert "\n" not in str(error.value)
+    if name.endswith("npz"):
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays["probabilities"][3, 1] = number
+        np.savez(path, **arrays)
+    else:
+        arrays = load_file(path)
+        next(iter(arrays.values()))[0] = number
+        save_file(arrays, path)
+    write_checksums(copy)
+    refused(copy, f"{name}.*no number")
 
 
-def test_an_unfinished_run_is_not_read(copy):
-    (copy / "metrics.json").unlink()
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("probabilities", lambda p: 10 * p, "add up to 1"),
+        ("probabilities", lambda p: p[:, 1:], "expected"),
+        ("labels", lambda x: x + 1000, "beyond the"),
+        ("labels", lambda x: x.astype(float), "no whole numbers"),
+        ("labels", lambda x: x[:, None], "no whole numbers"),
+        ("cell_names", lambda x: x[1:], "texts"),
+        ("batches", lambda x: np.arange(len(x)), "texts"),
+        ("embeddings", lambda x: x[1:], "embeddings are"),
+        ("embeddings", lambda x: x * np.float32("nan"), "embeddings that are no numbers"),
+    ],
+)
+def test_predictions_are_what_they_should_be(copy, key, change, message):
+    path = copy / "predictions_test.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **(arrays | {key: change(arrays[key])}))
+    write_checksums(copy)
+    refused(copy, message)
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0, -1.0])
+def test_medians_are_positive_numbers(copy, value):
+    medians = np.load(copy / "data" / "gene_medians.npy")
+    medians[0] = value
+    np.save(copy / "data" / "gene_medians.npy", medians)
+    write_checksums(copy)
+    refused(copy, "not all are positive")
+
+
+def test_a_line_of_the_curves_that_is_none_is_said_so(copy):
+    path = copy / "metrics.jsonl"
+    path.write_text('[1, 2]\n{"step": 1}\n')
+    write_checksums(copy)
+    refused(copy, "metrics.jsonl, line 1")
+
+
+def test_a_config_of_another_version_is_not_called_damaged(copy):
+    with (copy / "config.yaml").open("a") as file:
+        file.write("a_later_setting: 3\n")
+    write_checksums(copy)
+    refused(copy, "another version of this code .*a_later_setting")
+
+
+def test_a_run_of_the_format_before_is_to_be_trained_again(copy):
+    (copy / CHECKSUMS).unlink()
+    refused(copy, "earlier version of this code; train again")
+
+
+def test_an_unfinished_run_is_not_read(tmp_path):
+    with pytest.raises(RunFolderError, match="no such run folder"):
+        RunFolder(tmp_path / "nowhere")
     with pytest.raises(RunFolderError, match="no finished run"):
-        RunFolder(copy)
+        RunFolder(tmp_path)

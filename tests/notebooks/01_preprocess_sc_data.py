@@ -43,6 +43,7 @@ from dataset.encoded_folder import EncodedFolder
 from dataset.quality_control import measure_cells
 from dataset.read import open_cells
 from evaluation import preprocessing_plots as plots
+from evaluation.cell_map import add_components, draw_map
 
 set_matplotlib_formats("png")  # shows a figure also where no backend is chosen
 settings = PreprocessConfig.load(config)
@@ -78,7 +79,8 @@ cells.obs.head()
 # %%
 prefix = settings.quality_control.mitochondrial_prefix
 metrics = measure_cells(cells, mitochondrial_prefix=prefix)
-batches = cells.obs[settings.batch_key] if settings.batch_key else None
+batch_key = settings.batch_key
+batches = cells.column(batch_key).rename(batch_key) if batch_key else None
 plots.quality_violins(metrics, settings.quality_control, batches)
 # %% [markdown]
 # Deeper cells show more genes. Look for cells far below the cloud: a few genes soak up their
@@ -90,7 +92,8 @@ plots.quality_scatter(metrics, settings.quality_control)
 # ## Filter, split, encode
 #
 # One call drops the cells that fail, splits the others, learns vocabulary, gene medians and class
-# names **from the train cells alone**, and writes the folder.
+# names **from the train cells alone**, and writes the folder. Where more than half of the cells
+# would go (`quality_control.max_dropped_fraction`) it stops, and says which setting does it.
 
 # %%
 folder = EncodedFolder(encode(settings, overwrite=overwrite))
@@ -121,12 +124,7 @@ n_shown = min(20_000, len(folder.cells))
 shown = folder.cells.iloc[np.sort(rng.choice(len(folder.cells), n_shown, replace=False))]
 adata = cells.to_anndata(cells.obs.index.get_indexer(shown["cell_name"]))
 adata.obs = shown.set_index("cell_name")
-sc.pp.normalize_total(adata, target_sum=1e4)
-sc.pp.log1p(adata)
-sc.pp.highly_variable_genes(adata, n_top_genes=min(2000, adata.n_vars))
-sc.pp.pca(
-    adata, n_comps=min(50, min(adata.shape) - 1, int(adata.var["highly_variable"].sum()) - 1)
-)
+add_components(adata)
 
 # %% [markdown]
 # Look for the elbow: how many directions stand out of the noise.
@@ -139,10 +137,7 @@ sc.pl.pca_variance_ratio(adata, n_pcs=min(50, adata.obsm["X_pca"].shape[1]))
 # doublet score is drawn where Scrublet was asked for.
 
 # %%
-sc.pp.neighbors(adata)
-sc.tl.umap(adata)
-colors = [c for c in ("label", "batch", "split", "doublet_score") if adata.obs.get(c) is not None]
-sc.pl.umap(adata, color=colors, ncols=2, wspace=0.45, frameon=False)
+draw_map(adata, ["label", "batch", "split", "doublet_score"])
 
 # %% [markdown]
 # ## The tokens

@@ -37,11 +37,10 @@ min_match_rate = 0.5
 # %%
 import anndata as ad
 import pandas as pd
-import scanpy as sc
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from evaluation import annotation_plots as plots
-from evaluation.annotate import EMBEDDING_KEY, annotate
+from evaluation.annotate import annotate
 
 set_matplotlib_formats("png")  # shows a figure also where no backend is chosen
 
@@ -49,13 +48,15 @@ set_matplotlib_formats("png")  # shows a figure also where no backend is chosen
 # ## Annotate
 #
 # Genes are matched by id or symbol as in training; below `min_match_rate` the notebook stops and
-# shows names that were not found.
+# shows names that were not found. A network that was trained on histories reads them as in
+# training: from a layer of the query, or worked out from `time_key`.
 
 # %%
 found = annotate(
     run, query, output, counts=counts, time_key=time_key, min_match_rate=min_match_rate
 )
 missing = len(found.match.missing)
+print(*found.messages, sep="\n")
 print(f"{found.match.rate:.1%} of the model's genes are in the query ({missing:,} missing)")
 print(f"{len(found.cells):,} cells named; {found.cells['uncertain'].mean():.1%} of them uncertain")
 print(f"written: {found.output}")
@@ -82,17 +83,23 @@ plots.type_counts(found.cells)
 # %%
 plots.confidence_histogram(found.cells, found.threshold)
 # %% [markdown]
+# ## Why uncertain
+#
+# A model may be very sure of a cell that it knows nothing of. So a cell is `uncertain` by rule,
+# whatever its confidence, if the quality control of the run's own cells would have dropped it, or
+# if it has fewer genes than any training cell. No cell is dropped here. Many cells flagged by rule
+# say that the query is shallower than the cells the run was trained on.
+
+# %%
+found.cells["uncertain_reason"].value_counts().to_frame()
+# %% [markdown]
 # ## Where they lie
 #
 # Look for islands with two names, and for islands of low confidence: candidates for a type that
 # was not in the training cells.
 
 # %%
-space = EMBEDDING_KEY if EMBEDDING_KEY in adata.obsm else "class_probabilities"
-sc.pp.neighbors(adata, use_rep=space)
-sc.tl.umap(adata)
-sc.pl.umap(adata, color=["predicted_cell_type", "confidence"], wspace=0.6, frameon=False)
-
+plots.cell_map(found)
 # %% [markdown]
 # ## Do the genes agree
 #
@@ -100,13 +107,7 @@ sc.pl.umap(adata, color=["predicted_cell_type", "confidence"], wspace=0.6, frame
 # type should be among them.
 
 # %%
-shown = plots.without_rare_types(adata, "predicted_cell_type", fewest=5)
-shown.X = shown.X.astype("float32")
-sc.pp.normalize_total(shown, target_sum=1e4)
-sc.pp.log1p(shown)
-sc.tl.rank_genes_groups(shown, "predicted_cell_type", method="t-test")
-sc.pl.rank_genes_groups_dotplot(shown, n_genes=3, standard_scale="var", dendrogram=False)
-
+plots.marker_genes(adata, found.counts_location)
 # %% [markdown]
 # ## The least sure cells
 #

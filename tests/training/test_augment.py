@@ -81,6 +81,35 @@ def test_thinned_rows_are_what_the_tokeniser_gives_for_thinned_cells(batch, medi
     assert not (again["token_ids"][:, width:] != PAD).any()
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_token_dropout_leaves_out_the_share_it_is_given(rng, share):
+    ids = N_SPECIALS + np.stack([rng.permutation(N_GENES) for _ in range(500)])
+    token_ids = torch.from_numpy(np.pad(ids, ((0, 0), (1, 0)), constant_values=CLS))
+    many = {
+        "token_ids": token_ids,
+        "counts": torch.ones(token_ids.shape),
+        "library_size": torch.full((500, 1), 40.0),
+        "cell_index": torch.arange(500),
+    }
+    changed = augment(many, torch.ones(4 + N_GENES), key=3, token_dropout=share)
+    left = (changed["token_ids"] >= N_SPECIALS).sum(dim=1) / N_GENES
+    assert left.mean().item() == pytest.approx(1 - share, abs=0.01)  # 4 deviations at most
+    assert left.std().item() == pytest.approx((share * (1 - share) / N_GENES) ** 0.5, rel=0.2)
+
+
+def test_thinned_ties_go_by_gene_index(rng):
+    medians = torch.ones(4 + N_GENES)  # so that equal counts are ties
+    batch = encoded(csr_matrix(rng.poisson(3.0, (6, N_GENES)).astype(np.uint16)), medians)
+    changed = augment(batch, medians, key=1, count_thinning=0.8)
+    n_ties = 0
+    for tokens, counts in zip(changed["token_ids"], changed["counts"], strict=True):
+        genes = tokens >= N_SPECIALS
+        pairs = list(zip((-counts[genes]).tolist(), tokens[genes].tolist(), strict=True))
+        assert pairs == sorted(pairs)
+        n_ties += len(pairs) - len({count for count, _ in pairs})
+    assert n_ties > 20
+
+
 def test_thinning_only_removes_counts_and_shrinks_the_library(batch, medians):
     changed = augment(batch, medians, key=0, count_thinning=0.5)
     share = changed["library_size"] / batch["library_size"]

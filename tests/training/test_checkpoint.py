@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from training import checkpoint
@@ -85,3 +86,49 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, error):
         checkpoint.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+WRITERS = {
+    "text": lambda path: checkpoint.write_text(path, "text"),
+    "tensors": lambda path: checkpoint.save_tensors(path, {"a": torch.ones(10)}),
+    "bytes": lambda path: checkpoint.write_atomically(
+        path, lambda aside: aside.write_bytes(bytes(10**6))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_is_a_sentence_that_names_the_file(tmp_path, monkeypatch, kind):
+    path = tmp_path / "x.bin"
+    if kind == "tensors":  # renames a file of its own to the one it is given
+
+        def full(*_, **__):
+            raise SafetensorError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            )
+
+        monkeypatch.setattr(checkpoint, "save_file", full)
+    else:
+        (tmp_path / ".x.bin.partial").symlink_to("/dev/full")  # where a write finds a full disk
+    with pytest.raises(checkpoint.WriteError, match=f"{path}: .*the disk is full") as error:
+        WRITERS[kind](path)
+    assert isinstance(error.value, OSError)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_error_of_the_system_names_the_file_too(tmp_path):
+    with pytest.raises(checkpoint.WriteError, match="nowhere/x.txt: cannot be written"):
+        checkpoint.write_text(tmp_path / "nowhere" / "x.txt", "text")
+
+
+def test_any_changed_bit_of_tensors_or_header_is_found(tmp_path):
+    path = tmp_path / "x.safetensors"
+    checkpoint.save_tensors(path, {"a": torch.ones(5), "b": torch.arange(3)}, {"step": 3})
+    whole = path.read_bytes()
+    for place in range(8, len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(checkpoint.CheckpointError):
+            checkpoint.load_tensors(path)

@@ -33,11 +33,14 @@ def test_a_point_is_a_mean_over_cells_and_a_rate_over_seconds(network, clock):
         clock[0] += 3
     points.add(torch.zeros(0), token_ids[:0])
     point = points.read()
+    model, hardware = training_flop(network, [3, 1] * 2)
+    assert 0 < hardware < model
     assert point == {
         "train/loss": 3.0,
         "perf/cells_per_second": 4 / 8,
         "perf/tokens_per_second": 8 / 8,
-        "perf/gflop_per_second": pytest.approx(training_flop(network, [3, 1] * 2) / 8e9),
+        "perf/model_gflop_per_second": pytest.approx(model / 8e9),
+        "perf/hardware_gflop_per_second": pytest.approx(hardware / 8e9),
         "perf/data_wait_fraction": 2 / 8,
     }
     clock[0] += 1
@@ -57,6 +60,8 @@ def test_on_cards_the_rate_is_held_against_a_matrix_product(network, clock, monk
     points = curve.Curve(network, "bfloat16", Ranks(0, 1, card))
     points.add(torch.ones(2), torch.ones(2, 12).long())
     clock[0] += 2
-    expected = training_flop(network, np.array([12, 12])) / 2 / 1e12
-    assert points.read()["perf/flop_utilization"] == pytest.approx(expected)
+    model, hardware = training_flop(network, np.array([12, 12]))
+    point = points.read()
+    assert point["perf/model_flop_utilization"] == pytest.approx(model / 2 / 1e12)
+    assert point["perf/hardware_flop_utilization"] == pytest.approx(hardware / 2 / 1e12)
     assert asked == [(card, torch.bfloat16)]

@@ -40,3 +40,14 @@ def test_set_learning_rate_reaches_every_group():
     set_learning_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_a_decayed_weight_shrinks_by_rate_times_decay_where_no_gradient_moves_it():
+    layer = nn.Linear(3, 2)
+    optimizer = make_optimizer(layer, lr=0.1, weight_decay=0.5)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), weight * (1 - 0.1 * 0.5))
+    assert torch.equal(layer.bias.detach(), bias)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from training.clock import Clock
 from training.distributed import Ranks
 from training.optim import make_optimizer
 from training.state import Training
@@ -45,12 +46,12 @@ def test_the_best_weights_come_back(make_training):
 def test_a_resumed_training_goes_on_as_if_never_stopped(make_training, tmp_path):
     one, other = make_training(0), make_training(1)
     update(one)
-    one.epoch, one.seconds = 1, 2.5
+    one.epoch, one.clock = 1, Clock(2.5, 0.5)
     one.rate((0.25, -0.5))
     update(one)
     one.save(tmp_path / "checkpoint.safetensors")
     other.resume(tmp_path / "checkpoint.safetensors")
-    for name in ("epoch", "step", "seconds", "best_epoch", "best_rating"):
+    for name in ("epoch", "step", "clock", "best_epoch", "best_rating"):
         assert getattr(other, name) == getattr(one, name)
     assert all(torch.equal(one.best_weights[k], other.best_weights[k]) for k in one.best_weights)
     for _ in range(3):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -226,12 +227,39 @@ tracking.leave(3 if tracking.Tracker.abandoned else 0)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert list(run.glob("*.wandb"))
-    media = {p.parent.name for p in run.rglob("media/**/*") if p.is_file()}
-    assert {"images", "table"} & media or media
+    media = {p.relative_to(run / "files").parts[1] for p in run.rglob("media/**/*") if p.is_file()}
+    assert media == {"images", "table"}
 
 
-def test_umap_of_few_cells_is_left_out():
-    assert tracking.umap_image(np.zeros((5, 3)), np.zeros(5, int), ["a"]) is None
+@pytest.mark.parametrize("n_cells", [0, 1, 2, 3, 7, 9])
+def test_umap_of_few_cells_is_left_out(n_cells):
+    embeddings, labels = np.zeros((n_cells, 3)), np.zeros(n_cells, int)
+    assert tracking.umap_image(embeddings, labels, ["a"]) is None
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "a_$", "_hidden", "x" * 300, "two\nlines", "$x$"])
+def test_a_cell_type_may_be_called_anything(rng, name, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # umap's own
+        from umap import UMAP
+    monkeypatch.setattr(UMAP, "fit_transform", lambda self, x: x[:, :2])
+    image = tracking.umap_image(rng.normal(size=(12, 3)), np.arange(12) % 2, [name, "b"])
+    assert image.size == (800, 600)
+
+
+def test_a_figure_that_fails_does_not_stop_a_finished_run(
+    wandb, config, tmp_path, caplog, monkeypatch
+):
+    def fail(*_):
+        raise ValueError("cannot be drawn")
+
+    tracker = Tracker(tmp_path / "metrics.jsonl", config)
+    monkeypatch.setattr(tracking, "umap_image", fail)
+    labels = np.array([0, 1])
+    tracker.report(tmp_path, ["a", "b"], labels, np.eye(2), np.zeros((2, 2)))
+    assert "the test cells are not shown (cannot be drawn)" in caplog.text
+    tracker.finish()
+    assert wandb.run.finished
 
 
 def test_metrics_are_json_even_when_not_finite(wandb, config, tmp_path):

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix
-from sklearn.linear_model import LogisticRegression
 
 from evaluation.classification import accuracy
-from models.baselines.features import log_normalize
 from models.baselines.gradient_boosting import GradientBoostingConfig
 from models.baselines.knn import KNNConfig
 from models.baselines.linear_svm import LinearSVMConfig
@@ -18,10 +17,10 @@ ABSENT = 3  # the class without training cells
 N_GENES = 60
 CONFIGS = [
     MajorityConfig(),
-    LogisticRegressionConfig(),
-    LinearSVMConfig(),
+    LogisticRegressionConfig(c_grid=[10, 100], early_stopped=[10], class_weights=["none"]),
+    LinearSVMConfig(c_grid=[1, 10], class_weights=["none"]),
     KNNConfig(n_components=10),
-    GradientBoostingConfig(max_rounds=15),
+    GradientBoostingConfig(max_rounds=30, patience=5),
 ]
 LEARNERS, KEPT = CONFIGS[1:], CONFIGS[:4]
 
@@ -100,11 +99,10 @@ def test_fitting_leaves_the_cells_alone(config):
 
 
 @by_kind(KEPT)
-def test_arrays_rebuild_the_model(config, fitted, cells):
+def test_a_file_of_arrays_rebuilds_the_model(config, fitted, cells, tmp_path):
     model = fitted[config.kind]
-    arrays = model.to_arrays()
-    assert all(type(array) is np.ndarray and array.dtype != object for array in arrays.values())
-    rebuilt = config.from_arrays(arrays)
+    save_file(model.to_arrays(), tmp_path / "model.safetensors")
+    rebuilt = config.from_arrays(load_file(tmp_path / "model.safetensors"))
     np.testing.assert_array_equal(
         rebuilt.predict_proba(*cells["test"][:2]), model.predict_proba(*cells["test"][:2])
     )
@@ -133,36 +131,10 @@ def test_a_cell_without_counts_gets_an_answer(config, fitted):
     assert np.isfinite(fitted[config.kind].predict_proba(empty, np.zeros(1))).all()
 
 
-@by_kind([LogisticRegressionConfig(max_cells=40), LinearSVMConfig(max_cells=40)])
-def test_more_cells_than_axes_still_learn(config, cells):
-    model = config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
-    counts, library_size, labels = cells["test"]
-    assert accuracy(labels, model.predict_proba(counts, library_size)) > 0.9
-
-
 def test_majority_is_the_class_frequencies(fitted, cells):
     frequencies = np.bincount(cells["train"][2], minlength=N_CLASSES) / 160
     found = fitted["majority"].predict_proba(*cells["test"][:2])
     np.testing.assert_allclose(found, np.tile(frequencies, (80, 1)), atol=1e-6)
-
-
-def test_logistic_regression_is_scikit_learns_on_all_standardized_genes(cells):
-    counts, library_size, labels = cells["train"]
-    config = LogisticRegressionConfig(c_grid=[0.01])
-    ours = config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
-    dense = log_normalize(counts, library_size).toarray().astype(np.float64)
-    mean, std = dense.mean(axis=0), dense.std(axis=0)
-    theirs = LogisticRegression(C=0.01, max_iter=5000, tol=1e-6).fit((dense - mean) / std, labels)
-    test = log_normalize(*cells["test"][:2]).toarray()
-    expected = theirs.predict_proba((test - mean) / std)
-    found = ours.predict_proba(*cells["test"][:2])[:, [0, 1, 2, 4]]
-    np.testing.assert_allclose(found, expected, atol=0.005)
-
-
-def test_penalty_is_chosen_on_val(cells):
-    config = LogisticRegressionConfig(c_grid=[1e-9, 1.0])
-    model = config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
-    assert np.abs(model.weights).max() > 1e-3  # the stronger penalty leaves no weights
 
 
 def test_svm_is_as_sure_as_val_cells_allow(cells, fitted):

@@ -44,16 +44,15 @@ def test_mean_and_std_are_numpys(expression):
 def test_axes_keep_all_distances_of_standardized_cells(expression, rng):
     dense = expression.toarray()
     dense = (dense - dense.mean(axis=0)) / dense.std(axis=0)
-    axes = PrincipalAxes.fit(
-        expression, standardize(expression), n_axes=100, max_cells=100, rng=rng
-    )
+    axes = PrincipalAxes.fit(expression, standardize(expression), n_axes=100, rng=rng)
     coordinates = axes.coordinates(expression)
     np.testing.assert_allclose(coordinates @ coordinates.T, dense @ dense.T, atol=1e-2)
     assert np.abs(coordinates.mean(axis=0)).max() < 1e-3
 
 
-def test_leading_axes_are_those_of_pca(expression, rng):
-    axes = PrincipalAxes.fit(expression, np.ones(70), n_axes=5, max_cells=100, rng=rng)
+@pytest.mark.parametrize("exact_cells", [100, 0], ids=["products", "lanczos"])
+def test_leading_axes_are_those_of_pca_of_all_cells(expression, rng, exact_cells):
+    axes = PrincipalAxes.fit(expression, np.ones(70), n_axes=5, rng=rng, exact_cells=exact_cells)
     theirs = PCA(5, svd_solver="full").fit_transform(expression.toarray())
     ours = axes.coordinates(expression)
     signs = np.sign((ours * theirs).sum(axis=0))
@@ -61,7 +60,7 @@ def test_leading_axes_are_those_of_pca(expression, rng):
 
 
 def test_new_cells_do_not_change_each_other(expression, rng):
-    axes = PrincipalAxes.fit(expression[:30], np.ones(70), n_axes=5, max_cells=20, rng=rng)
+    axes = PrincipalAxes.fit(expression[:30], np.ones(70), n_axes=5, rng=rng)
     together = axes.coordinates(expression[30:])
     alone = axes.coordinates(expression[35:36])
     np.testing.assert_allclose(together[5:6], alone, atol=1e-5)

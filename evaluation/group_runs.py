@@ -1,0 +1,203 @@
+"""Which runs there are, which of them stand in one table, and which are seeds of one model."""
+
+import json
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.run_folder import Predictions, RunFolder, RunFolderError
+from training.run_folder import NOT_COMPARED
+
+# What a folder of runs is known to be one by, and what 03 reads of it.
+READ = (
+    "config.yaml",
+    "metrics.json",
+    "predictions_val.npz",
+    "predictions_test.npz",
+    "data/meta.json",
+    "data/class_names.json",
+)
+SPLITS = ("val", "test")
+
+
+class ComparisonError(ValueError):
+    """Runs cannot stand in one table, or there are none."""
+
+
+@dataclass(frozen=True)
+class ReadRun:
+    """A finished run and what it says of the val and test cells, in the order of their names."""
+
+    run: RunFolder
+    val: Predictions
+    test: Predictions
+
+
+def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
+    """Read every run of a folder.
+
+    Returns
+    -------
+    The runs by name, and a sentence for each that is not finished, not whole, or not what it was.
+
+    Raises
+    ------
+    ComparisonError
+        If no run can be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ComparisonError(f"{folder}: no such folder; train with 02_train_model.py first")
+    runs, left_out = [], []
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        missing = [name for name in READ if not (path / name).is_file()]
+        if path.name.startswith(".") or len(missing) == len(READ):
+            if path.name.endswith(".partial") and len(missing) < len(READ):
+                left_out.append(f"{path}: not finished")
+        elif missing:
+            left_out.append(f"{path}: not whole (no {', '.join(missing)})")
+        else:
+            try:
+                run = RunFolder(path)
+                runs.append(ReadRun(run, *(_by_name(run.predictions(s)) for s in SPLITS)))
+            except RunFolderError as error:
+                left_out.append(str(error))
+    if not runs:
+        why = f" that can be read: {'; '.join(left_out)}" if left_out else ""
+        raise ComparisonError(f"{folder}: holds no run{why}; train with 02_train_model.py first")
+    return runs, left_out
+
+
+def group_by_cells(runs: list[ReadRun]) -> dict[str, list[ReadRun]]:
+    """Put runs of the same cells and split together, under the name of their data.
+
+    Different tokenisers of the same cells stand together.
+
+    Raises
+    ------
+    ComparisonError
+        If data of one name hold other cells or another split than when another run was trained,
+        or if predictions of the same cells are of other cells.
+    """
+    groups: dict[tuple[str, str], list[ReadRun]] = defaultdict(list)
+    cells_of_name: dict[str, tuple[str, str]] = {}
+    for read in runs:
+        run = read.run
+        name = run.meta["name"]
+        cells = (run.metrics["data_sha256"], run.metrics["split_sha256"])
+        if cells_of_name.setdefault(name, cells) != cells:
+            other = groups[cells_of_name[name]][0].run
+            what = "cells" if cells[0] != cells_of_name[name][0] else "split of the cells"
+            raise ComparisonError(
+                f"{other.path} and {run.path} were both trained on {name!r} but on another "
+                f"{what}: their scores cannot be compared. Train one of them again, or move it to "
+                "another folder"
+            )
+        groups[cells].append(read)
+        _check_same_cells(groups[cells][0], read)
+    by_name = {
+        min((read.run.meta["name"] for read in group), key=len): group for group in groups.values()
+    }
+    return dict(sorted(by_name.items()))
+
+
+def group_by_model(runs: list[ReadRun]) -> tuple[dict[str, list[ReadRun]], list[str]]:
+    """Put runs together that differ in their seed only, in the order of their seeds.
+
+    A seed counts once: of several runs with one config and one seed, copies of a folder for
+    instance, the first by name stands for all.
+
+    Returns
+    -------
+    Name of the model -> its runs, and a sentence for each run that was left out.
+    """
+    groups: dict[str, dict[int, ReadRun]] = defaultdict(dict)
+    left_out = []
+    for read in runs:
+        seeds = groups[config_key(read.run)]
+        first = seeds.setdefault(read.run.config.seed, read)
+        if first is not read:
+            same = np.array_equal(first.test.probabilities, read.test.probabilities)
+            what = "a copy of" if same else "has the config and the seed of"
+            left_out.append(f"{read.run.path}: {what} {first.run.path}, and a seed counts once")
+    ordered = [[seeds[seed] for seed in sorted(seeds)] for seeds in groups.values()]
+    names = _names([[read.run.name for read in group] for group in ordered])
+    return dict(zip(names, ordered, strict=True)), left_out
+
+
+def config_key(run: RunFolder, *, history: bool = True) -> str:
+    """Return what makes a run's model, its seed apart, as text.
+
+    It is what a resumed run must have in common with the one before (``NOT_COMPARED``), and how
+    cells become tokens; where they lay does not matter.
+
+    Parameters
+    ----------
+    history
+        Whether the time point before in a cell's tokens is a part of it.
+    """
+    config = run.config.model_dump(
+        mode="json", exclude=NOT_COMPARED | {"name": True, "seed": True}
+    )
+    tokenizer = dict(run.meta["tokenizer"])
+    if not history:
+        tokenizer.pop("previous", None)
+    return json.dumps([config, tokenizer], sort_keys=True)
+
+
+def _by_name(cells: Predictions) -> Predictions:
+    order = np.argsort(cells.cell_names)
+    return Predictions(
+        cell_names=cells.cell_names[order],
+        batches=cells.batches[order],
+        labels=cells.labels[order],
+        probabilities=cells.probabilities[order],
+        embeddings=None,  # large, and read again where it is drawn
+    )
+
+
+def _check_same_cells(first: ReadRun, read: ReadRun) -> None:
+    same = read.run.class_names == first.run.class_names and all(
+        np.array_equal(ours.cell_names, theirs.cell_names)
+        and np.array_equal(ours.labels, theirs.labels)
+        for ours, theirs in ((read.val, first.val), (read.test, first.test))
+    )
+    if not same:
+        raise ComparisonError(
+            f"{read.run.path} has other cells or classes than {first.run.path}, though their "
+            "hashes agree: one of them was edited. Move that one to another folder"
+        )
+
+
+def _names(groups: list[list[str]]) -> list[str]:
+    """Name each model by what its runs' names share, without what all models' names end in."""
+    names = [_shared_name(group) for group in groups]
+    shared = os.path.commonprefix([name[::-1] for name in names])[::-1]
+    ending = shared[shared.find("_") :] if "_" in shared else ""
+    if len(names) > 1 and ending:  # such as the dataset's name
+        names = [name.removesuffix(ending) or name for name in names]
+    if len(set(names)) < len(names):
+        return [group[0] for group in groups]
+    return names
+
+
+def _shared_name(names: list[str]) -> str:
+    """Return whole words that all names begin with, or else end with, or else all names."""
+    shared = os.path.commonprefix(names)
+    rests = [name.removeprefix(shared) for name in names]
+    if any(rest[:1].isalpha() for rest in rests):  # cut within a word
+        shared = shared[: len(shared) - len(re.split(r"[-_.]", shared)[-1])]
+    elif any(rest[:1].isdigit() for rest in rests):  # or within a number
+        shared = shared.rstrip("0123456789")
+    shared = re.sub(r"[-_.]+((seed|s)\d*)?$", "", shared)
+    if shared in ("", "seed", "s"):
+        ending = os.path.commonprefix([name[::-1] for name in names])[::-1]
+        shared = re.sub(r"^[^-_.]*[-_.]+", "", ending) if re.search(r"[-_.]", ending) else ""
+    if not shared:
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        shared = ", ".join(names[:2]) + more
+    return shared

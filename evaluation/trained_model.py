@@ -1,0 +1,248 @@
+"""``TrainedModel``: a finished run that answers for new cells, one at a time in all but speed."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from scipy.sparse import csr_matrix
+
+from configs.schema import QualityControlConfig, TrainConfig
+from dataset.history import History
+from dataset.npy_dataset import collate, padded_length, to_device
+from dataset.tokenizers.rank import RankConfig, rank_tokens
+from evaluation.annotated_file import AnnotationError
+from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
+from evaluation.run_folder import RunFolder
+from models.rank_transformer import RankTransformer, RankTransformerConfig
+from training.checkpoint import load_weights
+from training.distributed import choose_device
+
+WEIGHTS = "model.safetensors"
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+class TrainedModel:
+    """A finished run, ready to answer for new cells.
+
+    Attributes
+    ----------
+    run
+        The run folder.
+    vocabulary, gene_medians, class_names
+        What the model was trained with.
+    temperature, threshold
+        Of the probabilities and of ``uncertain``, fitted on the run's val cells.
+    quality_control, min_detected_genes
+        Which cells the run was trained on: its thresholds, and the fewest genes of the vocabulary
+        that a train cell has.
+    previous_layer
+        Layer that holds a query cell's previous profile; None where the model needs none.
+
+    Raises
+    ------
+    AnnotationError, RunFolderError
+        If the run cannot answer for new cells.
+    """
+
+    def __init__(self, path: str | Path, *, device: str = "auto") -> None:
+        if device not in DEVICES:
+            raise AnnotationError(f"device: {device!r}; expected one of {', '.join(DEVICES)}")
+        self.run = RunFolder(path)
+        self.config: TrainConfig = self.run.config
+        self.vocabulary, self.gene_medians = self.run.vocabulary, self.run.gene_medians
+        self.class_names = self.run.class_names
+        self._read_facts()
+        self.device = choose_device(device)
+        val = self.run.predictions("val")
+        if not len(val.labels):
+            raise AnnotationError(
+                f"{self.run.path}: was made without val cells, on which its probabilities are "
+                "calibrated; annotate with another run"
+            )
+        self.temperature = fit_temperature(val.labels, val.probabilities)
+        calibrated = apply_temperature(val.probabilities, self.temperature)
+        self.threshold = confidence_threshold(val.labels, calibrated)
+        if not self.run.has_weights:
+            raise AnnotationError(
+                f"{path}: this run keeps no weights ({self.config.model.kind} cannot be saved "
+                "without pickling); annotate with another run"
+            )
+        model = self.config.model
+        if isinstance(model, RankTransformerConfig):
+            self.baseline = None
+            self.network = self._network(model)
+        else:
+            self.baseline = self._baseline(model)
+
+    def _read_facts(self) -> None:
+        try:
+            self.tokenizer = RankConfig(**self.run.meta["tokenizer"])
+            self.quality_control = QualityControlConfig(**self.run.meta["quality_control"])
+            self.min_detected_genes = int(self.run.meta["min_detected_genes"])
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            fault = str(error).splitlines()[0]
+            raise AnnotationError(
+                f"{self.run.path}: data/meta.json does not say which cells the run was trained on "
+                f"({type(error).__name__}: {fault}), or an older version wrote it: preprocess and "
+                "train again"
+            ) from None
+
+    def _network(self, model: RankTransformerConfig) -> RankTransformer:
+        previous = self.tokenizer.previous
+        if previous is not None and previous.shuffle:
+            raise AnnotationError(
+                f"{self.run.path}: was trained on histories of other cells (previous.shuffle), as "
+                "a control; annotate with the run that it is compared with"
+            )
+        if previous is not None and previous.layer is None and self.history is None:
+            raise AnnotationError(
+                f"{self.run.path}: was trained on two time points, and data/history, which gives "
+                "new cells their previous profile, is missing; train again"
+            )
+        network = model.build(
+            n_vocabulary=self.vocabulary.n_tokens,
+            n_classes=len(self.class_names),
+            n_tokens=self.tokenizer.row_length,
+            n_segments=self.tokenizer.n_segments,
+        )
+        tensors = {name: torch.from_numpy(array) for name, array in self.run.weights().items()}
+        load_weights(network, tensors, self.run.path / WEIGHTS)
+        return network.to(self.device).eval()
+
+    def _baseline(self, model: Any) -> Any:
+        """Rebuild a baseline and ask it for a cell without counts: does it fit the run at all."""
+        arrays = self.run.weights()
+        try:
+            baseline = model.from_arrays(arrays)
+            nothing = csr_matrix((1, self.vocabulary.n_genes), dtype=np.int32)
+            shape = baseline.predict_proba(nothing, np.zeros(1)).shape
+            if shape != (1, len(self.class_names)):
+                raise ValueError(f"it answers with {shape[-1]} classes")
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise AnnotationError(
+                f"{self.run.path}/{WEIGHTS}: is not this run's {model.kind} "
+                f"({type(error).__name__}: {error}); annotate with another run, or train again"
+            ) from None
+        return baseline
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether a cell's previous profile is worked out from its time point."""
+        previous = self.tokenizer.previous
+        return self.baseline is None and previous is not None and previous.layer is None
+
+    @property
+    def previous_layer(self) -> str | None:
+        """Layer of the query that holds the previous profiles; None where none is read."""
+        previous = self.tokenizer.previous
+        return None if self.baseline is not None or previous is None else previous.layer
+
+    @cached_property
+    def history(self) -> History | None:
+        """What gives a new cell its previous profile; None for one time point."""
+        folder = self.run.path / "data" / "history"
+        return History.load(folder) if folder.is_dir() else None
+
+    def predict(
+        self,
+        counts: csr_matrix,
+        library_size: np.ndarray,
+        *,
+        previous: tuple[csr_matrix, np.ndarray] | None = None,
+        batch_size: int = 64,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Predict a block of cells.
+
+        Parameters
+        ----------
+        counts
+            Raw counts, ``(n_cells, n_genes)``, columns in vocabulary order.
+        library_size
+            Counts of each cell over all its genes, ``(n_cells,)``.
+        previous
+            The same of the time point before, for a network of two time points.
+        batch_size
+            Cells computed at a time. It does not change a cell's answer, nor do its neighbours:
+            every cell is padded to the same multiple of 64 tokens whoever stands beside it. Float
+            sums may still differ in the last digits (below 1e-5 in a probability).
+
+        Returns
+        -------
+        Calibrated probabilities ``(n_cells, n_classes)`` and embeddings ``(n_cells, d)``.
+
+        Raises
+        ------
+        AnnotationError
+            If the profiles of a cell are not as many as the network was trained on, or an answer
+            is no number.
+        """
+        embedding = None
+        if self.baseline is not None:
+            probabilities = self.baseline.predict_proba(counts, library_size)
+        else:
+            probabilities, embedding = self._compute(counts, library_size, previous, batch_size)
+        calibrated = apply_temperature(probabilities, self.temperature)
+        if bad := int((~np.isfinite(calibrated).all(axis=1)).sum()):
+            raise AnnotationError(
+                f"{self.run.path}: {bad:,} of {len(calibrated):,} cells get probabilities that "
+                "are no numbers; annotate with another run"
+            )
+        return calibrated, embedding
+
+    def _compute(
+        self,
+        counts: csr_matrix,
+        library_size: np.ndarray,
+        previous: tuple[csr_matrix, np.ndarray] | None,
+        batch_size: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        n_given = 1 if previous is None else 2
+        if n_given != self.tokenizer.n_segments:
+            raise AnnotationError(
+                f"{self.run.path}: the network was trained on {self.tokenizer.n_segments} "
+                f"profile(s) of a cell and is given {n_given}"
+            )
+        ranked = rank_tokens(
+            counts,
+            self.gene_medians,
+            n_tokens=self.tokenizer.n_tokens,
+            previous=None if previous is None else previous[0],
+        )
+        sizes = [library_size] if previous is None else [library_size, previous[1]]
+        arrays = {
+            "token_ids": ranked.token_ids,
+            "counts": ranked.counts,
+            "library_size": np.stack(sizes, axis=1).astype(np.float32),
+            "labels": np.zeros(len(ranked.lengths), dtype=np.int64),
+            "cell_index": np.arange(len(ranked.lengths)),
+        }
+        widths = np.array(
+            [padded_length(int(n), self.tokenizer.row_length) for n in ranked.lengths]
+        )
+        n_cells = len(widths)
+        logits = np.zeros((n_cells, len(self.class_names)), dtype=np.float32)
+        embedding = np.zeros(
+            (n_cells, self.network.gene_embedding.embedding_dim), dtype=np.float32
+        )
+        with torch.inference_mode():
+            for cells, longest in _batches(widths, batch_size):
+                rows = {name: array[cells] for name, array in arrays.items()}
+                for name in ("token_ids", "counts"):
+                    rows[name] = rows[name][:, :longest]
+                output = self.network(to_device(collate(rows), self.device))
+                logits[cells] = output.logits.float().cpu().numpy()
+                embedding[cells] = output.cell_embedding.float().cpu().numpy()
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
+        return exponents / exponents.sum(axis=1, keepdims=True), embedding
+
+
+def _batches(widths: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Cells of one padded length together, at most ``batch_size`` of them."""
+    for width in np.unique(widths):
+        cells = np.flatnonzero(widths == width)
+        for start in range(0, len(cells), batch_size):
+            yield cells[start : start + batch_size], int(width)

@@ -1,0 +1,118 @@
+"""The sentences at the end: does this data need a transformer, and does history help."""
+
+from collections import defaultdict
+
+from evaluation.compare import Comparison, Model
+from evaluation.group_runs import config_key
+from evaluation.outcome import RARE
+
+NEEDED = {
+    "better": "yes, this data needs a transformer",
+    "worse": "no, this data does not need a transformer",
+    "level": "no, this data does not need a transformer",
+    "cannot tell": "cannot tell whether this data needs a transformer",
+}
+HISTORY = {
+    "better": "history helps",
+    "worse": "history harms",
+    "level": "history makes no difference",
+    "cannot tell": "cannot tell whether history helps",
+}
+
+
+def verdicts(comparisons: list[Comparison]) -> list[str]:
+    """Return one verdict a dataset on the transformer, and one on history where runs can tell."""
+    found = []
+    for comparison in comparisons:
+        found += [verdict(comparison), history_verdict(comparison)]
+    return [sentence for sentence in found if sentence]
+
+
+def verdict(comparison: Comparison) -> str:
+    """Say whether this data needs a transformer.
+
+    The answer is by macro-F1 over the types with enough test cells: the others' chance is in no
+    interval. What all types, accuracy and log-loss say stands beside it.
+    """
+    name = comparison.dataset
+    network, baseline = comparison.best_network, comparison.best_baseline
+    if network is None or baseline is None:
+        missing = "transformer" if network is None else "baseline"
+        return (
+            f"{name}: cannot say whether this data needs a transformer: no {missing} was run on "
+            "it."
+        )
+    found = comparison.difference(network, baseline, "macro_f1_common")
+    by_name = comparison.scores.set_index("model")["macro_f1_common"]
+    seeds = "one seed" if len(network.runs) == 1 else f"mean of {len(network.runs)} seeds"
+    sentences = [f"{name}: {NEEDED[found['outcome']]}."]
+    start = f"On {len(comparison.labels):,} test cells"
+    if len(comparison.common):
+        sentences.append(
+            f"{start} {network.name} ({seeds}) has a macro-F1 of {by_name[network.name]:.3f} "
+            f"over {_types(comparison)} and the best baseline, {baseline.name}, "
+            f"{by_name[baseline.name]:.3f}: {_difference(comparison, found)}."
+        )
+    else:
+        sentences.append(f"{start} {network.name} against {baseline.name}: {found['reason']}.")
+    others = {"accuracy": "In accuracy", "log_loss_scaled": "In log-loss, both scaled on val"}
+    if comparison.n_rare:
+        n_types = int((comparison.n_cells > 0).sum())
+        others = {"macro_f1": f"In macro-F1 over all {n_types} types"} | others
+    for metric, start in others.items():
+        other = comparison.difference(network, baseline, metric)
+        sentences.append(f"{start}: {_difference(comparison, other)}.")
+    return " ".join(sentences)
+
+
+def history_verdict(comparison: Comparison) -> str:
+    """Say whether the previous time point helps; empty where no run could tell.
+
+    Compared are networks of one config and tokeniser, with their own history and with another
+    cell's.
+    """
+    of_config: dict[str, dict[str, Model]] = defaultdict(dict)
+    for model in comparison.models:
+        if not model.is_baseline:
+            of_config[config_key(model.runs[0], history=False)].setdefault(model.history, model)
+    for kinds in of_config.values():  # best on val first
+        if {"previous", "shuffled"} <= kinds.keys():
+            own = kinds["previous"]
+            found = comparison.difference(own, kinds["shuffled"], "macro_f1_common")
+            text = (
+                f"{comparison.dataset}: {HISTORY[found['outcome']]}. In macro-F1 over "
+                f"{_types(comparison)} {own.name} against the same with histories shuffled "
+                f"between cells: {_difference(comparison, found)}"
+            )
+            if "none" in kinds:
+                found = comparison.difference(own, kinds["none"], "macro_f1_common")
+                text += f"; against the same without: {_difference(comparison, found)}"
+            return text + "."
+    return ""
+
+
+def _types(comparison: Comparison) -> str:
+    n = len(comparison.common)
+    types = "type" if n == 1 else "types"
+    return f"the {n} {types} with at least {RARE} test cells"
+
+
+def _difference(comparison: Comparison, found: dict) -> str:
+    if comparison.n_donors > 1:
+        donors = f", {found['low_donors']:+.3f} to {found['high_donors']:+.3f} over donors"
+    else:
+        donors = ""
+    text = (
+        f"{found['difference']:+.3f} (95 % interval {found['low']:+.3f} to {found['high']:+.3f} "
+        f"over cells{donors}), {found['outcome']}"
+    )
+    if found["reason"]:
+        return f"{text}, as {found['reason']}"
+    if found["outcome"] == "level":
+        return f"{text} (within {comparison.margin:g})"
+    holds_0 = comparison.n_donors > 1 and found["low_donors"] <= 0 <= found["high_donors"]
+    if holds_0:
+        return f"{text} on these cells, though perhaps not in other donors"
+    if abs(found["difference"]) <= comparison.margin:
+        return f"{text}, though by less than {comparison.margin:g}"
+    return text
