@@ -72,8 +72,9 @@ class CellTable:
 def _by_column(root: Any, path: CellPath) -> bool:
     """Whether columns can be read one by one, as anndata writes them since 0.7."""
     if "obs" not in root:
+        parts = sorted(map(str, root))
         raise CellFileError(
-            f"{path}: no 'obs' in the file (it has {sorted(map(str, root))}); expected what anndata's "
+            f"{path}: no 'obs' in the file (it has {parts}); expected what anndata's "
             "write_h5ad writes"
         )
     with named_errors(path, "reading obs"):

@@ -126,8 +126,9 @@ def read_table(root: Any, key: str, path: CellPath) -> pd.DataFrame:
         If there is no such table, it is damaged, or a row has no name.
     """
     if key not in root:
+        parts = sorted(map(str, root))
         raise CellFileError(
-            f"{path}: no {key!r} in the file (it has {sorted(map(str, root))}); expected what anndata's "
+            f"{path}: no {key!r} in the file (it has {parts}); expected what anndata's "
             "write_h5ad writes"
         )
     with named_errors(path, f"reading {key}"):

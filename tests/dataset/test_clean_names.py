@@ -49,7 +49,7 @@ def test_an_order_and_numbers_stay():
 
 
 def test_no_donor_is_in_two_splits_by_a_space(cells_adata, tmp_path):
-    donor = cells_adata.obs["donor"].astype(object).to_numpy()
+    donor = cells_adata.obs["donor"].astype(object).to_numpy().copy()
     donor[::3] = [f"{name} " for name in donor[::3]]
     cells_adata.obs["donor"] = donor
     cells_adata.write_h5ad(tmp_path / "cells.h5ad")
@@ -74,7 +74,7 @@ def test_names_of_any_kind_survive(cells_adata, tmp_path):
     names = np.array([f"cell_{i}" for i in range(120)], dtype=object)
     names[: len(odd)] = odd
     cells_adata.obs_names = names
-    types = cells_adata.obs["cell_type"].astype(object).to_numpy()
+    types = cells_adata.obs["cell_type"].astype(object).to_numpy().copy()
     types[types == "type_0"] = 'T "cell", CD4+\r'
     cells_adata.obs["cell_type"] = types
     cells_adata.write_h5ad(tmp_path / "cells.h5ad")
