@@ -358,6 +358,37 @@ def test_nobody_left_is_said(cells, config_of):
         run(config_of(None, quality_control=everything))
 
 
+def test_who_is_dropped_after_the_split_counts_too(cells, config_of):
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(object)
+    column = cells.obs.columns.get_loc("cell_type")
+    held_out = np.flatnonzero(donors_of(cells, 2, 3))
+    cells.obs.iloc[held_out[::2], column] = "only held out"
+    config = config_of(cells, quality_control={"min_genes": 5, "max_dropped_fraction": 0.2})
+    with pytest.raises(EncodeError, match=r"40 of 160 cells would .* min_cells_per_class 3 drops"):
+        run(config)
+    assert leftovers(config) == []
+    enough = config_of(None, quality_control={"min_genes": 5, "max_dropped_fraction": 0.25})
+    run(enough)
+    # It changes no byte, so it is no other config.
+    run(config_of(None, quality_control={"min_genes": 5, "max_dropped_fraction": 0.9}))
+
+
+def test_labels_that_name_cells_are_refused_before_a_count_is_read(cells, config_of, monkeypatch):
+    cells.obs["barcode"] = [f"{i:04d}" + "ACGT" * 30 for i in range(160)]
+    monkeypatch.setattr(dataset.encode, "read_counts", None)
+    with pytest.raises(EncodeError, match="'barcode' has 160 distinct values for 160 cells") as e:
+        run(config_of(cells, label_key="barcode"))
+    assert len(str(e.value)) < 400
+
+
+def test_many_batches_are_no_page_of_messages(cells, config_of):
+    cells.obs["barcode"] = [f"{i:04d}" for i in range(160)]
+    quality = {"min_genes": 5, "scrublet": True}
+    folder = run(config_of(cells, batch_key="barcode", quality_control=quality))
+    (message,) = [m for m in folder.meta["messages"] if "doublet" in m]
+    assert "and 155 more" in message
+
+
 def test_a_missing_column_is_said(cells, config_of):
     for key in ("label_key", "batch_key", "time_key"):
         with pytest.raises(CellFileError, match="no obs column 'nothing'"):
