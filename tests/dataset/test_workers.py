@@ -60,7 +60,7 @@ def contents(folder):
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(Path(folder).rglob("*"))
-        if file.is_file() and file.name not in ("config.yaml", "meta.json")
+        if file.is_file() and file.name not in ("config.yaml", "meta.json", "checksums.json")
     }
 
 
