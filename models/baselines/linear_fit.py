@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
+from threadpoolctl import threadpool_limits
 
 from models.baselines.linear_cells import LinearCells
 
@@ -21,6 +22,10 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 # A typical p (1 - p) of a class, by which the curvature along an axis is guessed from variance.
 CURVATURE = 0.02
+
+# An iteration is two products of a millisecond. With a second thread, which OpenBLAS lets spin
+# between them, 40 fits took 20 times as long on two cores that others used too.
+one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 # Sum over cells of weighted loss, and its derivative by the scores, of (n_cells, n_classes).
 Loss = Callable[[np.ndarray, NDArray[np.int64], np.ndarray], tuple[float, np.ndarray]]
@@ -59,6 +64,7 @@ def balanced(labels: NDArray[np.int64]) -> np.ndarray:
     return (len(labels) / (np.sum(counts > 0) * np.maximum(counts, 1)))[labels]
 
 
+@one_blas_thread
 def fit_linear(
     cells: LinearCells,
     labels: NDArray[np.int64],
@@ -148,6 +154,7 @@ def fit_linear(
     return unpack(found.x)
 
 
+@one_blas_thread
 def early_stopped(
     cells: LinearCells,
     labels: NDArray[np.int64],
