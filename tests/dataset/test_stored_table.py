@@ -89,7 +89,7 @@ def test_it_is_encoded(saved, tmp_path):
         batch_key="note",
         min_cells_per_class=2,
         quality_control={"min_genes": 1},
-        split={"val_fraction": 0.3, "test_fraction": 0.3},
+        split={"val_fraction": 0.25, "test_fraction": 0.25},
         tokenizer={"kind": "rank", "n_tokens": 8},
         data_dir=str(tmp_path / "data"),
     )
