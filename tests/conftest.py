@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# As 02 does: OpenMP's threads sleep while they wait, and do not fight over the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import papermill
 import pytest
