@@ -24,7 +24,9 @@ class GradientBoostingConfig(Config):
     n_top_genes: int = Field(default=1000, ge=1, description="highly variable genes in train")
     max_rounds: int = Field(default=1000, ge=1, description="most trees of each class")
     patience: int = Field(
-        default=20, ge=1, description="rounds without a better val log-loss after which to stop"
+        default=20,
+        ge=1,
+        description="rounds without a better val log-loss after which to stop, at the least",
     )
     learning_rate: float = Field(default=0.1, gt=0, le=1)
     max_leaf_nodes: int = Field(default=8, ge=2)
@@ -79,7 +81,8 @@ class GradientBoostingConfig(Config):
         losses: list[float] = []
         n_rounds = 0
         while len(losses) < min(n_rounds + self.patience, self.max_rounds):
-            grown = min(max(len(losses), n_rounds) + self.patience, self.max_rounds)
+            # Twice as many each time: before it goes on, scikit-learn predicts with all so far.
+            grown = min(max(2 * len(losses), n_rounds + self.patience), self.max_rounds)
             model.set_params(max_iter=grown).fit(values, labels)
             losses = [
                 log_loss(val_labels, _all_classes(staged, model.classes_, n_classes))
