@@ -57,6 +57,7 @@ from dataset.previous_layer import of_layer
 from dataset.previous_profiles import PreviousProfiles
 from dataset.quality_control import Measures, mitochondrial_genes
 from dataset.read import Cells, open_cells
+from dataset.same_files import refuse_copies
 from dataset.sources import resolve
 from dataset.tokenizers.rank import RankConfig, token_dtype
 from dataset.vocabulary import Vocabulary
@@ -160,7 +161,7 @@ def _encode_into(
     if [file.fingerprint for file in source.files] != marks:
         raise EncodeError(f"{config.name}: a file changed while it was read; start again")
     if len(hashes) > 1:
-        _refuse_copies(source, [future.result() for future in hashes])
+        refuse_copies(source, [future.result() for future in hashes])
     obs = Annotations.read(source, config)
     shares, measures = read_counts(
         source, work / "now", config.quality_control.mitochondrial_prefix, steps
@@ -192,18 +193,6 @@ def _encode_into(
     shutil.rmtree(work)
     for message in chosen.messages:
         logger.info(message)
-
-
-def _refuse_copies(source: Cells, hashes: list[str]) -> None:
-    """Raise if two files are the same, byte for byte: their cells would be in every split."""
-    first: dict[str, str] = {}
-    for file, sha256 in zip(source.files, hashes, strict=True):
-        if sha256 in first:
-            raise EncodeError(
-                f"{first[sha256]} and {file.path} are the same file, byte for byte: each of their "
-                "cells would be in the data twice, in train and in test; leave one of them out"
-            )
-        first[sha256] = str(file.path)
 
 
 def read_counts(

@@ -162,6 +162,15 @@ def test_neither_processes_nor_parts_of_an_update_matter(runs, name):
 
 
 def test_sharded_bfloat16_multiplies_as_unsharded_does(runs):
-    one, other = (weights_of(runs / name) for name in ("bfloat16", "sharded_bfloat16"))
-    for key in one:  # 3e-3 a step; found were 8e-4
-        np.testing.assert_allclose(other[key], one[key], atol=3e-3, rtol=0, err_msg=key)
+    """Most weights agree to a hundredth of a step (3e-3), all but a few of them to a third of one.
+
+    A bound for every single weight would say little: AdamW makes a whole step out of the sign of a
+    gradient that is 0 but for rounding, and bfloat16 rounds coarsely.
+    """
+    names = ("sharded", "bfloat16", "sharded_bfloat16")
+    weights = [weights_of(runs / name) for name in names]
+    exact, one, other = (np.concatenate([w[key].ravel() for key in weights[0]]) for w in weights)
+    apart = np.abs(other - one)
+    assert apart.mean() < 5e-5  # found were 2.5e-5
+    assert (apart > 1e-3).mean() < 1e-3  # found were 3 of 20,000
+    assert np.abs(other - exact).mean() > 1e-5  # it did multiply in bfloat16

@@ -93,10 +93,10 @@ def test_a_table_of_anndata_0_7_is_added_to_in_its_own_encoding(baseline_run, qu
 
 def test_an_obs_that_cannot_be_added_to_is_refused(baseline_run, query, tmp_path):
     path = query()
+    names = ad.read_h5ad(path).obs_names
     with h5py.File(path, "r+") as file:
-        names = file["obs/_index"][:]
         del file["obs"]
-        table = np.array([(name,) for name in names], dtype=[("index", "S16")])
+        table = np.array([(name.encode(),) for name in names], dtype=[("index", "S16")])
         file.create_dataset("obs", data=table)
     with pytest.raises(AnnotationError, match=r"before anndata 0\.7"):
         annotate(baseline_run, path, tmp_path / "annotated.h5ad")
