@@ -29,8 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.base import ConfigError
 from configs.schema import TrainConfig
-from dataset.encoded_folder import EncodedFolder, EncodedFolderError
-from dataset.npy_dataset import (
+from dataset.batches import (
     Batch,
     LengthBucketSampler,
     NpyDataset,
@@ -39,6 +38,7 @@ from dataset.npy_dataset import (
     deal_updates,
     to_device,
 )
+from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
 from dataset.vocabulary import N_SPECIALS
 from evaluation import METRICS
 from models.objectives import balanced_class_weights, classify

@@ -20,9 +20,9 @@ def encode_train_predict(
     from benchmarks.measure import PeakMemory, own_memory
     from benchmarks.tokenise import load_compiled
     from configs.schema import PreprocessConfig
+    from dataset.batches import to_device
     from dataset.encode import encode
-    from dataset.encoded_folder import EncodedFolder
-    from dataset.npy_dataset import to_device
+    from dataset.store.encoded_folder import EncodedFolder
     from models.objectives import classify
     from models.rank_transformer import RankTransformerConfig
     from training.optim import make_optimizer

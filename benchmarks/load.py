@@ -38,7 +38,7 @@ def encoded(path: str, label_key: str, n_tokens: int = 2048) -> Path:
 
 def ours(folder: str, rounds: int = 3) -> dict:
     """Shuffling, dealing, reading and collating, as the training script puts them together."""
-    from dataset.encoded_folder import EncodedFolder
+    from dataset.store.encoded_folder import EncodedFolder
 
     cells = EncodedFolder(folder).split("train")
 
@@ -50,7 +50,7 @@ def ours(folder: str, rounds: int = 3) -> dict:
 
 def read_batches(cells, batch_size: int):
     """Yield an epoch's batches as the training script reads them, on the CPU and not widened."""
-    from dataset.npy_dataset import LengthBucketSampler, NpyDataset, collate, deal_updates
+    from dataset.batches import LengthBucketSampler, NpyDataset, collate, deal_updates
 
     rows, sampler = NpyDataset(cells), LengthBucketSampler(cells.lengths, batch_size)
     for update in deal_updates(sampler, cells, None):
@@ -60,8 +60,8 @@ def read_batches(cells, batch_size: int):
 
 def plain_numpy(folder: str, rounds: int = 3) -> dict:
     """The limit: the same cells of the same batches, whole rows, sorted in the batch."""
-    from dataset.encoded_folder import EncodedFolder
-    from dataset.npy_dataset import LengthBucketSampler, padded_length
+    from dataset.batches import LengthBucketSampler, padded_length
+    from dataset.store.encoded_folder import EncodedFolder
 
     cells = EncodedFolder(folder).split("train")
     row_length = cells.token_ids.shape[1]
@@ -84,7 +84,7 @@ def widened(folder: str, rounds: int = 1) -> dict:
     import torch
     from torch.utils.data import DataLoader, Dataset
 
-    from dataset.encoded_folder import EncodedFolder
+    from dataset.store.encoded_folder import EncodedFolder
 
     cells = EncodedFolder(folder).split("train")
 
@@ -128,8 +128,8 @@ def step_share(folder: str, n_batches: int = 2, batch_size: int = 8) -> dict:
     import torch
 
     from benchmarks.train_step import SHAPES, make_model
-    from dataset.encoded_folder import EncodedFolder
-    from dataset.npy_dataset import to_device
+    from dataset.batches import to_device
+    from dataset.store.encoded_folder import EncodedFolder
     from models.objectives import classify
     from training.optim import make_optimizer
 

@@ -10,7 +10,7 @@ from isal import isal_zlib
 from scipy.sparse import csr_matrix
 
 from dataset.compiled import compiled
-from dataset.read import open_cells
+from dataset.reading.cells import open_cells
 from dataset.sources import resolve
 
 SOURCE = "baron_human_pancreas"

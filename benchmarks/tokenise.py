@@ -52,7 +52,7 @@ def load_compiled(config) -> None:
 
 
 def _n_cells(folder: Path) -> int:
-    from dataset.encoded_folder import EncodedFolder
+    from dataset.store.encoded_folder import EncodedFolder
 
     return sum(EncodedFolder(folder).n_cells.values())
 

@@ -48,7 +48,7 @@ def make_batches(
     n_cells: int, batch_size: int, context: int, *, bucketed: bool
 ) -> list[np.ndarray]:
     """Token ids of each batch, ``(b, t)``: bucketed by length, or all padded to the context."""
-    from dataset.npy_dataset import padded_length
+    from dataset.batches import padded_length
 
     rng = np.random.default_rng(1)
     sizes = lengths(n_cells, context)

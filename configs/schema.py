@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.base import Config
 from dataset import TokenizerConfig
-from dataset.cell_url import without_secrets
+from dataset.reading.cell_url import without_secrets
 from models import ModelConfig
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from configs.base import ConfigError
 from configs.schema import PreprocessConfig
 from dataset.encode_error import EncodeError
-from dataset.encoded_folder import EncodedFolder
+from dataset.store.encoded_folder import EncodedFolder
 
 # What does not change a byte of the output; the input's bytes are compared by their hash.
 NOT_COMPARED: dict[str, Any] = {

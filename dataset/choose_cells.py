@@ -14,12 +14,12 @@ from configs.schema import PreprocessConfig
 from dataset.cut_list import cut_list
 from dataset.doublets import drop_doublets, score_doublets
 from dataset.encode_error import EncodeError
-from dataset.encoded_layout import SPLITS
-from dataset.history import order_time_points, time_names
+from dataset.previous.history import order_time_points, time_names
 from dataset.quality_control import Measures, drop_cells, drop_rare_types, drop_unlabelled
-from dataset.read import Cells
+from dataset.reading.cells import Cells
 from dataset.reasons import Reasons
 from dataset.split import split_cells
+from dataset.store.layout import SPLITS
 
 FEWEST_DISTINCT = 20  # below, every cell may have a type of its own: too few to call it a mistake
 

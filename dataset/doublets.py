@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from configs.schema import QualityControlConfig
 from dataset.cut_list import cut_list
-from dataset.encoded_layout import SPLITS
-from dataset.read import Cells
+from dataset.reading.cells import Cells
 from dataset.reasons import Reasons
+from dataset.store.layout import SPLITS
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 The steps, each a function below::
 
-    open_cells        look at the files                                  dataset/read.py
+    open_cells        look at the files                             dataset/reading/cells.py
     read_counts       one pass over the files: measure cells, put counts aside
-    choose_cells      quality control, labels, split: who stays          dataset/choose_cells.py
-    learn_genes       medians and vocabulary, from train cells           dataset/gene_medians.py
+    choose_cells      quality control, labels, split: who stays     dataset/choose_cells.py
+    learn_genes       medians and vocabulary, from train cells      dataset/tokenizers/medians.py
     keep_cells        expression/: counts of the cells and genes that stay
     rank_splits       train/, val/, test/: tokens and the counts behind them
 
@@ -31,11 +31,8 @@ from tqdm.auto import tqdm
 
 from configs.schema import PreprocessConfig
 from dataset.already_encoded import check_same
-from dataset.cell_file import file_sha256, fingerprint
-from dataset.cell_url import CellUrl
-from dataset.checksums import write_checksums
 from dataset.choose_cells import Annotations, ChosenCells, choose_cells
-from dataset.csr_file import CsrFile, counts_dtype, create_npy, index_dtype, open_npy
+from dataset.describe import describe, write_cells
 from dataset.encode_error import EncodeError
 from dataset.encode_steps import (
     Kept,
@@ -48,21 +45,24 @@ from dataset.encode_steps import (
     rank_cells,
     size_counts,
 )
-from dataset.encoded_facts import describe, write_cells
-from dataset.encoded_folder import EncodedFolder
-from dataset.encoded_layout import SPLITS, check_replaceable
-from dataset.gene_medians import gene_medians
-from dataset.history import fit_history, shuffled_within
-from dataset.previous_layer import of_layer
-from dataset.previous_profiles import PreviousProfiles
+from dataset.previous.history import fit_history, shuffled_within
+from dataset.previous.layer import of_layer
+from dataset.previous.profiles import PreviousProfiles
 from dataset.quality_control import Measures, mitochondrial_genes
-from dataset.read import Cells, open_cells
-from dataset.same_files import refuse_copies
+from dataset.reading.cell_file import file_sha256, fingerprint
+from dataset.reading.cell_url import CellPath, CellUrl
+from dataset.reading.cells import Cells, open_cells
+from dataset.reading.same_files import refuse_copies
 from dataset.sources import resolve
+from dataset.store.atomic_folder import written_aside
+from dataset.store.checksums import write_checksums
+from dataset.store.csr_file import CsrFile, counts_dtype, create_npy, index_dtype, open_npy
+from dataset.store.encoded_folder import EncodedFolder
+from dataset.store.layout import SPLITS, check_replaceable
+from dataset.tokenizers.medians import gene_medians
 from dataset.tokenizers.rank import RankConfig, token_dtype
 from dataset.vocabulary import Vocabulary
 from dataset.workers import Workers, start_workers
-from dataset.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
             logger.info("%s: already encoded", folder)
             return folder
         with written_aside(folder, check_replaceable) as aside:
-            _encode_into(aside, config, marks, hashes, Steps(workers, progress))
+            _encode_into(aside, config, paths, marks, hashes, Steps(workers, progress))
             write_checksums(aside)
             EncodedFolder(aside)  # what was written can be read
     return folder
@@ -143,6 +143,7 @@ class Steps:
 def _encode_into(
     folder: Path,
     config: PreprocessConfig,
+    paths: Sequence[CellPath],
     marks: list[tuple],
     hashes: "list[Future[str]]",
     steps: Steps,
@@ -152,7 +153,7 @@ def _encode_into(
     work.mkdir()
     tokenizer = config.tokenizer
     source = open_cells(
-        config.input,
+        paths,
         counts=config.counts,
         gene_id_key=config.gene_id_key,
         gene_symbol_key=config.gene_symbol_key,

@@ -16,7 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.csr_file import (
+from dataset.previous.profiles import PreviousProfiles
+from dataset.quality_control import Measures, measure_block
+from dataset.reading.cells import CellFile
+from dataset.store.csr_file import (
     CsrFile,
     CsrWriter,
     NpyRows,
@@ -25,11 +28,8 @@ from dataset.csr_file import (
     size_kept,
     take_columns,
 )
-from dataset.encoded_layout import SPLITS
-from dataset.gene_medians import Block
-from dataset.previous_profiles import PreviousProfiles
-from dataset.quality_control import Measures, measure_block
-from dataset.read import CellFile
+from dataset.store.layout import SPLITS
+from dataset.tokenizers.medians import Block
 from dataset.tokenizers.rank import rank_rows
 
 BLOCK_CELLS = 512

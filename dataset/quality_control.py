@@ -11,7 +11,7 @@ from configs.schema import QualityControlConfig
 from dataset.compiled import compiled
 from dataset.cut_list import cut_list
 from dataset.encode_error import EncodeError
-from dataset.read import Cells
+from dataset.reading.cells import Cells
 from dataset.reasons import Reasons
 
 

@@ -1,6 +1,5 @@
 """Where cells come from: a path, a glob, a dataset known by name, or cells made up for tests."""
 
-import glob
 import logging
 import os
 import shutil
@@ -20,8 +19,9 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from dataset.cell_file import CellFileError, file_sha256, named_errors
-from dataset.cell_url import CellPath, CellUrl
+from dataset.reading.cell_file import CellFileError, file_sha256
+from dataset.reading.cell_url import CellPath, CellUrl
+from dataset.reading.find_files import all_of, find_files
 
 logger = logging.getLogger(__name__)
 
@@ -59,50 +59,11 @@ def resolve(
     CellFileError
         If nothing is there, or a download fails.
     """
-    if isinstance(input, CellUrl):
-        return [input]
-    if not isinstance(input, str | Path):
-        if not input:
-            raise CellFileError("input: an empty list; expected at least one file of cells")
-        paths = [path for part in input for path in resolve(part, downloads=downloads)]
-        if repeated := {str(path) for path in paths if paths.count(path) > 1}:
-            raise CellFileError(f"input: listed twice: {', '.join(sorted(repeated))}")
-        return paths
-    text = str(input)
-    if text in SOURCES and not Path(text).exists():
-        return [SOURCES[text].fetch(downloads)]
-    if "://" in text:
-        return _at_address(CellUrl(text))
-    path = Path(text).expanduser()
-    if path.exists():
-        return [_regular(path)]
-    if glob.has_magic(text):
-        if found := sorted(Path(name) for name in glob.glob(str(path), recursive=True)):
-            return [_regular(path) for path in found]
-        raise CellFileError(f"{text}: no file matches (looked from {Path.cwd()})")
-    raise CellFileError(
-        f"{text}: no such file, and no dataset of that name; names: {', '.join(SOURCES)}"
-    )
-
-
-def _regular(path: Path) -> CellPath:
-    """Return a file or a folder as it came; a pipe would be waited for without end."""
-    if not (path.is_file() or path.is_dir()):
-        raise CellFileError(f"{path}: a pipe or a device; expected a file on the disk or a folder")
-    return path
-
-
-def _at_address(url: CellUrl) -> list[CellPath]:
-    with named_errors(url, "opening it"):
-        found: list[CellPath] = url.matching()
-        if not found:
-            raise CellFileError(f"{url}: no file matches")
-        for path in found:
-            if isinstance(path, CellUrl):
-                path.is_dir()  # asks whether it is there
-            elif not path.exists():
-                raise CellFileError(f"{url}: no such file")
-        return found
+    if isinstance(input, str | Path) and str(input) in SOURCES and not Path(input).exists():
+        return [SOURCES[str(input)].fetch(downloads)]
+    if isinstance(input, str | Path | CellUrl):
+        return find_files(input, names=SOURCES)
+    return all_of(input, lambda part: resolve(part, downloads=downloads))
 
 
 def synthetic_cells(

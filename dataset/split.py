@@ -8,7 +8,7 @@ from sklearn.model_selection import train_test_split
 from configs.schema import SplitConfig
 from dataset.cut_list import cut_list
 from dataset.encode_error import EncodeError
-from dataset.encoded_layout import SPLITS
+from dataset.store.layout import SPLITS
 
 
 def split_cells(

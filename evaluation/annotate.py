@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
-from dataset.cell_file import open_store
-from dataset.cell_url import CellPath
-from dataset.history import time_names
-from dataset.previous_layer import of_layer
+from dataset.previous.history import time_names
+from dataset.previous.layer import of_layer
 from dataset.quality_control import (
     Measures,
     Reasons,
@@ -30,7 +28,9 @@ from dataset.quality_control import (
     measure_block,
     mitochondrial_genes,
 )
-from dataset.read import Cells, open_cells
+from dataset.reading.cell_file import open_store
+from dataset.reading.cell_url import CellPath
+from dataset.reading.cells import Cells, open_cells
 from dataset.sources import resolve
 from dataset.vocabulary import GeneMatch
 from evaluation.annotated_file import (

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from configs.user_error import UserError
-from dataset.cell_file import CellFileError
-from dataset.cell_url import CellPath
-from dataset.stored_table import as_text
+from dataset.reading.cell_file import CellFileError
+from dataset.reading.cell_url import CellPath
+from dataset.reading.stored_table import as_text
 from training.checkpoint import flush_to_disk
 
 UNS_KEY = "nanocell"  # where the copy says what it was annotated with

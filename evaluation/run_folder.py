@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from configs.base import ConfigError
 from configs.schema import TrainConfig
 from dataset import TokenizerConfig
-from dataset.checksums import CHECKSUMS, changed_files, read_checksums
+from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.vocabulary import Vocabulary
 from training.run_folder import ALWAYS_THERE
 from training.tracking import MetricsError, read_metrics

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 
 from configs.schema import QualityControlConfig, TrainConfig
-from dataset.history import History
-from dataset.npy_dataset import collate, padded_length, to_device
+from dataset.batches import collate, padded_length, to_device
+from dataset.previous.history import History
 from dataset.tokenizers.rank import RankConfig, rank_tokens
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature

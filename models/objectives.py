@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from dataset.npy_dataset import Batch
+    from dataset.batches import Batch
 
 
 class Output(NamedTuple):

@@ -38,7 +38,7 @@ from models.packing import Cells, pack
 from models.transformer import Encoder, initialize_weights
 
 if TYPE_CHECKING:
-    from dataset.npy_dataset import Batch
+    from dataset.batches import Batch
 
 
 class RankTransformerConfig(Config):

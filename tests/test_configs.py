@@ -11,7 +11,7 @@ import pytest
 from configs.base import ConfigError
 from configs.schema import PreprocessConfig, TrainConfig
 from dataset.encode import encode
-from dataset.encoded_folder import EncodedFolder
+from dataset.store.encoded_folder import EncodedFolder
 
 ROOT = Path(__file__).parent.parent
 TRAIN = sorted((ROOT / "configs" / "train").glob("*.yaml"))

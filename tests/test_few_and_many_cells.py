@@ -5,8 +5,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from dataset.encoded_folder import EncodedFolder
 from dataset.sources import synthetic_cells
+from dataset.store.encoded_folder import EncodedFolder
 
 BASELINES = ("majority", "logistic_regression", "linear_svm", "knn", "gradient_boosting")
 

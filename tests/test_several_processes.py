@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-from dataset.encoded_folder import EncodedFolder
+from dataset.store.encoded_folder import EncodedFolder
 from tests.two_processes import ROOT, load_script, run_until
 from training.tracking import read_metrics
 

@@ -16,9 +16,9 @@ import yaml
 from safetensors.numpy import load, load_file, save
 
 from configs.schema import TrainConfig
-from dataset.checksums import changed_files, read_checksums, write_checksums
 from dataset.encode import encode
-from dataset.encoded_folder import EncodedFolder
+from dataset.store.checksums import changed_files, read_checksums, write_checksums
+from dataset.store.encoded_folder import EncodedFolder
 from evaluation import METRICS
 from training.checkpoint import save_tensors
 from training.distributed import Ranks

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from configs.schema import TrainConfig
-from dataset.encoded_folder import EncodedFolder
+from dataset.store.encoded_folder import EncodedFolder
 from models.baselines.majority import MajorityConfig
 from tests.two_processes import load_script
 from training import checkpoint

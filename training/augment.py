@@ -13,7 +13,7 @@ from dataset.vocabulary import N_SPECIALS, PAD, SEP
 from training.counter_random import binomial, uniform
 
 if TYPE_CHECKING:
-    from dataset.npy_dataset import Batch
+    from dataset.batches import Batch
 
 
 def augment(

@@ -1,7 +1,7 @@
 """Fit a baseline: the other side of the script's one fork."""
 
 from configs.schema import TrainConfig
-from dataset.encoded_folder import EncodedFolder
+from dataset.store.encoded_folder import EncodedFolder
 from training.clock import Clock
 from training.predict import Fitted, Predictions
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from configs.schema import TrainConfig
-from dataset.encoded_folder import EncodedSplit
-from dataset.npy_dataset import NpyDataset, collate, cut_to_budget, even_rounds, to_device
+from dataset.batches import NpyDataset, collate, cut_to_budget, even_rounds, to_device
+from dataset.store.encoded_folder import EncodedSplit
 from training.distributed import Ranks, gather_rows, mixed_precision
 
 

@@ -18,16 +18,16 @@ from safetensors.numpy import save_file
 
 from configs.base import ConfigError
 from configs.schema import TrainConfig
-from dataset.checksums import (
+from dataset.provenance import git_commit
+from dataset.store.atomic_folder import locked
+from dataset.store.checksums import (
     CHECKSUMS,
     changed_files,
     file_checksum,
     read_checksums,
     write_checksums,
 )
-from dataset.encoded_folder import EncodedFolder, EncodedSplit
-from dataset.provenance import git_commit
-from dataset.written_aside import locked
+from dataset.store.encoded_folder import EncodedFolder, EncodedSplit
 from training.alarms import refuse_what_is_no_number
 from training.checkpoint import ADVICE, flush_to_disk, write_atomically, write_text, writing
 
@@ -169,7 +169,7 @@ class RunFolder:
 
         def write(aside: Path) -> None:
             with aside.open("wb") as file:  # given a name, numpy would append .npz to it
-                np.savez(file, allow_pickle=False, **arrays)
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # its allow_pickle is a bool
 
         write_atomically(self.partial / f"predictions_{split}.npz", write)
 

@@ -5,7 +5,7 @@ import pytest
 from configs.schema import PreprocessConfig
 from dataset.clean_names import clean, clean_names
 from dataset.encode import encode
-from dataset.encoded_folder import EncodedFolder
+from dataset.store.encoded_folder import EncodedFolder
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from scipy.sparse import csr_matrix
 
 from configs.schema import QualityControlConfig
 from dataset.doublets import drop_doublets, score_doublets
-from dataset.read import open_cells
+from dataset.reading.cells import open_cells
 from dataset.reasons import Reasons
 from dataset.sources import synthetic_cells
 

@@ -11,20 +11,20 @@ import pandas as pd
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
+import dataset.describe
 import dataset.encode
 import dataset.encode_steps
-import dataset.encoded_facts
 from configs.schema import PreprocessConfig
-from dataset.csr_file import NpyWriter
 from dataset.encode import encode
 from dataset.encode_error import EncodeError
-from dataset.encoded_folder import EncodedFolder, EncodedFolderError
-from dataset.encoded_layout import check_replaceable
-from dataset.history import History
-from dataset.read import CellFileError
+from dataset.previous.history import History
+from dataset.reading.cells import CellFileError
 from dataset.sources import synthetic_cells
+from dataset.store.atomic_folder import FolderError
+from dataset.store.csr_file import NpyWriter
+from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
+from dataset.store.layout import check_replaceable
 from dataset.vocabulary import CLS, N_SPECIALS, SEP
-from dataset.written_aside import FolderError
 
 N_TOKENS = 30
 
@@ -143,7 +143,7 @@ def test_blocks_and_threads_change_no_byte(cells, config_of, monkeypatch):
     for block, n_threads in ((7, 1), (64, 3)):
         monkeypatch.setattr(dataset.encode_steps, "BLOCK_CELLS", block)
         monkeypatch.setattr(dataset.encode, "SHARE_CELLS", 10 + 2 * block)
-        monkeypatch.setattr(dataset.encoded_facts, "TABLE_CELLS", 3 * block)
+        monkeypatch.setattr(dataset.describe, "TABLE_CELLS", 3 * block)
         config = config_of(None, f"b{block}", n_threads=n_threads, **settings)
         assert contents(run(config)) == expected
 
@@ -692,7 +692,7 @@ def test_a_mended_file_gives_what_it_gave_before_it_broke(
     cells, config_of, tmp_path, monkeypatch, damage, message
 ):
     monkeypatch.setattr(
-        "dataset.find_counts.PEEK_CELLS", 4
+        "dataset.reading.find_counts.PEEK_CELLS", 4
     )  # the first look passes over the damage
     monkeypatch.setattr("dataset.encode.SHARE_CELLS", 50)
     path = tmp_path / "cells.h5ad"

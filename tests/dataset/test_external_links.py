@@ -4,8 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dataset.cell_file import CellFileError, open_store, refuse_external_links
-from dataset.read import open_cells
+from dataset.reading.cell_file import CellFileError, open_store, refuse_external_links
+from dataset.reading.cells import open_cells
 
 
 @pytest.fixture

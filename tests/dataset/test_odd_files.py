@@ -4,9 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dataset.cell_file import CellFileError
-from dataset.cell_table import CellTable
-from dataset.read import open_cells
+from dataset.reading.cell_file import CellFileError
+from dataset.reading.cell_table import CellTable
+from dataset.reading.cells import open_cells
 
 DAMAGED = "is damaged"
 TEXT = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
@@ -206,7 +206,7 @@ def test_a_compression_not_known_here_is_not_called_damage(cells_adata, tmp_path
 def test_a_fault_of_ours_is_a_traceback(cells_adata, tmp_path, monkeypatch):
     path = tmp_path / "cells.h5ad"
     cells_adata.write_h5ad(path)
-    namespace = {"__name__": "dataset.cell_table"}
+    namespace = {"__name__": "dataset.reading.cell_table"}
     exec("def look(root, path): return root.no_such_thing", namespace)  # as if it stood there
     monkeypatch.setattr(CellTable, "look", namespace["look"])
     with pytest.raises(AttributeError, match="no_such_thing"):

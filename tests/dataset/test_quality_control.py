@@ -16,7 +16,7 @@ from dataset.quality_control import (
     drop_unlabelled,
     measure_cells,
 )
-from dataset.read import open_cells
+from dataset.reading.cells import open_cells
 from dataset.reasons import Reasons
 
 

@@ -11,7 +11,7 @@ import pytest
 import scanpy as sc
 
 import dataset.sources
-from dataset.read import open_cells
+from dataset.reading.cells import open_cells
 from dataset.sources import SOURCES, CellFileError, resolve, synthetic_cells
 
 

@@ -11,7 +11,7 @@ import pytest
 import dataset.encode
 from configs.schema import PreprocessConfig
 from dataset.encode import encode
-from dataset.read import CellFileError
+from dataset.reading.cells import CellFileError
 from dataset.sources import synthetic_cells
 from dataset.workers import ClusterError, start_workers
 

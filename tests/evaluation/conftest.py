@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dataset.checksums import write_checksums
+from dataset.store.checksums import write_checksums
 from dataset.vocabulary import Vocabulary
 from evaluation import METRICS
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from dataset.encoded_folder import EncodedFolder
-from dataset.read import Cells
+from dataset.reading.cells import Cells
+from dataset.store.encoded_folder import EncodedFolder
 from evaluation.annotate import AnnotationError, TrainedModel, annotate
 from evaluation.calibration import apply_temperature
 from evaluation.run_folder import RunFolder, RunFolderError

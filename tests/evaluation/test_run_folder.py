@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dataset.checksums import CHECKSUMS, write_checksums
+from dataset.store.checksums import CHECKSUMS, write_checksums
 from evaluation.run_folder import RunFolder, RunFolderError
 
 

@@ -12,8 +12,8 @@ from scipy.sparse import csr_matrix, hstack
 
 from configs.schema import PreprocessConfig
 from dataset.encode import encode
-from dataset.encoded_folder import EncodedFolder
 from dataset.sources import synthetic_cells
+from dataset.store.encoded_folder import EncodedFolder
 from evaluation.annotate import AnnotationError, TrainedModel, annotate
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from evaluation.run_folder import RunFolder

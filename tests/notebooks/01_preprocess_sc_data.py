@@ -39,9 +39,10 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from configs.schema import PreprocessConfig
 from dataset.encode import encode
-from dataset.encoded_folder import EncodedFolder
 from dataset.quality_control import measure_cells
-from dataset.read import open_cells
+from dataset.reading.cells import open_cells
+from dataset.sources import resolve
+from dataset.store.encoded_folder import EncodedFolder
 from evaluation import preprocessing_plots as plots
 from evaluation.cell_map import add_components, draw_map
 
@@ -57,7 +58,7 @@ print(settings.to_yaml())
 
 # %%
 cells = open_cells(
-    settings.input,
+    resolve(settings.input),
     counts=settings.counts,
     gene_id_key=settings.gene_id_key,
     gene_symbol_key=settings.gene_symbol_key,

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from dataset.csr_file import Rows
-from dataset.gene_medians import gene_medians_of
+from dataset.store.csr_file import Rows
+from dataset.tokenizers.medians import gene_medians_of
 from dataset.tokenizers.rank import RankConfig, rank_rows, rank_tokens, token_dtype
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 

@@ -1,0 +1,137 @@
+"""What an encoded folder says of itself: who its cells are, and how it was made."""
+
+import csv
+import hashlib
+import platform
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from configs.schema import PreprocessConfig
+from dataset.choose_cells import ChosenCells
+from dataset.encode_steps import cut
+from dataset.provenance import git_commit
+from dataset.quality_control import Measures
+from dataset.reading.cells import Cells
+from dataset.store.csr_file import CsrFile
+from dataset.store.encoded_folder import SCHEMA_VERSION
+from dataset.store.layout import SPLITS
+from dataset.vocabulary import Vocabulary
+
+TABLE_CELLS = 16_384  # lines written in one go
+
+
+def write_cells(folder: Path, source: Cells, chosen: ChosenCells, measures: Measures) -> None:
+    """Write cells.csv and dropped.csv, a stretch of cells at a time."""
+    for first, last in cut(0, source.n_cells, TABLE_CELLS):
+        names = source.names(first, last)
+        a, b = np.searchsorted(chosen.rows, [first, last]).tolist()
+        rows = chosen.rows[a:b]
+        columns = {
+            "cell_name": names[rows - first],
+            "split": chosen.split[a:b],
+            "label": chosen.labels[a:b],
+            "batch": chosen.batch[a:b],
+        }
+        if chosen.time is not None:
+            columns["time"] = chosen.time[a:b]
+        columns |= {name: column[rows] for name, column in measures._asdict().items()}
+        if chosen.doublet_score is not None:
+            columns["doublet_score"] = chosen.doublet_score[a:b]
+        codes = chosen.reasons.codes[first:last]
+        dropped = {
+            "cell_name": names[codes > 0],
+            "reason": np.array(chosen.reasons.texts, dtype=object)[codes[codes > 0]],
+        }
+        for file, table in (("cells.csv", columns), ("dropped.csv", dropped)):
+            lines = pd.DataFrame(table)
+            lines.to_csv(
+                folder / file,
+                index=False,
+                mode="w" if first == 0 else "a",
+                header=first == 0,
+                quoting=csv.QUOTE_NONNUMERIC,  # or a lone carriage return would end a line
+            )
+
+
+def describe(
+    config: PreprocessConfig,
+    source: Cells,
+    chosen: ChosenCells,
+    hashes: list[str],
+    vocabulary: Vocabulary,
+    expression: CsrFile,
+    messages: list[str],
+) -> dict[str, Any]:
+    """Return the content of meta.json.
+
+    Parameters
+    ----------
+    config, source, chosen
+        What was asked for, read and chosen.
+    hashes
+        sha256 of each file.
+    vocabulary, expression
+        What was written.
+    messages
+        What was noticed on the way, for people.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": config.name,
+        "source": {
+            "files": [
+                {"path": file.path.name, "sha256": sha256, "n_cells": file.n_cells}
+                for file, sha256 in zip(source.files, hashes, strict=True)
+            ],
+            "counts": source.counts_location,
+            "found": source.found,
+            "n_cells": source.n_cells,
+            "n_genes": source.n_genes,
+        },
+        "label_key": config.label_key,
+        "batch_key": config.batch_key or config.split.key,
+        "time_key": config.time_key,
+        "organism": config.organism,
+        "quality_control": config.quality_control.model_dump(mode="json"),
+        # The poorest train cell: nothing was learned of cells with fewer genes than it has.
+        "min_detected_genes": int(np.diff(expression.indptr)[chosen.of_split("train")].min()),
+        "tokenizer": config.tokenizer.model_dump(mode="json"),
+        "n_tokens": config.tokenizer.row_length,
+        "n_segments": config.tokenizer.n_segments,
+        "dtypes": {
+            "token_ids": vocabulary.token_dtype.name,
+            "gene_index": expression.gene_index.dtype.name,
+            "counts": expression.counts.dtype.name,
+        },
+        "n_cells": {split: len(chosen.of_split(split)) for split in SPLITS},
+        "dropped": chosen.reasons.count(),
+        "messages": messages,
+        "data_sha256": _sha256([*hashes, source.counts_location]),
+        "split_sha256": _sha256(_split_lines(source, chosen)),
+        "git_commit": git_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("numpy", "scipy", "anndata", "numba")},
+        },
+    }
+
+
+def _split_lines(source: Cells, chosen: ChosenCells) -> Iterator[str]:
+    """Say of each cell, in file order, its split and its type."""
+    for first, last in cut(0, source.n_cells, TABLE_CELLS):
+        a, b = np.searchsorted(chosen.rows, [first, last]).tolist()
+        names = source.names(first, last)[chosen.rows[a:b] - first]
+        for line in zip(names, chosen.split[a:b], chosen.labels[a:b], strict=True):
+            yield "\t".join(line)
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,287 @@
+"""``EncodedFolder``: what ``encode`` wrote, opened and checked; the arrays stay on the disk.
+
+All that is opened stays open, so that whoever encodes again under the same name changes nothing
+of a folder in use: the old files live on until the last reader lets go of them.
+"""
+
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from configs.user_error import UserError
+from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
+from dataset.store.csr_file import CsrFile, open_npy
+from dataset.store.data_facts import DataFacts
+from dataset.store.layout import FILES, SPLITS
+from dataset.store.meta import fault_of_meta
+from dataset.vocabulary import Vocabulary
+
+SCHEMA_VERSION = 2  # 2: checksums.json
+CHECKED_LINES = 16_384  # of cells.csv at a time
+READ_ERRORS = (OSError, ValueError, RecursionError)
+ADVICE = "preprocess again (01_preprocess_sc_data.ipynb, overwrite)"
+
+
+class EncodedFolderError(UserError):
+    """An encoded folder is not there, not whole, or not what was written."""
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The cells of one split; ``t`` is the row length, ``s`` the number of segments (1 or 2)."""
+
+    name: str
+    token_ids: NDArray  # (n, t), uint16 or int32
+    counts: NDArray  # (n, t), the count behind every token
+    lengths: NDArray[np.int32]  # (n,), tokens that are not padding
+    labels: NDArray[np.int64]  # (n,)
+    rows: NDArray[np.int64]  # (n,), into expression/ and cells
+    library_size: NDArray[np.float32]  # (n, s)
+    folder: "EncodedFolder" = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def arrays(self) -> dict[str, NDArray]:
+        """What the tokenizer wrote of each token, by name, each ``(n, t)``."""
+        return {"token_ids": self.token_ids, "counts": self.counts}
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """The split's lines of cells.csv, ``(n,)``."""
+        return self.folder.cells.iloc[self.rows].reset_index(drop=True)
+
+    @property
+    def cell_names(self) -> NDArray[np.str_]:
+        """Names of the cells, ``(n,)``."""
+        return self.folder.cells["cell_name"].to_numpy()[self.rows].astype(str)
+
+    @property
+    def batches(self) -> NDArray[np.str_]:
+        """Donor or batch of the cells, ``(n,)``."""
+        return self.folder.cells["batch"].to_numpy()[self.rows].astype(str)
+
+
+class EncodedFolder:
+    """Checked reader of ``data/<name>/``.
+
+    Attributes
+    ----------
+    path, meta
+        The folder and its meta.json.
+    vocabulary, gene_medians, class_names
+        What was learned from the train cells.
+
+    Raises
+    ------
+    EncodedFolderError
+        If anything is missing, is not what was written, or is of a shape or type that cannot be.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise EncodedFolderError(f"{self.path}: no such encoded folder; preprocess first")
+        self.meta: dict[str, Any] = self._json("meta.json")
+        self._check(isinstance(self.meta, dict), "meta.json", "expected a table of settings")
+        if (version := self.meta.get("schema_version")) != SCHEMA_VERSION:
+            raise EncodedFolderError(
+                f"{self.path}: written in format {version}, this code reads {SCHEMA_VERSION}: "
+                f"{ADVICE}"
+            )
+        try:
+            self._checksums = read_checksums(self.path)
+            changed = changed_files(self.path, self._checksums, {*FILES, *self._checksums})
+        except READ_ERRORS as error:
+            raise self._damaged(CHECKSUMS, _one_line(error)) from None
+        if changed:
+            self.check_unchanged()  # or all files are those of another folder by now
+            file = self.path / min(changed)
+            self._check(file.is_file(), min(changed), "not a file")
+            raise EncodedFolderError(f"{file}: its content is not what was written; {ADVICE}")
+        if fault := fault_of_meta(self.meta):
+            raise self._damaged("meta.json", fault)
+        self.n_tokens: int = self.meta["n_tokens"]
+        self.n_segments: int = self.meta["n_segments"]
+        self.n_cells: dict[str, int] = {split: self.meta["n_cells"][split] for split in SPLITS}
+        try:
+            self.vocabulary = Vocabulary.load(self.path / "vocabulary.json")
+        except READ_ERRORS as error:
+            raise self._damaged("vocabulary.json", _one_line(error)) from None
+        self.class_names: list[str] = self._json("class_names.json")
+        names = self.class_names
+        self._check(
+            isinstance(names, list) and all(isinstance(name, str) for name in names),
+            "class_names.json",
+            "expected a list of names",
+        )
+        self.gene_medians = self._array(
+            "gene_medians.npy", (self.vocabulary.n_genes,), ("float32",)
+        )
+        self._check(bool((self.gene_medians > 0).all()), "gene_medians.npy", "not all positive")
+        self._splits = {split: self._open_split(split) for split in SPLITS}
+        self._matrix, self._library_size = self._open_expression()
+        self._cells_csv = os.open(self.path / "cells.csv", os.O_RDONLY)
+        weakref.finalize(self, os.close, self._cells_csv)
+        self._check_cells()
+        self.check_unchanged()
+
+    @property
+    def facts(self) -> DataFacts:
+        """What a network needs to know of these cells."""
+        return DataFacts(
+            vocabulary=self.vocabulary,
+            class_names=self.class_names,
+            row_length=self.n_tokens,
+            n_segments=self.n_segments,
+            learned={"medians": self.gene_medians},
+        )
+
+    def split(self, name: str) -> EncodedSplit:
+        """Return ``train``, ``val`` or ``test``."""
+        return self._splits[name]
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """cells.csv: one line a cell, in the order of expression/."""
+        (cells,) = self._read_cells(None)
+        return cells
+
+    def _read_cells(
+        self, columns: list[str] | None, lines: int | None = None
+    ) -> Iterator[pd.DataFrame]:
+        """Read columns of cells.csv, all at once or some lines at a time."""
+        text = dict.fromkeys(("cell_name", "split", "label", "batch", "time"), str)
+        how: dict[str, Any] = {
+            "usecols": columns,
+            "dtype": text,
+            "keep_default_na": False,  # a cell type may be called "NA"
+            "lineterminator": "\n",  # and a lone carriage return is a character of a name
+            "na_values": {"doublet_score": [""], "pct_counts_mt": [""]},
+        }
+        try:
+            with os.fdopen(os.dup(self._cells_csv), "rb") as file:
+                file.seek(0)
+                if lines is None:
+                    yield pd.read_csv(file, **how)
+                else:
+                    with pd.read_csv(file, chunksize=lines, **how) as parts:
+                        yield from parts
+        except (OSError, ValueError) as error:
+            raise self._damaged("cells.csv", _one_line(error)) from None
+
+    def _check_cells(self) -> None:
+        """Compare cells.csv with the arrays, without holding a million lines."""
+        splits = [np.zeros(0, dtype=np.int8)]
+        needed = ["cell_name", "split", "label", "batch"]
+        for part in self._read_cells(needed, CHECKED_LINES):
+            splits.append(pd.Categorical(part["split"], categories=SPLITS).codes)
+        found, n_cells = np.concatenate(splits), sum(self.n_cells.values())
+        self._check(len(found) == n_cells, "cells.csv", f"{len(found)} lines, expected {n_cells}")
+        for code, name in enumerate(SPLITS):
+            agree = (found[self._splits[name].rows] == code).all()
+            self._check(bool(agree), f"{name}/rows.npy", "not as in cells.csv")
+
+    def _open_expression(self) -> tuple[CsrFile, NDArray[np.float64]]:
+        n_cells = sum(self.n_cells.values())
+        indptr = self._array("expression/indptr.npy", (n_cells + 1,), ("int64",))
+        ascending = indptr[0] == 0 and bool((np.diff(indptr) >= 0).all())
+        self._check(ascending, "expression/indptr.npy", "not ascending from 0")
+        n_values = int(indptr[-1])
+        self._array("expression/gene_index.npy", (n_values,), ("uint16", "int32"))
+        self._array("expression/counts.npy", (n_values,), ("uint16", "int32"))
+        library_size = self._array("expression/library_size.npy", (n_cells,), ("float64",))
+        return CsrFile(self.path / "expression"), library_size
+
+    @cached_property
+    def _checked_matrix(self) -> CsrFile:
+        """The counts of all cells, once no gene is found beyond the vocabulary."""
+        index, n_genes = self._matrix.gene_index, self.vocabulary.n_genes
+        blocks = (index[i : i + 2**22] for i in range(0, len(index), 2**22))
+        largest = max((int(block.max()) for block in blocks), default=0)
+        self._check(largest < n_genes, "expression/gene_index.npy", "a gene beyond the vocabulary")
+        return self._matrix
+
+    def expression(self, split: str) -> tuple[csr_matrix, NDArray[np.float64]]:
+        """Return raw counts, ``(n, n_genes)`` float32 in memory, and library sizes over all genes.
+
+        Rows are in the order of ``split(name)``.
+        """
+        rows = np.asarray(self.split(split).rows)
+        counts = self._checked_matrix.take(rows).to_csr(self.vocabulary.n_genes)
+        return counts, self._library_size[rows]
+
+    def check_unchanged(self) -> None:
+        """Raise if the folder at this path is no longer the one that was opened.
+
+        Who takes a file from the path, instead of from this object, asks afterwards.
+        """
+        try:
+            same = read_checksums(self.path) == self._checksums
+        except READ_ERRORS:
+            same = False
+        if not same:
+            raise EncodedFolderError(f"{self.path}: was encoded again meanwhile; start again")
+
+    def _open_split(self, name: str) -> EncodedSplit:
+        n, t, s = self.n_cells[name], self.n_tokens, self.n_segments
+        ids = (self.vocabulary.token_dtype.name,)
+        token_ids = self._array(f"{name}/token_ids.npy", (n, t), ids)
+        counts = self._array(f"{name}/counts.npy", (n, t), ("uint16", "int32"))
+        lengths = self._array(f"{name}/lengths.npy", (n,), ("int32",))
+        labels = self._array(f"{name}/labels.npy", (n,), ("int64",))
+        rows = self._array(f"{name}/rows.npy", (n,), ("int64",))
+        library_size = self._array(f"{name}/library_size.npy", (n, s), ("float32",))
+        for file, values, low, high in (
+            ("lengths.npy", lengths, s, t),
+            ("labels.npy", labels, 0, len(self.class_names) - 1),
+            ("rows.npy", rows, 0, sum(self.n_cells.values()) - 1),
+        ):
+            inside = n == 0 or (values.min() >= low and values.max() <= high)
+            self._check(inside, f"{name}/{file}", f"values outside {low} to {high}")
+        return EncodedSplit(name, token_ids, counts, lengths, labels, rows, library_size, self)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> NDArray:
+        """Open an array without reading it, if it is what it should be."""
+        path = self.path / name
+        try:
+            array = open_npy(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._damaged(name, _one_line(error)) from None
+        if array.shape != shape or array.dtype.name not in dtypes:
+            raise self._damaged(
+                name,
+                f"found {array.dtype} {array.shape}, expected {' or '.join(dtypes)} {shape}",
+            )
+        return array
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except READ_ERRORS as error:
+            raise self._damaged(name, _one_line(error)) from None
+
+    def _check(self, good: bool, name: str, fault: str) -> None:
+        if not good:
+            raise self._damaged(name, fault)
+
+    def _damaged(self, name: str, fault: str) -> EncodedFolderError:
+        file = self.path / name
+        if not file.exists():
+            return EncodedFolderError(f"{file}: missing: the folder is not whole; {ADVICE}")
+        return EncodedFolderError(f"{file}: damaged ({fault}); {ADVICE}")
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
