@@ -28,7 +28,7 @@ from dataset.store.checksums import (
     write_checksums,
 )
 from dataset.store.encoded_folder import EncodedFolder, EncodedSplit
-from training.alarms import refuse_what_is_no_number
+from training.alarms import check_finite
 from training.checkpoint import ADVICE, flush_to_disk, write_atomically, write_text, writing
 
 # What a run is made of. How it is watched, where it runs and how much of an update is computed at
@@ -153,19 +153,15 @@ class RunFolder:
         self,
         split: str,
         cells: EncodedSplit,
-        probabilities: np.ndarray,
-        embeddings: np.ndarray | None,
+        predictions: dict[str, np.ndarray],
     ) -> None:
         """Write ``predictions_<split>.npz``; names are numpy strings, nothing is pickled."""
-        refuse_what_is_no_number(f"the answers for the {split} cells", probabilities, embeddings)
+        check_finite(f"the predictions of the {split} cells", *predictions.values())
         arrays = {
             "cell_names": np.asarray(cells.cell_names, dtype=np.str_),
             "batches": np.asarray(cells.batches, dtype=np.str_),
             "labels": np.asarray(cells.labels, dtype=np.int64),
-            "probabilities": probabilities.astype(np.float32),
-        }
-        if embeddings is not None:
-            arrays["embeddings"] = embeddings.astype(np.float32)
+        } | {name: array.astype(np.float32) for name, array in predictions.items()}
 
         def write(aside: Path) -> None:
             with aside.open("wb") as file:  # given a name, numpy would append .npz to it
@@ -176,7 +172,7 @@ class RunFolder:
     def write_weights(self, weights: dict[str, np.ndarray]) -> None:
         """Write ``model.safetensors``."""
         if not hasattr(self.config.model, "fit"):  # a baseline's may say that a class cannot be
-            refuse_what_is_no_number("the weights", *weights.values())
+            check_finite("the weights", *weights.values())
         contiguous = {name: np.ascontiguousarray(array) for name, array in weights.items()}
         write_atomically(
             self.partial / "model.safetensors", lambda aside: save_file(contiguous, aside)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dataset.vocabulary import Vocabulary
@@ -26,6 +27,8 @@ class DataFacts:
         ``(n_genes, ...)`` in the order of the vocabulary.
     conditions
         Names of the codes of each obs column that was kept, in the order of ``Batch``'s columns.
+    class_sizes
+        Train cells of each class, ``(c,)``; None where there are no train cells at hand.
     """
 
     vocabulary: Vocabulary
@@ -34,8 +37,4 @@ class DataFacts:
     n_segments: int
     learned: dict[str, NDArray]
     conditions: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes, 0 without labels."""
-        return len(self.class_names)
+    class_sizes: NDArray[np.int64] | None = None

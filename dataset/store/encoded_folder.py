@@ -146,6 +146,7 @@ class EncodedFolder:
             row_length=self.n_tokens,
             n_segments=self.n_segments,
             learned={"medians": self.gene_medians},
+            class_sizes=np.bincount(self._splits["train"].labels, minlength=len(self.class_names)),
         )
 
     def split(self, name: str) -> EncodedSplit:
