@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from configs.base import ConfigError
 from configs.schema import TrainConfig
 from dataset.provenance import git_commit
-from dataset.store.atomic_folder import locked
+from dataset.store.atomic import flush_to_disk, locked, write_atomically, write_text, writing
 from dataset.store.checksums import (
     CHECKSUMS,
     changed_files,
@@ -29,7 +29,7 @@ from dataset.store.checksums import (
 )
 from dataset.store.encoded_folder import EncodedFolder, EncodedSplit
 from training.alarms import refuse_what_is_no_number
-from training.checkpoint import ADVICE, flush_to_disk, write_atomically, write_text, writing
+from training.checkpoint import ADVICE
 
 # What a run is made of. How it is watched, where it runs and how much of an update is computed at
 # once may change between two commands.

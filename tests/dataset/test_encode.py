@@ -20,7 +20,7 @@ from dataset.encode_error import EncodeError
 from dataset.previous.history import History
 from dataset.reading.cells import CellFileError
 from dataset.sources import synthetic_cells
-from dataset.store.atomic_folder import FolderError
+from dataset.store.atomic import FolderError
 from dataset.store.csr_file import NpyWriter
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
 from dataset.store.layout import check_replaceable

@@ -6,7 +6,7 @@ import pytest
 
 from configs.schema import SplitConfig
 from dataset.encode import encode
-from dataset.store.atomic_folder import FolderError
+from dataset.store.atomic import FolderError
 from dataset.store.checksums import write_checksums
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
 from dataset.store.layout import FILES, check_replaceable
