@@ -6,7 +6,7 @@
 
 Leaves runs/<name>/: the resolved config, metrics.jsonl (curves), metrics.json (scores), the
 predictions of val and test, the weights, and what is needed to use them on new cells. Interrupted,
-the same command carries on from the last epoch, on any number of processes; finished, it says so
+the same command resumes from the last epoch, on any number of processes; finished, it says so
 and does nothing.
 """
 
@@ -67,7 +67,8 @@ from training.distributed import (
 )
 from training.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from training.predict import Fitted, predict
-from training.run_folder import RunFolder, RunFolderError, environment
+from training.run_writer import RunWriter, environment
+from training.runs import RunFolderError
 from training.sharding import share
 from training.state import Training
 from training.tracking import MetricsError, Tracker, leave
@@ -161,7 +162,7 @@ def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def fit_network(
-    config: TrainConfig, data: EncodedFolder, run: RunFolder, ranks: Ranks, tracker: Tracker
+    config: TrainConfig, data: EncodedFolder, run: RunWriter, ranks: Ranks, tracker: Tracker
 ) -> Fitted:
     """Train until val macro-F1 stops rising; leave the network as it was at its best."""
     optim, val = config.optim, data.split("val")
@@ -178,7 +179,7 @@ def fit_network(
     if is_begun:
         training.resume(run.checkpoint)
         tracker.forget_after(training.step)
-        logger.info("%s: carrying on after epoch %d", run.partial, training.epoch)
+        logger.info("%s: resuming after epoch %d", run.partial, training.epoch)
     n_train = len(data.split("train"))
     n_steps = optim.max_epochs * -(-n_train // optim.batch_size)
     bar = tqdm(desc=config.name, total=n_steps, initial=training.step, disable=not ranks.is_first)
@@ -275,7 +276,7 @@ def train_epoch(
 def write_results(
     config: TrainConfig,
     data: EncodedFolder,
-    run: RunFolder,
+    run: RunWriter,
     ranks: Ranks,
     tracker: Tracker,
     fitted: Fitted,
@@ -285,7 +286,8 @@ def write_results(
     for name, predictions in (("val", fitted.val), ("test", fitted.test)):
         cells = data.split(name)
         metrics[name] = score(cells.labels, predictions.probabilities)
-        run.write_predictions(name, cells, predictions.probabilities, predictions.embeddings)
+        arrays = {key: a for key, a in predictions._asdict().items() if a is not None}
+        run.write_predictions(name, cells, arrays)
     if fitted.weights is not None:
         run.write_weights(fitted.weights)
     tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
@@ -306,7 +308,7 @@ def write_results(
 
 def train(config: TrainConfig, ranks: Ranks) -> None:
     """Go from a config to a finished run folder: the parts above, in order."""
-    run = RunFolder(config)
+    run = RunWriter(config)
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.final)
         return
@@ -315,8 +317,8 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     is_baseline = hasattr(config.model, "fit")
     if is_baseline and not ranks.is_first:
         return  # one process is enough
-    with run.begun(data, writes=ranks.is_first):
-        tracker = Tracker(run.partial / "metrics.jsonl", config, writes=ranks.is_first)
+    with run.open(data, writes=ranks.is_first):
+        tracker = Tracker(run.curves, config, writes=ranks.is_first)
         if is_baseline:
             fitted = fit_baseline(config, data)
         else:
@@ -335,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
             logging.disable(logging.CRITICAL)
         train(config, ranks)
     except KeyboardInterrupt:
-        print("interrupted: the same command carries on from the last epoch", file=sys.stderr)
+        print("interrupted: the same command resumes from the last epoch", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         if os.environ.get("RANK", "0") == "0":

@@ -16,10 +16,10 @@ from dataset.previous.history import History
 from dataset.tokenizers.rank import RankConfig, rank_tokens
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
-from evaluation.run_folder import RunFolder
 from models.rank_transformer import RankTransformer, RankTransformerConfig
 from training.checkpoint import load_weights
 from training.distributed import choose_device
+from training.runs import Run
 
 WEIGHTS = "model.safetensors"
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -51,9 +51,10 @@ class TrainedModel:
     def __init__(self, path: str | Path, *, device: str = "auto") -> None:
         if device not in DEVICES:
             raise AnnotationError(f"device: {device!r}; expected one of {', '.join(DEVICES)}")
-        self.run = RunFolder(path)
+        self.run = Run(path)
         self.config: TrainConfig = self.run.config
-        self.vocabulary, self.gene_medians = self.run.vocabulary, self.run.gene_medians
+        facts = self.run.facts
+        self.vocabulary, self.gene_medians = facts.vocabulary, facts.learned["medians"]
         self.class_names = self.run.class_names
         self._read_facts()
         self.device = choose_device(device)
