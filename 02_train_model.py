@@ -68,8 +68,9 @@ from training.distributed import (
 from training.init_from import init_from
 from training.monitor import monitored, rating
 from training.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
-from training.predict import Fitted, Predictions, predict
-from training.run_folder import RunFolder, RunFolderError, environment
+from training.predict import Arrays, Fitted, predict
+from training.run_writer import RunWriter, environment
+from training.runs import RunFolderError
 from training.sharding import share
 from training.state import Training
 from training.tracking import MetricsError, Tracker, leave
@@ -150,7 +151,7 @@ def start_from_cells(
 
 
 def score(
-    objectives: Sequence[Objective], predictions: Predictions, labels: np.ndarray
+    objectives: Sequence[Objective], predictions: Arrays, labels: np.ndarray
 ) -> dict[str, float]:
     """Return the scores of every objective, by name."""
     found: dict[str, float] = {}
@@ -163,7 +164,7 @@ def score(
 
 
 def fit_network(
-    config: TrainConfig, data: EncodedFolder, run: RunFolder, ranks: Ranks, tracker: Tracker
+    config: TrainConfig, data: EncodedFolder, run: RunWriter, ranks: Ranks, tracker: Tracker
 ) -> Fitted:
     """Train until the val score stops improving; leave the network as it was at its best."""
     optim, val = config.optim, data.split("val")
@@ -278,7 +279,7 @@ def train_epoch(
 def write_results(
     config: TrainConfig,
     data: EncodedFolder,
-    run: RunFolder,
+    run: RunWriter,
     ranks: Ranks,
     tracker: Tracker,
     fitted: Fitted,
@@ -311,7 +312,7 @@ def write_results(
 
 def train(config: TrainConfig, ranks: Ranks) -> None:
     """Go from a config to a finished run folder: the parts above, in order."""
-    run = RunFolder(config)
+    run = RunWriter(config)
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.final)
         return
@@ -320,8 +321,8 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
     is_baseline = hasattr(config.model, "fit")
     if is_baseline and not ranks.is_first:
         return  # one process is enough
-    with run.begun(data, writes=ranks.is_first):
-        tracker = Tracker(run.partial / "metrics.jsonl", config, writes=ranks.is_first)
+    with run.open(data, writes=ranks.is_first):
+        tracker = Tracker(run.curves, config, writes=ranks.is_first)
         if is_baseline:
             fitted = fit_baseline(config, data)
         else:

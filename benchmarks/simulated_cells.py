@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 from dataset.compiled import compiled
 from dataset.reading.cells import open_cells
 from dataset.sources import resolve
+from dataset.store.atomic import atomic_file
 
 SOURCE = "baron_human_pancreas"
 CHUNK = 65_536
@@ -46,8 +47,7 @@ def write_cells(
     counts = csr_matrix(adata.X, dtype=np.int32)
     picked = rng.integers(0, counts.shape[0], n_cells)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with h5py.File(partial, "w") as file:
+    with atomic_file(path) as partial, h5py.File(partial, "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         x = file.create_group("X")
         x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
@@ -68,7 +68,6 @@ def write_cells(
         obs = adata.obs.iloc[picked].set_axis([f"cell{i}" for i in range(n_cells)])
         write_elem(file, "obs", obs)
         write_elem(file, "var", pd.DataFrame(index=adata.var_names))
-    partial.rename(path)
     return path
 
 

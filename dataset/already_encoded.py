@@ -42,7 +42,10 @@ def check_same(folder: Path, config: PreprocessConfig, hashes: list[str]) -> Non
     try:
         made = PreprocessConfig.load(folder / "config.yaml")
     except ConfigError as error:
-        raise EncodeError(f"{error}: {other}") from None
+        reason = " ".join(str(error).split())
+        raise EncodeError(
+            f"{folder}: was written by another version of this code ({reason}): {other}"
+        ) from None
     made_with, wanted = (c.model_dump(mode="json", exclude=NOT_COMPARED) for c in (made, config))
     differ = [k for k in wanted if wanted[k] != made_with[k]]
     if differ:

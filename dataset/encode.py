@@ -11,7 +11,7 @@ The steps, each a function below::
 
 What has to do with counts goes to workers, some cells at a time (``dataset/encode_steps.py``), so
 memory does not grow with the number of cells, and neither the size of a block nor the number of
-workers changes a byte of the output. The folder is written aside and renamed when it is whole.
+workers changes a byte of the output. The folder is written atomically.
 """
 
 import json
@@ -54,7 +54,7 @@ from dataset.reading.cell_url import CellPath, CellUrl
 from dataset.reading.cells import Cells, open_cells
 from dataset.reading.same_files import refuse_copies
 from dataset.sources import resolve
-from dataset.store.atomic_folder import written_aside
+from dataset.store.atomic import atomic_folder
 from dataset.store.checksums import write_checksums
 from dataset.store.csr_file import CsrFile, counts_dtype, create_npy, index_dtype, open_npy
 from dataset.store.encoded_folder import EncodedFolder
@@ -110,10 +110,10 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
             check_same(folder, config, [sha256.result() for sha256 in hashes])
             logger.info("%s: already encoded", folder)
             return folder
-        with written_aside(folder, check_replaceable) as aside:
-            _encode_into(aside, config, paths, marks, hashes, Steps(workers, progress))
-            write_checksums(aside)
-            EncodedFolder(aside)  # what was written can be read
+        with atomic_folder(folder, check_replaceable) as unfinished:
+            _encode_into(unfinished, config, paths, marks, hashes, Steps(workers, progress))
+            write_checksums(unfinished)
+            EncodedFolder(unfinished)  # what was written can be read
     return folder
 
 

@@ -1,15 +1,13 @@
 """Where cells come from: a path, a glob, a dataset known by name, or cells made up for tests."""
 
 import logging
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +20,7 @@ from scipy.sparse import csr_matrix
 from dataset.reading.cell_file import CellFileError, file_sha256
 from dataset.reading.cell_url import CellPath, CellUrl
 from dataset.reading.find_files import all_of, find_files
+from dataset.store.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -123,20 +122,6 @@ def synthetic_cells(
     return ad.AnnData(counts, obs=obs, var=pd.DataFrame({"gene_symbol": symbols}, index=ids))
 
 
-@contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """Yield a path to write to, renamed to ``target`` when all went well, removed otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.stem}.partial-{os.getpid()}{target.suffix}")
-    try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _synthetic(downloads: Path) -> Path:
     target = downloads / "synthetic.h5ad"
     if not target.exists():
@@ -152,16 +137,16 @@ def _baron(member: str, downloads: Path) -> Path:
     if not (wheel.exists() and file_sha256(wheel) == SHA256[CAME_WHEEL]):
         _pip_download(CAME_PACKAGE, wheel)
     logger.info("unpacking %s", target)
-    with _aside(target) as aside:
+    with atomic_file(target) as unpacked:
         with (
             zipfile.ZipFile(wheel) as outer,
             outer.open(CAME_ARCHIVE) as archive,
             zipfile.ZipFile(archive) as inner,
             inner.open(member) as source,
-            aside.open("wb") as file,
+            unpacked.open("wb") as file,
         ):
             shutil.copyfileobj(source, file, 1 << 20)
-        _check_sha256(aside, member)
+        _check_sha256(unpacked, member)
     return target
 
 
@@ -182,7 +167,8 @@ def _pip_download(package: str, wheel: Path) -> None:
                 f"network and pip's index, or put {wheel.name} into {wheel.parent} yourself"
             )
         _check_sha256(fetched, wheel.name)
-        fetched.replace(wheel)
+        with atomic_file(wheel) as unfinished:
+            fetched.replace(unfinished)
 
 
 def _check_sha256(path: Path, name: str) -> None:
@@ -234,8 +220,9 @@ def _from_scanpy(name: str, downloads: Path) -> Path:
 
 
 def _write(adata: ad.AnnData, target: Path) -> None:
-    with _aside(target) as aside:
-        adata.write_h5ad(aside, compression="gzip")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(target) as unfinished:
+        adata.write_h5ad(unfinished, compression="gzip")
 
 
 SOURCES: dict[str, Source] = {

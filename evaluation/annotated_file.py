@@ -20,7 +20,7 @@ from configs.user_error import UserError
 from dataset.reading.cell_file import CellFileError
 from dataset.reading.cell_url import CellPath
 from dataset.reading.stored_table import as_text
-from training.checkpoint import flush_to_disk
+from dataset.store.atomic import atomic_file
 
 UNS_KEY = "nanocell"  # where the copy says what it was annotated with
 TEXT = h5py.string_dtype()
@@ -84,22 +84,17 @@ def write_annotated(
     AnnotationError, CellFileError
         If that cannot be done.
     """
-    aside = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with query.open("rb") as source, aside.open("wb") as copy:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(output) as partial:
+            with query.open("rb") as source, partial.open("wb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
             check_unchanged()
-            with h5py.File(aside, "r+") as file:
+            with h5py.File(partial, "r+") as file:
                 _add_columns(file["obs"], obs)
                 for key, values in obsm.items():
                     _write(_table_of(file, "obsm"), key, values)
                 _write(_table_of(file, "uns"), UNS_KEY, uns)
-            flush_to_disk(aside)
-            aside.replace(output)
-        finally:
-            aside.unlink(missing_ok=True)
     except (AnnotationError, CellFileError):
         raise
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ from evaluation.calibration import apply_temperature, fit_temperature
 from evaluation.classification import macro_f1, per_class
 from evaluation.group_runs import ReadRun, find_runs, group_by_cells, group_by_model
 from evaluation.outcome import MARGIN, RARE, UNSEEN, Outcome, outcome
-from evaluation.run_folder import RunFolder
+from training.runs import Run
 
 # Chosen by the first, ties by the second (lower is better).
 CHOSEN_BY = ("macro_f1", "log_loss")
@@ -56,7 +56,7 @@ class Model:
     """
 
     name: str
-    runs: list[RunFolder]
+    runs: list[Run]
     test: list[np.ndarray]
     scaled: list[np.ndarray]
     temperatures: list[float]
@@ -65,7 +65,7 @@ class Model:
     @property
     def is_baseline(self) -> bool:
         """Whether it is one of scikit-learn's, and not a network."""
-        return hasattr(self.runs[0].config.model, "fit")
+        return self.runs[0].is_baseline
 
     @property
     def history(self) -> Literal["none", "previous", "shuffled"]:

@@ -1,16 +1,16 @@
-"""What the ``<cls>`` embeddings of a network tell apart: cell types, and not donors."""
+"""How well the embeddings of a network tell cell types apart, and not donors."""
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from sklearn.metrics import silhouette_score
 
-from evaluation.run_folder import RunFolder
+from training.runs import Run
 
 MAX_CELLS = 5000  # silhouettes compare every cell with every other one
 
 
-def embedded_cells(run: RunFolder, split: str = "test", *, max_cells: int = 20_000) -> ad.AnnData:
+def embedded_cells(run: Run, split: str = "test", *, max_cells: int = 20_000) -> ad.AnnData:
     """Return the cells of a split as their embeddings, with what is known of them in ``obs``.
 
     Parameters
@@ -25,23 +25,23 @@ def embedded_cells(run: RunFolder, split: str = "test", *, max_cells: int = 20_0
     Raises
     ------
     ValueError
-        If the run is a baseline's, which has no embeddings.
+        If the run has no embeddings, as a baseline's.
     """
     cells = run.predictions(split)
     if cells.embeddings is None:
-        raise ValueError(f"{run.path}: a baseline has no embeddings; choose a network's run")
+        raise ValueError(f"{run.path}: has no embeddings; choose a network's run")
     names = pd.Index(run.class_names)
     obs = pd.DataFrame(
         {
             "cell type": pd.Categorical.from_codes(cells.labels, categories=names),
-            "predicted": pd.Categorical.from_codes(
-                cells.probabilities.argmax(axis=1), categories=names
-            ),
-            "confidence": cells.probabilities.max(axis=1),
             "donor": pd.Categorical(cells.batches),
         },
         index=cells.cell_names.astype(object),
     )
+    if cells.has_classes:
+        predicted = cells.probabilities.argmax(axis=1)
+        obs["predicted"] = pd.Categorical.from_codes(predicted, categories=names)
+        obs["confidence"] = cells.probabilities.max(axis=1)
     rows = np.random.default_rng(0).permutation(len(obs))[:max_cells]
     return ad.AnnData(cells.embeddings[rows], obs=obs.iloc[rows])
 

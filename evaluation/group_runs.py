@@ -1,6 +1,5 @@
 """Which runs there are, which of them stand in one table, and which are seeds of one model."""
 
-import json
 import os
 import re
 from collections import defaultdict
@@ -9,19 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.run_folder import Predictions, RunFolder, RunFolderError
-from training.run_folder import NOT_COMPARED
-
-# What a folder of runs is known to be one by, and what 03 reads of it.
-READ = (
-    "config.yaml",
-    "metrics.json",
-    "predictions_val.npz",
-    "predictions_test.npz",
-    "data/meta.json",
-    "data/class_names.json",
-)
-SPLITS = ("val", "test")
+from training.runs import ALWAYS_THERE, SPLITS, Predictions, Run, RunFolderError
 
 
 class ComparisonError(ValueError):
@@ -30,9 +17,9 @@ class ComparisonError(ValueError):
 
 @dataclass(frozen=True)
 class ReadRun:
-    """A finished run and what it says of the val and test cells, in the order of their names."""
+    """A finished run and its predictions for val and test, in the order of the cells' names."""
 
-    run: RunFolder
+    run: Run
     val: Predictions
     test: Predictions
 
@@ -42,7 +29,8 @@ def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
 
     Returns
     -------
-    The runs by name, and a sentence for each that is not finished, not whole, or not what it was.
+    The runs by name, and a sentence for each that is not finished, predicts no classes, is of
+    another version of this code, or is not what was written.
 
     Raises
     ------
@@ -54,18 +42,22 @@ def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
         raise ComparisonError(f"{folder}: no such folder; train with 02_train_model.py first")
     runs, left_out = [], []
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-        missing = [name for name in READ if not (path / name).is_file()]
-        if path.name.startswith(".") or len(missing) == len(READ):
-            if path.name.endswith(".partial") and len(missing) < len(READ):
+        if not any((path / name).is_file() for name in ALWAYS_THERE):
+            continue  # figures, notebooks
+        if path.name.startswith("."):
+            if path.name.endswith(".partial"):
                 left_out.append(f"{path}: not finished")
-        elif missing:
-            left_out.append(f"{path}: not whole (no {', '.join(missing)})")
+            continue
+        try:
+            run = Run(path)
+            predictions = [run.predictions(split) for split in SPLITS]
+        except RunFolderError as error:
+            left_out.append(str(error))
+            continue
+        if all(split.has_classes for split in predictions):
+            runs.append(ReadRun(run, *map(_by_name, predictions)))
         else:
-            try:
-                run = RunFolder(path)
-                runs.append(ReadRun(run, *(_by_name(run.predictions(s)) for s in SPLITS)))
-            except RunFolderError as error:
-                left_out.append(str(error))
+            left_out.append(f"{path}: no classes predicted: not compared")
     if not runs:
         why = f" that can be read: {'; '.join(left_out)}" if left_out else ""
         raise ComparisonError(f"{folder}: holds no run{why}; train with 02_train_model.py first")
@@ -118,7 +110,7 @@ def group_by_model(runs: list[ReadRun]) -> tuple[dict[str, list[ReadRun]], list[
     groups: dict[str, dict[int, ReadRun]] = defaultdict(dict)
     left_out = []
     for read in runs:
-        seeds = groups[config_key(read.run)]
+        seeds = groups[read.run.model_key()]
         first = seeds.setdefault(read.run.config.seed, read)
         if first is not read:
             same = np.array_equal(first.test.probabilities, read.test.probabilities)
@@ -129,34 +121,14 @@ def group_by_model(runs: list[ReadRun]) -> tuple[dict[str, list[ReadRun]], list[
     return dict(zip(names, ordered, strict=True)), left_out
 
 
-def config_key(run: RunFolder, *, history: bool = True) -> str:
-    """Return what makes a run's model, its seed apart, as text.
-
-    It is what a resumed run must have in common with the one before (``NOT_COMPARED``), and how
-    cells become tokens; where they lay does not matter.
-
-    Parameters
-    ----------
-    history
-        Whether the time point before in a cell's tokens is a part of it.
-    """
-    config = run.config.model_dump(
-        mode="json", exclude=NOT_COMPARED | {"name": True, "seed": True}
-    )
-    tokenizer = dict(run.meta["tokenizer"])
-    if not history:
-        tokenizer.pop("previous", None)
-    return json.dumps([config, tokenizer], sort_keys=True)
-
-
 def _by_name(cells: Predictions) -> Predictions:
     order = np.argsort(cells.cell_names)
     return Predictions(
         cell_names=cells.cell_names[order],
         batches=cells.batches[order],
         labels=cells.labels[order],
-        probabilities=cells.probabilities[order],
-        embeddings=None,  # large, and read again where it is drawn
+        # All others are large, and read again where they are drawn.
+        arrays={"probabilities": cells.probabilities[order]},
     )
 
 

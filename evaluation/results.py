@@ -1,13 +1,14 @@
 """RESULTS.md and the table beside it: written from the runs alone, edited by nobody."""
 
 import csv
-import os
 import shlex
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
 
+from dataset.store.atomic import atomic_file
 from evaluation.compare import Comparison, Model
 from evaluation.markdown import code, escape, table
 from evaluation.outcome import RARE
@@ -57,7 +58,7 @@ def write_results(comparisons: list[Comparison], output: str | Path, command: st
         lines += ["", *_section(comparison)]
     scores = pd.concat([comparison.scores for comparison in comparisons])
     csv_file = output.with_suffix(".csv")
-    _write_aside(
+    _write_together(
         {
             output: "\n".join(lines) + "\n",
             csv_file: scores.to_csv(index=False, quoting=csv.QUOTE_MINIMAL),
@@ -182,19 +183,14 @@ def _provenance(models: Iterable[Model]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("run")
 
 
-def _write_aside(texts: dict[Path, str]) -> None:
+def _write_together(texts: dict[Path, str]) -> None:
     """Write files that belong together: a full disk leaves all of them as they were."""
-    asides = {path: path.with_name(f".{path.name}.partial") for path in texts}
     path = next(iter(texts))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            asides[path].write_text(text, encoding="utf-8")
-        for path, aside in asides.items():
-            os.replace(aside, path)
+        with ExitStack() as files:
+            for path, text in texts.items():
+                files.enter_context(atomic_file(path)).write_text(text, encoding="utf-8")
     except OSError as error:
         why = error.strerror or str(error)
         raise OSError(error.errno, f"{path}: could not be written ({why})") from None
-    finally:
-        for aside in asides.values():
-            aside.unlink(missing_ok=True)

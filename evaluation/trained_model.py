@@ -13,16 +13,15 @@ from scipy.sparse import csr_matrix
 from configs.schema import QualityControlConfig, TrainConfig
 from dataset.batches import collate, padded_length, to_device
 from dataset.previous.history import History
-from dataset.store.data_facts import DataFacts
 from dataset.tokenizers.rank import RankConfig, rank_tokens
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
-from evaluation.run_folder import RunFolder
 from models.learner import Learner
 from models.rank_transformer import RankTransformerConfig
 from training.checkpoint import load_weights
 from training.distributed import choose_device
 from training.predict import predict_batch
+from training.runs import Run
 
 WEIGHTS = "model.safetensors"
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -54,9 +53,10 @@ class TrainedModel:
     def __init__(self, path: str | Path, *, device: str = "auto") -> None:
         if device not in DEVICES:
             raise AnnotationError(f"device: {device!r}; expected one of {', '.join(DEVICES)}")
-        self.run = RunFolder(path)
+        self.run = Run(path)
         self.config: TrainConfig = self.run.config
-        self.vocabulary, self.gene_medians = self.run.vocabulary, self.run.gene_medians
+        facts = self.run.facts
+        self.vocabulary, self.gene_medians = facts.vocabulary, facts.learned["medians"]
         self.class_names = self.run.class_names
         self._read_facts()
         self.device = choose_device(device)
@@ -106,14 +106,7 @@ class TrainedModel:
                 f"{self.run.path}: was trained on two time points, and data/history, which gives "
                 "new cells their previous profile, is missing; train again"
             )
-        facts = DataFacts(
-            vocabulary=self.vocabulary,
-            class_names=self.class_names,
-            row_length=self.tokenizer.row_length,
-            n_segments=self.tokenizer.n_segments,
-            learned={"medians": self.gene_medians},
-        )
-        learner = Learner(model, self.config.objectives, facts)
+        learner = Learner(model, self.config.objectives, self.run.facts)
         tensors = {name: torch.from_numpy(array) for name, array in self.run.weights().items()}
         load_weights(learner, tensors, self.run.path / WEIGHTS)
         return learner.to(self.device).eval()

@@ -3,7 +3,6 @@
 from collections import defaultdict
 
 from evaluation.compare import Comparison, Model
-from evaluation.group_runs import config_key
 from evaluation.outcome import RARE
 
 NEEDED = {
@@ -74,7 +73,7 @@ def history_verdict(comparison: Comparison) -> str:
     of_config: dict[str, dict[str, Model]] = defaultdict(dict)
     for model in comparison.models:
         if not model.is_baseline:
-            of_config[config_key(model.runs[0], history=False)].setdefault(model.history, model)
+            of_config[model.runs[0].model_key(history=False)].setdefault(model.history, model)
     for kinds in of_config.values():  # best on val first
         if {"previous", "shuffled"} <= kinds.keys():
             own = kinds["previous"]

@@ -1,4 +1,4 @@
-"""02_train_model.py as a user runs it: what it leaves behind, how it fails, how it carries on."""
+"""02_train_model.py as a user runs it: what it leaves behind, how it fails, how it resumes."""
 
 import importlib.util
 import json
@@ -225,7 +225,7 @@ def test_another_config_under_a_taken_name_is_refused(script, write_config, capf
     assert script.main(["--config", config, "seed=1", "optim.lr=1"]) == 2
     error = capfd.readouterr().err
     assert "differs in: optim, seed" in error
-    assert "choose another name" in error
+    assert "under another name" in error
 
 
 def test_other_cells_under_a_taken_name_are_refused(
@@ -257,7 +257,7 @@ def said(script, capfd, config: str) -> str:
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert "delete" not in error
-    assert "choose another name=..., or move that folder away" in error
+    assert "train again under another name, or move that folder away" in error
     return error
 
 
@@ -276,17 +276,18 @@ def test_a_finished_run_that_is_not_whole_is_not_called_finished(
     (folder / name).unlink()
     if damage == "bit":
         (folder / name).write_bytes(content)
-    assert f"was finished, but {name} is missing or changed" in said(script, capfd, config)
+    how = "missing" if damage == "missing" else "changed since the run was finished"
+    assert f"{name} is {how}" in said(script, capfd, config)
 
 
-def test_a_finished_run_without_checksums_is_of_an_earlier_version(script, done, capfd):
+def test_a_finished_run_without_checksums_is_of_another_version(script, done, capfd):
     config, folder = done
     (folder / "checksums.json").write_text("{}")
     assert "config.yaml, data/class_names.json" in said(script, capfd, config)
     (folder / "checksums.json").write_text("[1")
-    assert "cannot be read" in said(script, capfd, config)
+    assert "checksums.json: cannot be used" in said(script, capfd, config)
     (folder / "checksums.json").unlink()
-    assert "an earlier version of this code" in said(script, capfd, config)
+    assert "another version of this code (it has no checksums.json)" in said(script, capfd, config)
 
 
 @pytest.mark.parametrize("name", ["vocabulary.json", "gene_medians.npy", "class_names.json"])
@@ -325,7 +326,7 @@ def test_a_config_of_another_version_is_not_called_damaged(script, done, capfd):
         file.write("a_later_setting: 3\n")
     write_checksums(folder)
     error = said(script, capfd, config)
-    assert "this version of the code cannot read" in error
+    assert "written by another version of this code (" in error
     assert "a_later_setting" in error
     assert "damaged" not in error
 
@@ -355,7 +356,12 @@ def test_resuming_equals_not_stopping(script, write_config, tmp_path, monkeypatc
     with (runs / ".halves.partial" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "test/accuracy": 1.0}\n')  # as if killed after the last epoch
         file.write('{"step": 999, "train/loss": 1.0}\n{"step": 9')  # after the checkpoint; torn
-    for left in (".tmpAbC123", ".checkpoint.safetensors.partial", "predictions_val.npz"):
+    for left in (
+        ".tmpAbC123",
+        ".checkpoint.safetensors.partial-1",
+        "predictions_val.npz",
+        "data/.meta.json.partial-1",
+    ):
         (runs / ".halves.partial" / left).write_bytes(b"half a")
     assert script.main(["--config", config, "name=halves"]) == 0
 
@@ -381,7 +387,7 @@ def test_an_interrupt_before_the_first_checkpoint_leaves_nothing(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_another_config_does_not_carry_on_an_interrupted_run(
+def test_another_config_does_not_resume_an_interrupted_run(
     script, write_config, monkeypatch, capfd
 ):
     config = write_config()
@@ -444,7 +450,9 @@ def test_an_interrupted_run_of_another_version_is_not_called_damaged(script, int
     with (folder / "config.yaml").open("a") as file:
         file.write("a_later_setting: 3\n")
     error = said(script, capfd, config)
-    assert "holds an interrupted run whose config this version of the code cannot read" in error
+    assert "written by another version of this code (" in error
+    assert "a_later_setting" in error
+    assert "damaged" not in error
 
 
 @pytest.mark.parametrize("line", ["[1]", '{"loss": 1}', '{"step": "x"}', '{"step": 1, "a": []}'])

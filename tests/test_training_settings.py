@@ -22,7 +22,7 @@ from tests.two_processes import load_script
 from training import checkpoint
 from training.baseline import fit_baseline
 from training.distributed import Ranks
-from training.run_folder import RunFolder
+from training.run_writer import RunWriter
 from training.tracking import Tracker, read_metrics
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -134,11 +134,11 @@ def fit(script, data, monkeypatch, make_config):
         with monkeypatch.context() as patch:
             patch.setattr(script, "build_learner", build)
             patch.setattr(script, "make_optimizer", make)
-            folder = RunFolder(config)
-            with folder.begun(data, writes=True):
-                tracker = Tracker(folder.partial / "metrics.jsonl", config)
+            folder = RunWriter(config)
+            with folder.open(data, writes=True):
+                tracker = Tracker(folder.curves, config)
                 seen.fitted = script.fit_network(config, data, folder, ALONE, tracker)
-                seen.points = read_metrics(folder.partial / "metrics.jsonl")
+                seen.points = read_metrics(folder.curves)
                 folder.checkpoint.unlink()
         return seen
 
@@ -416,11 +416,11 @@ def fit_planned(script, data, make_config, monkeypatch):
             asked.append((cells.name, mark(learner)))
             return {"probabilities": plan[cells.name][mark(learner)].astype(np.float32)}
 
-        folder = RunFolder(config)
-        with monkeypatch.context() as patch, folder.begun(data, writes=True):
+        folder = RunWriter(config)
+        with monkeypatch.context() as patch, folder.open(data, writes=True):
             patch.setattr(script, "train_epoch", train_epoch)
             patch.setattr(script, "predict", predict)
-            tracker = Tracker(folder.partial / "metrics.jsonl", config)
+            tracker = Tracker(folder.curves, config)
             fitted = script.fit_network(config, data, folder, ALONE, tracker)
             folder.checkpoint.unlink()
         return fitted, asked
@@ -529,7 +529,7 @@ def test_the_clock_of_a_network_has_its_start_once_and_no_reading(
     from models import rank_transformer
 
     config = make_config(model=MODEL | {"gene_init": "svd"}, optim={"max_epochs": 3})
-    folder = RunFolder(config)
+    folder = RunWriter(config)
     stop = [2]
 
     def train_epoch(training, *_):
@@ -552,8 +552,8 @@ def test_the_clock_of_a_network_has_its_start_once_and_no_reading(
     monkeypatch.setattr(script, "train_epoch", train_epoch)
     monkeypatch.setattr(script, "predict", passing(now, 1, script.predict))
     for is_whole in (False, True):
-        with folder.begun(data, writes=True):
-            tracker = Tracker(folder.partial / "metrics.jsonl", config)
+        with folder.open(data, writes=True):
+            tracker = Tracker(folder.curves, config)
             if not is_whole:
                 with pytest.raises(KeyboardInterrupt):
                     script.fit_network(config, data, folder, ALONE, tracker)

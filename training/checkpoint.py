@@ -1,15 +1,11 @@
-"""Files that are whole or not there: atomic writes, checkpoints as safetensors, no pickle.
+"""Checkpoints: safetensors, no pickle.
 
 A checkpoint is one file: tensors by name, and beside them in its header a JSON text with the step,
 the sampler's position and the scores so far. One file cannot be half new and half old.
 """
 
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,67 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dataset.store.atomic import write_atomically
+
 
 class CheckpointError(ValueError):
     """A checkpoint is damaged or belongs to another model."""
 
 
-class WriteError(OSError):
-    """A file cannot be written; the message names it."""
-
-
-ADVICE = "choose another name=..., or move that folder away, and run again"
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, flush it to disk, then rename it to ``path``.
-
-    At no moment is there a file called ``path`` that is not complete: killed before the rename,
-    the old one stays.
-
-    Raises
-    ------
-    WriteError
-        An OSError that names ``path``, on a full disk and otherwise.
-    """
-    aside = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        try:
-            write(aside)
-            flush_to_disk(aside)
-            os.replace(aside, path)
-        except BaseException:  # Ctrl-C too
-            aside.unlink(missing_ok=True)
-            raise
-        flush_to_disk(path.parent)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Let what goes wrong in writing name the file: the system's own errors often do not."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        text = " ".join(str(error).split())
-        # safetensors gives the number in its text only.
-        full = (errno.ENOSPC, errno.EDQUOT)
-        if getattr(error, "errno", None) in full or any(f"os error {n})" in text for n in full):
-            text = "the disk is full; free space, then run the same again"
-        raise WriteError(f"{path}: cannot be written: {text}") from error
-
-
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+ADVICE = "train again under another name, or move that folder away"
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict | None = None) -> None:
@@ -88,7 +31,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict | None = N
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(header or {})
     metadata = {"header": text, "sha256": _sha256(contiguous, text)}
-    write_atomically(path, lambda aside: save_file(contiguous, aside, metadata=metadata))
+    write_atomically(path, lambda partial: save_file(contiguous, partial, metadata=metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:

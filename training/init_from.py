@@ -16,8 +16,8 @@ from torch import Tensor
 from configs.base import ConfigError
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import N_SPECIALS, Vocabulary
-from evaluation.run_folder import RunFolder
 from models.learner import Learner
+from training.runs import Run
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
     RunFolderError
         If the folder is no finished run.
     """
-    run = RunFolder(path)
+    run = Run(path)
     if hasattr(run.config.model, "fit"):
         raise ConfigError(
             f"init_from: {path} is a {run.config.model.kind}; expected the run of a network"
         )
     theirs = run.weights()
     ours = learner.state_dict()
-    rows, their_rows = shared_rows(facts.vocabulary, run.vocabulary)
+    rows, their_rows = shared_rows(facts.vocabulary, run.facts.vocabulary)
     copied, not_found, other_shape = [], [], []
     with torch.no_grad():
         for name, weight in ours.items():

@@ -25,8 +25,9 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from configs.schema import TrainConfig
+from dataset.store.atomic import write_text, writing
 from evaluation.plot_text import plain
-from training.checkpoint import ADVICE, write_text, writing
+from training.checkpoint import ADVICE
 
 logger = logging.getLogger(__name__)
 

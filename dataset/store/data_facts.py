@@ -1,11 +1,35 @@
 """``DataFacts``: what a network needs to know of the data that it is built for."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataset.vocabulary import Vocabulary
+
+READ_ERRORS = (OSError, ValueError, TypeError, RecursionError, EOFError)
+# Files and folders, as far as they are there, that say what was learned from the train cells and
+# how new cells are read. A run keeps a copy: its network is of no use with others.
+LEARNED = (
+    "vocabulary.json",
+    "class_names.json",
+    "conditions.json",
+    "gene_medians.npy",
+    "learned",
+    "history",
+)
+
+
+class FactsError(ValueError):
+    """A file does not hold what it should: ``file`` is its name, ``fault`` is what is wrong."""
+
+    def __init__(self, file: str, fault: object) -> None:
+        self.file = file
+        self.fault = " ".join(str(fault).split()) or type(fault).__name__
+        super().__init__(f"{self.file}: {self.fault}")
 
 
 @dataclass(frozen=True)
@@ -38,3 +62,95 @@ class DataFacts:
     learned: dict[str, NDArray]
     conditions: dict[str, list[str]] = field(default_factory=dict)
     class_sizes: NDArray[np.int64] | None = None
+
+
+def read_facts(folder: Path, *, row_length: int, n_segments: int) -> DataFacts:
+    """Read them from an encoded folder, or from a run's copy of the files of ``LEARNED``.
+
+    Parameters
+    ----------
+    folder
+        Of the files.
+    row_length, n_segments
+        As ``meta.json`` says.
+
+    Raises
+    ------
+    FactsError
+        If a file is missing, cannot be read, or holds something else.
+    """
+    try:
+        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    except READ_ERRORS as error:
+        raise FactsError("vocabulary.json", error) from None
+    conditions: dict[str, list[str]] = {}
+    if (folder / "conditions.json").exists():
+        conditions = _json(folder, "conditions.json")
+        if not isinstance(conditions, dict) or not all(map(_are_names, conditions.values())):
+            raise FactsError("conditions.json", "expected lists of names by column")
+    learned = {
+        path.stem: _of_genes(folder, f"learned/{path.name}", vocabulary.n_genes)
+        for path in sorted((folder / "learned").glob("*.npy"))
+    }
+    if (folder / "gene_medians.npy").exists():
+        learned["medians"] = _of_genes(
+            folder, "gene_medians.npy", vocabulary.n_genes, are_positive=True
+        )
+    return DataFacts(
+        vocabulary=vocabulary,
+        class_names=read_class_names(folder),
+        row_length=row_length,
+        n_segments=n_segments,
+        learned=learned,
+        conditions=conditions,
+    )
+
+
+def read_class_names(folder: Path) -> list[str]:
+    """Read class_names.json alone.
+
+    Raises
+    ------
+    FactsError
+        If it is no list of different names.
+    """
+    names = _json(folder, "class_names.json")
+    if not _are_names(names):
+        raise FactsError("class_names.json", "expected a list of names")
+    if len(set(names)) < len(names):
+        raise FactsError("class_names.json", "a name occurs twice")
+    return names
+
+
+def learned_files(folder: Path) -> list[str]:
+    """Return the names, relative to the folder, of all files of ``LEARNED`` that are there."""
+    found = []
+    for name in LEARNED:
+        path = folder / name
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [file.relative_to(folder).as_posix() for file in inside if file.is_file()]
+    return found
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _json(folder: Path, name: str) -> Any:
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except READ_ERRORS as error:
+        raise FactsError(name, error) from None
+
+
+def _of_genes(folder: Path, name: str, n_genes: int, *, are_positive: bool = False) -> NDArray:
+    """Read an array of one row a gene, all of them numbers."""
+    try:
+        array = np.load(folder / name, allow_pickle=False)
+    except READ_ERRORS as error:
+        raise FactsError(name, error) from None
+    if array.shape[:1] != (n_genes,) or array.dtype.kind not in "fiub":
+        raise FactsError(name, f"found {array.dtype} {array.shape}, expected {n_genes} genes")
+    if not np.isfinite(array).all() or (are_positive and not (array > 0).all()):
+        raise FactsError(name, f"not all are {'positive ' * are_positive}numbers")
+    return array

@@ -8,7 +8,7 @@ import json
 import os
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,14 @@ from scipy.sparse import csr_matrix
 from configs.user_error import UserError
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.store.csr_file import CsrFile, open_npy
-from dataset.store.data_facts import DataFacts
+from dataset.store.data_facts import FactsError, read_facts
 from dataset.store.layout import FILES, SPLITS
 from dataset.store.meta import fault_of_meta
-from dataset.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 2  # 2: checksums.json
 CHECKED_LINES = 16_384  # of cells.csv at a time
 READ_ERRORS = (OSError, ValueError, RecursionError)
-ADVICE = "preprocess again (01_preprocess_sc_data.ipynb, overwrite)"
+ADVICE = "encode again (01_preprocess_sc_data.ipynb, overwrite)"
 
 
 class EncodedFolderError(UserError):
@@ -80,8 +79,10 @@ class EncodedFolder:
     ----------
     path, meta
         The folder and its meta.json.
+    facts
+        What a network needs to know of these cells.
     vocabulary, gene_medians, class_names
-        What was learned from the train cells.
+        Of the facts.
 
     Raises
     ------
@@ -97,8 +98,8 @@ class EncodedFolder:
         self._check(isinstance(self.meta, dict), "meta.json", "expected a table of settings")
         if (version := self.meta.get("schema_version")) != SCHEMA_VERSION:
             raise EncodedFolderError(
-                f"{self.path}: written in format {version}, this code reads {SCHEMA_VERSION}: "
-                f"{ADVICE}"
+                f"{self.path}: was written by another version of this code (format {version}, "
+                f"this code reads {SCHEMA_VERSION}); {ADVICE}"
             )
         try:
             self._checksums = read_checksums(self.path)
@@ -116,38 +117,21 @@ class EncodedFolder:
         self.n_segments: int = self.meta["n_segments"]
         self.n_cells: dict[str, int] = {split: self.meta["n_cells"][split] for split in SPLITS}
         try:
-            self.vocabulary = Vocabulary.load(self.path / "vocabulary.json")
-        except READ_ERRORS as error:
-            raise self._damaged("vocabulary.json", _one_line(error)) from None
-        self.class_names: list[str] = self._json("class_names.json")
-        names = self.class_names
-        self._check(
-            isinstance(names, list) and all(isinstance(name, str) for name in names),
-            "class_names.json",
-            "expected a list of names",
-        )
-        self.gene_medians = self._array(
-            "gene_medians.npy", (self.vocabulary.n_genes,), ("float32",)
-        )
-        self._check(bool((self.gene_medians > 0).all()), "gene_medians.npy", "not all positive")
+            self.facts = read_facts(
+                self.path, row_length=self.n_tokens, n_segments=self.n_segments
+            )
+        except FactsError as error:
+            raise self._damaged(error.file, error.fault) from None
+        self.vocabulary, self.class_names = self.facts.vocabulary, self.facts.class_names
+        self.gene_medians: NDArray[np.float32] = self.facts.learned["medians"]
         self._splits = {split: self._open_split(split) for split in SPLITS}
+        sizes = np.bincount(self._splits["train"].labels, minlength=len(self.class_names))
+        self.facts = replace(self.facts, class_sizes=sizes)
         self._matrix, self._library_size = self._open_expression()
         self._cells_csv = os.open(self.path / "cells.csv", os.O_RDONLY)
         weakref.finalize(self, os.close, self._cells_csv)
         self._check_cells()
         self.check_unchanged()
-
-    @property
-    def facts(self) -> DataFacts:
-        """What a network needs to know of these cells."""
-        return DataFacts(
-            vocabulary=self.vocabulary,
-            class_names=self.class_names,
-            row_length=self.n_tokens,
-            n_segments=self.n_segments,
-            learned={"medians": self.gene_medians},
-            class_sizes=np.bincount(self._splits["train"].labels, minlength=len(self.class_names)),
-        )
 
     def split(self, name: str) -> EncodedSplit:
         """Return ``train``, ``val`` or ``test``."""

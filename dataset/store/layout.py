@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dataset.store.atomic_folder import FolderError
+from dataset.store.atomic import FolderError
 from dataset.store.checksums import CHECKSUMS, read_checksums
 
 SPLITS = ("train", "val", "test")

@@ -20,7 +20,8 @@ from dataset.encode_error import EncodeError
 from dataset.previous.history import History
 from dataset.reading.cells import CellFileError
 from dataset.sources import synthetic_cells
-from dataset.store.atomic_folder import FolderError
+from dataset.store.atomic import FolderError
+from dataset.store.checksums import write_checksums
 from dataset.store.csr_file import NpyWriter
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
 from dataset.store.layout import check_replaceable
@@ -587,6 +588,21 @@ def test_a_damaged_folder_is_said_and_can_be_overwritten(cells, config_of):
     (path / "train" / "labels.npy").unlink()
     with pytest.raises(EncodedFolderError, match="missing"):
         run(config)
+    run(config, overwrite=True)
+
+
+def test_a_folder_of_another_version_is_not_called_damaged(cells, config_of):
+    config = config_of(cells)
+    folder = run(config).path
+    with (folder / "config.yaml").open("a") as file:
+        file.write("a_later_setting: 3\n")
+    write_checksums(folder)
+    with pytest.raises(
+        EncodeError, match=r"another version of this code \(.*later.*\): ch"
+    ) as error:
+        run(config)
+    assert "\n" not in str(error.value)
+    assert "damaged" not in str(error.value)
     run(config, overwrite=True)
 
 

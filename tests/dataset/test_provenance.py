@@ -1,9 +1,13 @@
+import json
 import shutil
 import subprocess
 
 import pytest
+import torch
 
 from dataset import provenance
+from dataset.encode import encode
+from training.run_writer import environment
 
 
 @pytest.fixture
@@ -32,3 +36,14 @@ def test_there_is_none_outside_git(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "code.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.git_commit() is None
+
+
+def test_an_encoded_folder_and_a_run_of_edited_code_say_so(
+    repository, preprocess_config, tmp_path
+):
+    commit = provenance.git_commit()
+    repository.write_text("2\n")
+    config = preprocess_config.model_copy(update={"data_dir": str(tmp_path / "data")})
+    meta = json.loads((encode(config, progress=False) / "meta.json").read_text())
+    assert meta["git_commit"] == f"{commit}-changed"
+    assert environment(torch.device("cpu"))["git_commit"] == f"{commit}-changed"

@@ -1,7 +1,6 @@
-"""Two small runs on the synthetic cells, made by the training script; others made up."""
+"""Runs that are made up, and copies of runs with other content."""
 
 import json
-import runpy
 import shutil
 import zlib
 from collections.abc import Callable
@@ -15,36 +14,7 @@ import yaml
 from dataset.store.checksums import write_checksums
 from dataset.vocabulary import Vocabulary
 from evaluation import METRICS
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="session")
-def make_run(tmp_path_factory, encoded_folder):
-    """Return a function: words of the command line -> folder of the finished run."""
-    main = runpy.run_path(str(ROOT / "02_train_model.py"))["main"]
-    runs = tmp_path_factory.mktemp("runs")
-
-    def make(name: str, config: str, *words: str, data: Path = encoded_folder) -> Path:
-        words = (f"name={name}", f"data={data}", f"runs_dir={runs}", *words)
-        quiet = ("tracking.wandb=disabled", "device=cpu")
-        assert main(["--config", f"{ROOT}/configs/train/{config}.yaml", *words, *quiet]) == 0
-        return runs / name
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def network_run(make_run):
-    """Train the smoke config; return the run folder."""
-    return make_run("network", "smoke")
-
-
-@pytest.fixture(scope="session")
-def baseline_run(make_run):
-    """Fit logistic regression; return the run folder."""
-    return make_run("logistic", "logistic_regression_baron_human")
-
+from training.runs import RUN_VERSION
 
 CLASSES = ["alpha", "beta", "gamma"]
 SHARES = [0.6, 0.3, 0.1]  # accuracy and macro-F1 differ
@@ -94,7 +64,13 @@ def write_run(tmp_path):
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         hashes = {"data_sha256": data_sha256, "split_sha256": split_sha256}
         is_network = kind == "rank_transformer"
-        metrics = {**hashes, "seconds": 2.0, "peak_memory_mb": 300.0, "seed": seed}
+        metrics = {
+            "version": RUN_VERSION,
+            **hashes,
+            "seconds": 2.0,
+            "peak_memory_mb": 300.0,
+            "seed": seed,
+        }
         metrics |= {"n_parameters": 1000 if is_network else None, "device": "cpu"} | (costs or {})
         skills = skill if isinstance(skill, tuple) else (skill, skill)
         for split, split_skill in zip(("val", "test"), skills, strict=True):
@@ -120,6 +96,8 @@ def write_run(tmp_path):
         meta = {
             "name": data,
             "tokenizer": {"kind": "rank", "n_tokens": 8, "previous": previous},
+            "n_tokens": 9,
+            "n_segments": 1,
             "n_cells": dict.fromkeys(("train", "val", "test"), n_cells),
             "source": {"files": [{"path": f"{data}.h5ad"}]},
             **hashes,

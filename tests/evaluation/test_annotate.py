@@ -13,7 +13,7 @@ from dataset.reading.cells import Cells
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation.annotate import AnnotationError, TrainedModel, annotate
 from evaluation.calibration import apply_temperature
-from evaluation.run_folder import RunFolder, RunFolderError
+from training.runs import Run, RunFolderError
 
 
 @pytest.mark.parametrize("run", ["network_run", "baseline_run"])
@@ -38,7 +38,7 @@ def test_types_are_right_and_the_file_keeps_what_it_had(
 
 def test_same_answer_as_in_training(network_run, encoded_folder, query, tmp_path):
     found = annotate(network_run, query(), tmp_path / "annotated.h5ad")
-    test = RunFolder(network_run).predictions("test")
+    test = Run(network_run).predictions("test")
     expected = apply_temperature(test.probabilities, found.temperature)
     rows = found.cells.index.get_indexer(test.cell_names)
     np.testing.assert_allclose(found.probabilities[rows], expected, atol=2e-5)

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation import annotated_file
+from dataset.store import atomic
 from evaluation.annotate import COLUMNS, AnnotationError, annotate
 
-FILES = Path(__file__).parents[1] / "dataset" / "files"  # 12 cells, saved by either anndata
+# 12 cells, saved by either anndata
+FILES = Path(__file__).parents[1] / "dataset" / "reading" / "files"
 
 
 def walk(file):
@@ -200,7 +201,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(baseline_run, query, tmp_path,
     path = query()
     for broken in ("copyfileobj", "flush_to_disk"):
         with monkeypatch.context() as patch:
-            owner = shutil if broken == "copyfileobj" else annotated_file
+            owner = shutil if broken == "copyfileobj" else atomic
             patch.setattr(owner, broken, fail)
             with pytest.raises(AnnotationError, match=r"annotated\.h5ad: the disk is full"):
                 annotate(baseline_run, path, tmp_path / "annotated.h5ad")

@@ -1,9 +1,12 @@
 """Which runs stand together: by cells, by model, a seed once; and what is left out is named."""
 
+import json
 import shutil
 
 import pytest
 
+from dataset.store.checksums import write_checksums
+from dataset.vocabulary import Vocabulary
 from evaluation.compare import compare_runs
 from evaluation.group_runs import ComparisonError
 from evaluation.group_runs import _names as names_of_models
@@ -74,6 +77,38 @@ def test_what_a_resumed_run_may_change_is_no_other_model(write_run, settings):
     assert models(folder) == {"net": ["net_s0", "net_s1"]}
 
 
+@pytest.mark.parametrize("settings", [{"precision": "bfloat16"}, {"optim": {"lr": 1e-5}}], ids=str)
+def test_what_changes_the_numbers_is_another_model(write_run, settings):
+    write_run("net_s0", kind="rank_transformer", seed=0)
+    folder = write_run("other_s1", kind="rank_transformer", seed=1, settings=settings)
+    assert set(models(folder)) == {"net", "other"}
+
+
+def test_another_vocabulary_is_another_model_as_it_is_another_run(write_run):
+    write_run("net_s0", kind="rank_transformer", seed=0)
+    folder = write_run("ids_s1", kind="rank_transformer", seed=1)
+    Vocabulary(("id0", "id1"), ("G0", "G1")).save(folder / "data" / "vocabulary.json")
+    write_checksums(folder)
+    assert set(models(folder)) == {"net", "ids"}
+
+
+def without_classes(arrays):
+    return {key: array for key, array in arrays.items() if key != "probabilities"}
+
+
+def test_a_run_that_predicts_no_classes_is_listed(write_run, edit_predictions):
+    write_run("linear")
+    folder = write_run("pretrained", kind="rank_transformer")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics |= dict.fromkeys(("val", "test"), {"masked_gene_loss": 2.5})
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    for split in ("val", "test"):
+        edit_predictions(folder, split, without_classes)
+    (comparison,) = compared(folder)
+    assert [model.name for model in comparison.models] == ["linear"]
+    assert comparison.left_out == [f"{folder}: no classes predicted: not compared"]
+
+
 def test_other_settings_and_tokens_are_another_model(write_run):
     write_run("net_s0", kind="rank_transformer", seed=0)
     write_run("slow_s1", kind="rank_transformer", seed=1, settings={"optim": {"lr": 1e-5}})
@@ -109,7 +144,8 @@ def test_a_run_that_is_not_whole_is_named(write_run, name):
     (folder / name).unlink()
     (comparison,) = compared(folder)
     assert [model.name for model in comparison.models] == ["linear"]
-    assert comparison.left_out == [f"{folder}: not whole (no {name})"]
+    (why,) = comparison.left_out
+    assert why.startswith(f"{folder}: {name} is missing")
 
 
 @pytest.mark.parametrize("name", ["predictions_test.npz", "metrics.json", "data/meta.json"])

@@ -82,7 +82,7 @@ def test_what_is_left_out_is_said(write_run, tmp_path):
     (folder / "config.yaml").unlink()
     text, _ = written(compared(folder), tmp_path)
     assert "Left out, and in no table:" in text
-    assert "knn: not whole (no config.yaml)" in text
+    assert "knn: config.yaml is missing" in text
 
 
 def test_names_are_no_markup(write_run, tmp_path):

@@ -16,7 +16,7 @@ from dataset.sources import synthetic_cells
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation.annotate import AnnotationError, TrainedModel, annotate
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
-from evaluation.run_folder import RunFolder
+from training.runs import Run
 
 HISTORIES = {"alone": None, "layer": {"layer": "before"}, "time": {"n_ancestors": 3}}
 BASELINES = ("majority", "logistic_regression", "linear_svm", "knn")
@@ -84,7 +84,7 @@ def test_the_answers_are_those_of_the_test_cells(kind, run_of, two_times, tmp_pa
     found = annotate(
         run_of(kind), tmp_path / "query.h5ad", tmp_path / "annotated.h5ad", time_key="time"
     )
-    test = RunFolder(run_of(kind)).predictions("test")
+    test = Run(run_of(kind)).predictions("test")
     rows = found.cells.index.get_indexer(test.cell_names)
     assert (rows >= 0).all()
     expected = apply_temperature(test.probabilities, found.temperature)

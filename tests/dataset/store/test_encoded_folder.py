@@ -6,7 +6,7 @@ import pytest
 
 from configs.schema import SplitConfig
 from dataset.encode import encode
-from dataset.store.atomic_folder import FolderError
+from dataset.store.atomic import FolderError
 from dataset.store.checksums import write_checksums
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
 from dataset.store.layout import FILES, check_replaceable
@@ -90,7 +90,7 @@ def test_damage_is_one_clear_sentence(copy, name, damage):
     with pytest.raises(EncodedFolderError) as caught:
         use(copy)
     assert str(path) in str(caught.value)
-    assert "preprocess again" in str(caught.value)
+    assert "encode again" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -126,7 +126,7 @@ def test_values_that_cannot_be_are_refused(copy, name, value):
 def test_another_format_is_refused(copy):
     meta = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps(meta | {"schema_version": 99}))
-    with pytest.raises(EncodedFolderError, match="format 99, this code reads 2: preprocess again"):
+    with pytest.raises(EncodedFolderError, match=r"format 99, this code reads 2\); encode again"):
         EncodedFolder(copy)
 
 
@@ -134,7 +134,7 @@ def test_a_folder_from_before_there_were_checksums_is_refused(copy):
     meta = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps(meta | {"schema_version": 1}))
     (copy / "checksums.json").unlink()
-    with pytest.raises(EncodedFolderError, match="format 1, this code reads 2: preprocess again"):
+    with pytest.raises(EncodedFolderError, match=r"format 1, this code reads 2\); encode again"):
         EncodedFolder(copy)
 
 
@@ -195,9 +195,7 @@ def test_content_that_was_changed_is_refused(copy, name, change):
     change(copy)
     with pytest.raises(EncodedFolderError) as caught:
         EncodedFolder(copy)
-    assert f"{copy / name}: its content is not what was written; preprocess again" in str(
-        caught.value
-    )
+    assert f"{copy / name}: its content is not what was written; encode again" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["meta.json", "class_names.json", "vocabulary.json",
@@ -209,7 +207,7 @@ def test_json_of_another_type_is_a_sentence(copy, name, content, sealed):
     (copy / name).write_text(content)
     if sealed and name != "checksums.json":
         write_checksums(copy)
-    with pytest.raises(EncodedFolderError, match=r"preprocess again") as caught:
+    with pytest.raises(EncodedFolderError, match=r"encode again") as caught:
         EncodedFolder(copy)
     assert "\n" not in str(caught.value)
 

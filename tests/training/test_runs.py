@@ -1,4 +1,4 @@
-"""A run folder is whole, or said in one sentence not to be."""
+"""A run is whole, or said in one sentence not to be; which runs are the same one."""
 
 import json
 import shutil
@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dataset.store.checksums import CHECKSUMS, write_checksums
-from evaluation.run_folder import RunFolder, RunFolderError
+from dataset.store.encoded_folder import EncodedFolder
+from training.runs import Run, RunFolderError
 
 
 @pytest.fixture
@@ -17,11 +18,11 @@ def copy(network_run, tmp_path):
 
 
 def test_reads_what_the_script_wrote(network_run):
-    run = RunFolder(network_run)
+    run = Run(network_run)
     test = run.predictions("test")
     assert len(test.labels) == run.meta["n_cells"]["test"]
     assert test.embeddings.shape == (len(test.labels), run.config.model.d_model)
-    assert run.vocabulary.n_genes == len(run.gene_medians)
+    assert run.facts.vocabulary.n_genes == len(run.facts.learned["medians"])
     assert any("train/loss" in line for line in run.curves)
     assert run.has_weights
     stored = load_file(network_run / "model.safetensors")
@@ -34,21 +35,20 @@ def test_a_class_that_cannot_be_is_no_fault_of_a_baseline(baseline_run, tmp_path
     arrays["intercept"][0] = -np.inf
     save_file(arrays, folder / "model.safetensors")
     write_checksums(folder)
-    assert np.isneginf(RunFolder(folder).weights()["intercept"][0])
+    assert np.isneginf(Run(folder).weights()["intercept"][0])
     arrays["intercept"][0] = np.inf
     save_file(arrays, folder / "model.safetensors")
     write_checksums(folder)
     with pytest.raises(RunFolderError, match="'intercept' holds what is no number"):
-        RunFolder(folder).weights()
+        Run(folder).weights()
 
 
 def read_everything(folder):
-    run = RunFolder(folder)
+    run = Run(folder)
     return (
         run.predictions("val"),
         run.predictions("test"),
-        run.vocabulary,
-        run.gene_medians,
+        run.facts,
         run.curves,
         run.weights(),
     )
@@ -89,7 +89,7 @@ def test_damage_is_one_sentence_as_soon_as_the_folder_is_opened(copy, name, dama
     else:
         path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
     with pytest.raises(RunFolderError, match=name):
-        RunFolder(copy)
+        Run(copy)
     refused(copy, "is missing" if damage == "missing" else "is changed since")
 
 
@@ -247,16 +247,115 @@ def test_a_config_of_another_version_is_not_called_damaged(copy):
     with (copy / "config.yaml").open("a") as file:
         file.write("a_later_setting: 3\n")
     write_checksums(copy)
-    refused(copy, "another version of this code .*a_later_setting")
+    refused(
+        copy, r"another version of this code \(.*a_later_setting.*\); train again under another"
+    )
 
 
 def test_a_run_of_the_format_before_is_to_be_trained_again(copy):
     (copy / CHECKSUMS).unlink()
-    refused(copy, "earlier version of this code; train again")
+    refused(copy, r"another version of this code \(it has no checksums.json\); train again under")
 
 
 def test_an_unfinished_run_is_not_read(tmp_path):
     with pytest.raises(RunFolderError, match="no such run folder"):
-        RunFolder(tmp_path / "nowhere")
+        Run(tmp_path / "nowhere")
     with pytest.raises(RunFolderError, match="no finished run"):
-        RunFolder(tmp_path)
+        Run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["predictions_test.npz", "data/vocabulary.json"])
+def test_a_run_that_never_had_a_file_is_of_another_version(copy, name):
+    (copy / name).unlink()
+    write_checksums(copy)
+    refused(copy, rf"another version of this code \(it has no {name}\)")
+
+
+@pytest.mark.parametrize("version", [None, 1, 99])
+def test_a_run_of_another_format_is_said_so(copy, version):
+    edit_json(copy, "metrics.json", lambda metrics: metrics | {"version": version})
+    write_checksums(copy)
+    refused(copy, rf"another version of this code \(format {version}, this code reads")
+
+
+def test_a_tokenizer_of_another_version_is_not_called_damaged(copy):
+    def later(meta):
+        return meta | {"tokenizer": meta["tokenizer"] | {"a_later_setting": 3}}
+
+    edit_json(copy, "data/meta.json", later)
+    write_checksums(copy)
+    refused(copy, r"another version of this code \(data/meta.json: .*a_later_setting")
+
+
+# ------------------------------------------------------------------- predictions by name
+
+
+def keep(folder, split, change):
+    path = folder / f"predictions_{split}.npz"
+    with np.load(path) as file:
+        np.savez(path, **change(dict(file)))
+    write_checksums(folder)
+
+
+def test_arrays_of_any_name_come_back(copy):
+    n = len(Run(copy).predictions("test").labels)
+    denoised = np.arange(3 * n, dtype=np.float32).reshape(n, 3)
+    keep(copy, "test", lambda arrays: arrays | {"denoised": denoised})
+    test = Run(copy).predictions("test")
+    np.testing.assert_array_equal(test.arrays["denoised"], denoised)
+    keep(copy, "test", lambda arrays: arrays | {"denoised": denoised[1:]})
+    refused(copy, "denoised are")
+    keep(copy, "test", lambda arrays: arrays | {"denoised": np.full((n, 3), np.inf)})
+    refused(copy, "denoised that are no numbers")
+    keep(copy, "test", lambda arrays: arrays | {"denoised": np.full(n, "text")})
+    refused(copy, "denoised are")
+
+
+def test_a_run_that_predicts_no_classes_is_whole(copy):
+    def unlabelled(arrays):
+        return {k: v for k, v in arrays.items() if k != "probabilities"} | {
+            "labels": np.full_like(arrays["labels"], -1)
+        }
+
+    for split in ("val", "test"):
+        keep(copy, split, unlabelled)
+    scores = {"val": {"masked_gene_loss": 2.5}, "test": {"masked_gene_loss": 2.25}}
+    edit_json(copy, "metrics.json", lambda metrics: metrics | scores)
+    edit_json(copy, "data/class_names.json", lambda _: [])
+    edit_json(copy, "data/meta.json", lambda meta: meta | {"label_key": None})
+    write_checksums(copy)
+    read_everything(copy)
+    run = Run(copy)
+    assert run.facts.n_classes == 0
+    assert not run.predictions("test").has_classes
+    assert run.predictions("test").embeddings is not None
+    assert run.metrics["test"] == {"masked_gene_loss": 2.25}
+
+
+def test_labels_are_known_where_classes_are_predicted(copy):
+    keep(copy, "val", lambda a: a | {"labels": np.full_like(a["labels"], -1)})
+    refused(copy, "labels beyond")
+
+
+def test_the_facts_are_those_of_the_encoded_folder(network_run, encoded_folder):
+    ours, theirs = Run(network_run).facts, EncodedFolder(encoded_folder).facts
+    assert ours.vocabulary == theirs.vocabulary
+    assert (ours.class_names, ours.row_length, ours.n_segments, ours.conditions) == (
+        theirs.class_names, theirs.row_length, theirs.n_segments, theirs.conditions,
+    )  # fmt: skip
+    assert ours.learned.keys() == theirs.learned.keys() == {"medians"}
+    np.testing.assert_array_equal(ours.learned["medians"], theirs.learned["medians"])
+
+
+def test_whatever_a_tokenizer_learned_is_read_by_name(copy):
+    n = Run(copy).facts.vocabulary.n_genes
+    (copy / "data" / "learned").mkdir()
+    np.save(copy / "data" / "learned" / "bin_edges.npy", np.ones((n, 5), dtype=np.float32))
+    (copy / "data" / "conditions.json").write_text('{"donor": ["a", "b"]}')
+    write_checksums(copy)
+    facts = Run(copy).facts
+    assert facts.learned["bin_edges"].shape == (n, 5)
+    assert facts.conditions == {"donor": ["a", "b"]}
+    np.save(copy / "data" / "learned" / "bin_edges.npy", np.ones((n - 1, 5)))
+    write_checksums(copy)
+    refused(copy, r"data/learned/bin_edges.npy: .*expected \d+ genes")

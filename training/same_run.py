@@ -1,0 +1,76 @@
+"""Which runs are of one model: the one rule for resuming a run, and for averaging over seeds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from configs.schema import TrainConfig
+from dataset.store.checksums import file_checksum
+from dataset.store.data_facts import learned_files
+
+# How a run is watched, where it runs, and how much of an update is computed at once: no more than
+# the last digits of a number depend on it. The precision is not among it, for it changes numbers.
+# Where the cells lie does not matter; what they are is compared by their hashes.
+MAY_DIFFER: dict[str, Any] = {
+    "tracking": True,
+    "runs_dir": True,
+    "device": True,
+    "compile": True,
+    "parallel": True,
+    "data": True,
+    "optim": {"tokens_per_batch"},
+}
+SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer")
+
+
+def identity(config: TrainConfig, data: Path) -> dict[str, Any]:
+    """Return all that makes a run's numbers, by name; equal in two runs, they are the same run.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    data
+        The encoded folder, or a run's copy of what was learned in it.
+
+    Returns
+    -------
+    Settings of the config, ``data`` (hashes of cells and split, and the tokenizer), and a checksum
+    of every file that was learned from the train cells.
+    """
+    meta = read_meta(data)
+    cells = {"data": {key: meta.get(key) for key in SAME_CELLS}}
+    files = {f"data/{name}": file_checksum(data / name) for name in learned_files(data)}
+    return config.model_dump(mode="json", exclude=MAY_DIFFER) | cells | files
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Name what differs between two identities; empty if they are of the same run."""
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+
+
+def model_key(config: TrainConfig, data: Path, *, history: bool = True) -> str:
+    """Return what makes a run's model, as text: its identity without its name and seed.
+
+    Parameters
+    ----------
+    config, data
+        As in ``identity``.
+    history
+        Whether the time point before in a cell's tokens is a part of the model.
+    """
+    parts = identity(config, data)
+    del parts["name"], parts["seed"]
+    if not history and isinstance(parts["data"]["tokenizer"], dict):
+        parts["data"]["tokenizer"] = {**parts["data"]["tokenizer"], "previous": None}
+        parts = {key: part for key, part in parts.items() if not key.startswith("data/history/")}
+    return json.dumps(parts, sort_keys=True)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return meta.json of an encoded folder or of a run's copy; empty if it cannot be read."""
+    try:
+        found = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
