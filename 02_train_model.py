@@ -248,8 +248,7 @@ def train_epoch(
                 batch = collate(rows.__getitems__(some))
             batch = to_device(batch, ranks.device)
             batch = augment(batch, medians, key=key, **dict(config.augment))
-            for objective in config.objectives:
-                batch = objective.hide(batch, draw_for(batch, key))
+            batch = training.learner.hide(batch, draw_for(batch, key))
             with averaging(training.model, now=i == len(update.batches) - 1):
                 with mixed_precision(config.precision, ranks.device):
                     losses = training.model(batch)  # (b, objectives)

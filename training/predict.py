@@ -58,6 +58,7 @@ def predict_batch(learner: Learner, batch: Batch, seed: int) -> dict[str, torch.
     found: dict[str, torch.Tensor] = learner(batch, predict=seen)
     for objective in learner.objectives:
         if objective.hides:
-            hidden = objective.hide(batch, draw_for(batch, update_key(seed, 0)))
+            draw = draw_for(batch, update_key(seed, 0))
+            hidden = objective.hide(batch, draw, learner.facts)
             found = learner(hidden, predict=[objective.kind]) | found
     return found
