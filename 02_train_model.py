@@ -14,7 +14,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 # Threads that wait for work sleep. Spinning, they fight over the cores with whatever else runs:
 # on two shared cores an update then took 5 times as long. OpenMP reads this when torch loads it.
@@ -23,7 +23,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
-from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -40,20 +39,21 @@ from dataset.batches import (
 )
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
 from dataset.vocabulary import N_SPECIALS
-from evaluation import METRICS
-from models.objectives import balanced_class_weights, classify
+from models.learner import Learner
+from models.network import TrainCells
+from models.objectives.base import Objective
 from models.transformer import compile_blocks
 from training.alarms import (
     TrainingError,
+    check_finite,
     refuse_batches,
-    refuse_what_is_no_number,
     warn_of_collapse,
 )
 from training.augment import augment
 from training.baseline import fit_baseline
 from training.checkpoint import CheckpointError
 from training.clock import Clock
-from training.counter_random import update_key
+from training.counter_random import draw_for, update_key
 from training.curve import Curve
 from training.distributed import (
     Ranks,
@@ -65,8 +65,10 @@ from training.distributed import (
     wait_for_all,
     wrap,
 )
+from training.init_from import init_from
+from training.monitor import monitored, rating
 from training.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
-from training.predict import Fitted, predict
+from training.predict import Fitted, Predictions, predict
 from training.run_writer import RunWriter, environment
 from training.runs import RunFolderError
 from training.sharding import share
@@ -118,19 +120,14 @@ def training_updates(
 # ============================================================================= model
 
 
-def build_network(config: TrainConfig, data: EncodedFolder) -> nn.Module:
-    """Build the network for this folder's vocabulary and classes."""
+def build_learner(config: TrainConfig, data: EncodedFolder) -> Learner:
+    """Build the network and its objectives' heads for this folder's vocabulary and classes."""
     torch.manual_seed(config.seed)
-    return config.model.build(
-        n_vocabulary=data.vocabulary.n_tokens,
-        n_classes=len(data.class_names),
-        n_tokens=data.n_tokens,
-        n_segments=data.n_segments,
-    )
+    return Learner(config.model, config.objectives, data.facts)
 
 
 def start_from_cells(
-    network: nn.Module, config: TrainConfig, data: EncodedFolder, clock: Clock
+    learner: Learner, config: TrainConfig, data: EncodedFolder, clock: Clock
 ) -> None:
     """Fit on the training cells what starts from them."""
     cells = data.split("train")
@@ -146,16 +143,21 @@ def start_from_cells(
 
     rng = np.random.default_rng(config.seed)
     with clock.running():
-        config.model.initialize(network, read_expression, read_cells, rng)
+        config.model.start(learner.network, TrainCells(read_expression, read_cells), rng)
     clock.start_seconds = clock.seconds
 
 
 # ========================================================================== evaluate
 
 
-def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Every metric of evaluation/, by name."""
-    return {name: float(metric(labels, probabilities)) for name, metric in METRICS.items()}
+def score(
+    objectives: Sequence[Objective], predictions: Predictions, labels: np.ndarray
+) -> dict[str, float]:
+    """Return the scores of every objective, by name."""
+    found: dict[str, float] = {}
+    for objective in objectives:
+        found |= objective.score(predictions, labels)
+    return found
 
 
 # ============================================================================== loop
@@ -164,18 +166,22 @@ def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 def fit_network(
     config: TrainConfig, data: EncodedFolder, run: RunWriter, ranks: Ranks, tracker: Tracker
 ) -> Fitted:
-    """Train until val macro-F1 stops rising; leave the network as it was at its best."""
+    """Train until the val score stops improving; leave the network as it was at its best."""
     optim, val = config.optim, data.split("val")
     refuse_batches(optim, data.n_tokens, ranks.world_size)
-    network, clock = build_network(config, data), Clock()
+    learner, clock = build_learner(config, data), Clock()
+    # 1. An interrupted run is resumed; 2. else it starts from init_from; 3. else from scratch.
     is_begun = share(run.checkpoint.exists(), ranks)
+    matched: dict = {}
     if not is_begun:
-        start_from_cells(network, config, data, clock)
-    model = wrap(network, ranks, config.parallel, config.precision)
+        start_from_cells(learner, config, data, clock)
+        if config.init_from is not None:
+            matched = init_from(learner, config.init_from, data.facts)
+    model = wrap(learner, ranks, config.parallel, config.precision)
     if config.compile:
-        compile_blocks(network)
-    optimizer = make_optimizer(network, lr=optim.lr, weight_decay=optim.weight_decay)
-    training = Training(network, model, optimizer, ranks, clock=clock)
+        compile_blocks(learner)
+    optimizer = make_optimizer(learner, lr=optim.lr, weight_decay=optim.weight_decay)
+    training = Training(learner, model, optimizer, ranks, clock=clock, init_from=matched)
     if is_begun:
         training.resume(run.checkpoint)
         tracker.forget_after(training.step)
@@ -186,23 +192,26 @@ def fit_network(
     with bar, logging_redirect_tqdm():
         while training.epoch < optim.max_epochs:
             if training.epoch - training.best_epoch > optim.patience:
-                logger.info("val macro-F1 has not risen for %d epochs: stopping", optim.patience)
+                logger.info("val has not improved for %d epochs: stopping", optim.patience)
                 break
             with training.clock.running():
                 train_epoch(training, config, data, tracker, bar)
-                probabilities = predict(network, val, config, ranks).probabilities
-            refuse_what_is_no_number(f"epoch {training.epoch + 1}: the answers", probabilities)
-            scores = score(val.labels, probabilities)
+                found = predict(learner, val, config, ranks)
+            check_finite(f"epoch {training.epoch + 1}: the predictions", *found.values())
+            scores = score(config.objectives, found, val.labels)
             tracker.log({f"val/{name}": value for name, value in scores.items()}, training.step)
-            warn_of_collapse(probabilities, data.class_names, training.epoch)
-            training.rate((scores["macro_f1"], -scores["log_loss"]))  # ties: the lower loss
+            if "probabilities" in found:
+                warn_of_collapse(found["probabilities"], data.class_names, training.epoch)
+            name = monitored(scores, config.monitor)
+            training.keep_if_best(rating(scores, name))
+            bar.set_postfix({f"val_{name}": f"{scores[name]:.3f}"})
             training.epoch += 1
             training.save(run.checkpoint)
     training.return_to_best()
     clock = training.clock
     return Fitted(
-        val=predict(network, val, config, ranks),
-        test=predict(network, data.split("test"), config, ranks),  # read here and nowhere else
+        val=predict(learner, val, config, ranks),
+        test=predict(learner, data.split("test"), config, ranks),  # read here and nowhere else
         weights={name: t.numpy() for name, t in training.best_weights.items()},
         facts={
             "seconds": round(clock.seconds, 2),
@@ -211,8 +220,9 @@ def fit_network(
                 training.epoch * n_train / (clock.seconds - clock.start_seconds), 1
             ),
             "best_epoch": training.best_epoch + 1,
-            "n_parameters": sum(p.numel() for p in network.parameters()),
-        },
+            "n_parameters": sum(p.numel() for p in learner.parameters()),
+        }
+        | ({"init_from": training.init_from} if training.init_from else {}),
         step=training.step,
     )
 
@@ -225,13 +235,10 @@ def train_epoch(
     rows = NpyDataset(cells)
     medians = np.concatenate([np.ones(N_SPECIALS, np.float32), data.gene_medians])
     medians = torch.from_numpy(medians).to(ranks.device)
-    class_weights = None
-    if optim.class_balanced:
-        class_weights = balanced_class_weights(cells.labels, len(data.class_names))
-        class_weights = class_weights.to(ranks.device)
-    training.network.train()
+    weights = torch.tensor([o.weight for o in config.objectives], device=ranks.device)
+    training.learner.train()
     with training.clock.paused():  # on a card its speed is measured, the first time
-        curve = Curve(training.network, config.precision, ranks)
+        curve = Curve(training.learner, config.precision, ranks)
     for update in training_updates(data, config, training.epoch, ranks):
         seed_everything(config.seed, training.step, ranks.rank)
         key = update_key(config.seed, training.step)
@@ -241,20 +248,17 @@ def train_epoch(
                 batch = collate(rows.__getitems__(some))
             batch = to_device(batch, ranks.device)
             batch = augment(batch, medians, key=key, **dict(config.augment))
+            for objective in config.objectives:
+                batch = objective.hide(batch, draw_for(batch, key))
             with averaging(training.model, now=i == len(update.batches) - 1):
                 with mixed_precision(config.precision, ranks.device):
-                    output = training.model(batch)
-                losses = classify(
-                    output,
-                    batch,
-                    class_weights=class_weights,
-                    label_smoothing=optim.label_smoothing,
-                )
+                    losses = training.model(batch)  # (b, objectives)
                 # Mean over the update's cells. The gradients of all processes are averaged: undo
                 # that division.
-                (losses.sum() * (ranks.world_size / update.n_cells)).backward()
+                total = (losses * weights).sum()
+                (total * (ranks.world_size / update.n_cells)).backward()
             curve.add(losses, batch["token_ids"])
-        norm = clip_gradients(training.network, optim.gradient_clip)
+        norm = clip_gradients(training.learner, optim.gradient_clip)
         lr = learning_rate(
             training.step, peak=optim.lr, n_steps=bar.total, warmup_fraction=optim.warmup_fraction
         )
@@ -266,8 +270,7 @@ def train_epoch(
         if training.step % LOG_EVERY == 0:
             point = curve.read() | {"optim/lr": lr, "optim/gradient_norm": float(norm)}
             tracker.log(point, training.step)
-            best = max(training.best_rating[0], 0.0)
-            bar.set_postfix(loss=f"{point['train/loss']:.3f}", val_macro_f1=f"{best:.3f}")
+            bar.set_postfix(loss=f"{point['train/loss']:.3f}")
 
 
 # ============================================================================= final
@@ -285,9 +288,8 @@ def write_results(
     metrics: dict = {}
     for name, predictions in (("val", fitted.val), ("test", fitted.test)):
         cells = data.split(name)
-        metrics[name] = score(cells.labels, predictions.probabilities)
-        arrays = {key: a for key, a in predictions._asdict().items() if a is not None}
-        run.write_predictions(name, cells, arrays)
+        metrics[name] = score(config.objectives, predictions, cells.labels)
+        run.write_predictions(name, cells, predictions)
     if fitted.weights is not None:
         run.write_weights(fitted.weights)
     tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
@@ -300,9 +302,11 @@ def write_results(
             data.path,
         )
     for name in ("val", "test"):
-        shown = (metrics[name]["accuracy"], metrics[name]["macro_f1"])
-        logger.info("%s: %s accuracy %.4f, macro-F1 %.4f", run.final, name, *shown)
-    tracker.report(run.final, data.class_names, data.split("test").labels, *fitted.test)
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in list(metrics[name].items())[:3])
+        logger.info("%s: %s %s", run.final, name, shown)
+    if "probabilities" in fitted.test:
+        found = fitted.test["probabilities"], fitted.test.get("embeddings")
+        tracker.report(run.final, data.class_names, data.split("test").labels, *found)
     tracker.finish()
 
 

@@ -73,7 +73,11 @@ def _assign(values: dict, override: str) -> None:
     if not separator or not key.strip():
         raise ConfigError(f"override {override!r}: expected key=value, such as optim.lr=1e-4")
     *parents, last = key.strip().split(".")
-    for parent in parents:
+    for number, parent in enumerate(parents):
+        if isinstance(found := values.get(parent), list):
+            rest = ".".join([*parents[number + 1 :], last])
+            _assign_item(found, rest, text, override)
+            return
         if values.get(parent) is None:  # absent, or a heading with nothing below it
             values[parent] = {}
         child = values[parent]
@@ -84,6 +88,18 @@ def _assign(values: dict, override: str) -> None:
         values[last] = _number(parse_yaml(text))
     except YAMLTextError as error:
         raise ConfigError(f"override {override!r}: the value {error}") from None
+
+
+def _assign_item(items: list, key: str, text: str, override: str) -> None:
+    """Assign to an item of a list, ``objectives.0.weight=2``."""
+    number, _, rest = key.partition(".")
+    inside = number.isdecimal() and int(number) < len(items)
+    if not (inside and rest and isinstance(items[int(number)], dict)):
+        raise ConfigError(
+            f"override {override!r}: expected the number of an item, 0 to {len(items) - 1}, and "
+            "a key of it, such as objectives.0.weight=2"
+        )
+    _assign(items[int(number)], f"{rest}={text}")
 
 
 def _number(value: object) -> object:
@@ -126,6 +142,8 @@ def _resolve(
         keys.append(str(part))
         if place == len(location) - 1:
             break
+        if isinstance(part, int):  # in a list: the section is that of its items
+            continue
         field = section.model_fields.get(str(part)) if section is not None else None
         sections = [] if field is None else _sections(field.annotation)
         section, choices = (sections[0], []) if len(sections) == 1 else (None, sections)

@@ -8,6 +8,7 @@ from configs.base import Config
 from dataset import TokenizerConfig
 from dataset.reading.cell_url import without_secrets
 from models import ModelConfig
+from models.objectives import ClassifyConfig, ObjectiveConfig
 
 
 class QualityControlConfig(Config):
@@ -124,9 +125,7 @@ class OptimConfig(Config):
         "does not bound batch_size; null: a process's share of the update at once",
     )
     max_epochs: int = Field(default=25, ge=1)
-    patience: int = Field(default=8, ge=1, description="epochs without a better val macro-F1")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    class_balanced: bool = Field(default=False, description="weight classes by 1/sqrt(n)")
+    patience: int = Field(default=8, ge=1, description="epochs without a better val score")
 
 
 class AugmentConfig(Config):
@@ -156,6 +155,21 @@ class TrainConfig(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under runs_dir")
     data: str = Field(description="folder that 01 wrote, such as data/baron_human_rank")
     model: ModelConfig
+    objectives: list[ObjectiveConfig] = Field(
+        default=[ClassifyConfig()],
+        min_length=1,
+        description="of a network: what it is trained to do, all at once, each kind once",
+    )
+    init_from: str | None = Field(
+        default=None,
+        description="run folder whose weights a network starts from, gene embeddings by gene id; "
+        "a run that is resumed goes on from its checkpoint instead",
+    )
+    monitor: str | None = Field(
+        default=None,
+        description="val score that chooses the epoch; null: macro_f1 if there are classes, else "
+        "the first objective's loss",
+    )
     optim: OptimConfig = OptimConfig()
     augment: AugmentConfig = AugmentConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -175,3 +189,10 @@ class TrainConfig(Config):
         "and of its optimiser (fsdp), for a network that does not fit one card",
     )
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        kinds = [objective.kind for objective in self.objectives]
+        if repeated := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+            raise ValueError(f"objectives: listed twice: {', '.join(repeated)}")
+        return self

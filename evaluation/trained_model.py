@@ -13,12 +13,15 @@ from scipy.sparse import csr_matrix
 from configs.schema import QualityControlConfig, TrainConfig
 from dataset.batches import collate, padded_length, to_device
 from dataset.previous.history import History
+from dataset.store.data_facts import DataFacts
 from dataset.tokenizers.rank import RankConfig, rank_tokens
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
-from models.rank_transformer import RankTransformer, RankTransformerConfig
+from models.learner import Learner
+from models.rank_transformer import RankTransformerConfig
 from training.checkpoint import load_weights
 from training.distributed import choose_device
+from training.predict import predict_batch
 from training.runs import Run
 
 WEIGHTS = "model.safetensors"
@@ -75,7 +78,7 @@ class TrainedModel:
         model = self.config.model
         if isinstance(model, RankTransformerConfig):
             self.baseline = None
-            self.network = self._network(model)
+            self.learner = self._learner(model)
         else:
             self.baseline = self._baseline(model)
 
@@ -92,7 +95,7 @@ class TrainedModel:
                 "train again"
             ) from None
 
-    def _network(self, model: RankTransformerConfig) -> RankTransformer:
+    def _learner(self, model: RankTransformerConfig) -> Learner:
         previous = self.tokenizer.previous
         if previous is not None and previous.shuffle:
             raise AnnotationError(
@@ -104,15 +107,17 @@ class TrainedModel:
                 f"{self.run.path}: was trained on two time points, and data/history, which gives "
                 "new cells their previous profile, is missing; train again"
             )
-        network = model.build(
-            n_vocabulary=self.vocabulary.n_tokens,
-            n_classes=len(self.class_names),
-            n_tokens=self.tokenizer.row_length,
+        facts = DataFacts(
+            vocabulary=self.vocabulary,
+            class_names=self.class_names,
+            row_length=self.tokenizer.row_length,
             n_segments=self.tokenizer.n_segments,
+            learned={"medians": self.gene_medians},
         )
+        learner = Learner(model, self.config.objectives, facts)
         tensors = {name: torch.from_numpy(array) for name, array in self.run.weights().items()}
-        load_weights(network, tensors, self.run.path / WEIGHTS)
-        return network.to(self.device).eval()
+        load_weights(learner, tensors, self.run.path / WEIGHTS)
+        return learner.to(self.device).eval()
 
     def _baseline(self, model: Any) -> Any:
         """Rebuild a baseline and ask it for a cell without counts: does it fit the run at all."""
@@ -225,20 +230,18 @@ class TrainedModel:
             [padded_length(int(n), self.tokenizer.row_length) for n in ranked.lengths]
         )
         n_cells = len(widths)
-        logits = np.zeros((n_cells, len(self.class_names)), dtype=np.float32)
-        embedding = np.zeros(
-            (n_cells, self.network.gene_embedding.embedding_dim), dtype=np.float32
-        )
+        probabilities = np.zeros((n_cells, len(self.class_names)))
+        embedding = np.zeros((n_cells, self.learner.network.d_model), dtype=np.float32)
         with torch.inference_mode():
             for cells, longest in _batches(widths, batch_size):
                 rows = {name: array[cells] for name, array in arrays.items()}
                 for name in ("token_ids", "counts"):
                     rows[name] = rows[name][:, :longest]
-                output = self.network(to_device(collate(rows), self.device))
-                logits[cells] = output.logits.float().cpu().numpy()
-                embedding[cells] = output.cell_embedding.float().cpu().numpy()
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
-        return exponents / exponents.sum(axis=1, keepdims=True), embedding
+                batch = to_device(collate(rows), self.device)
+                found = predict_batch(self.learner, batch, self.config.seed)
+                probabilities[cells] = found["probabilities"].cpu().numpy()
+                embedding[cells] = found["embeddings"].cpu().numpy()
+        return probabilities / probabilities.sum(axis=1, keepdims=True), embedding
 
 
 def _batches(widths: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:

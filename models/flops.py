@@ -12,13 +12,10 @@ compare, whatever each leaves out. *Hardware* FLOP are those done: the last bloc
 kernels compute again for their gradients is in neither.)
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-if TYPE_CHECKING:
-    from models.rank_transformer import RankTransformer
 
 
 class Flop(NamedTuple):
@@ -55,21 +52,20 @@ def forward_flop(
     return Flop(float(n_layers * layer), float((n_layers - 1) * layer + last))
 
 
-def training_flop(network: "RankTransformer", lengths: ArrayLike) -> Flop:
-    """FLOP of a forward and backward pass of this network: 3 times those of the forward pass.
+def training_flop(
+    lengths: ArrayLike, *, checkpoint_activations: bool = False, **shape: int
+) -> Flop:
+    """FLOP of a forward and backward pass: 3 times those of the forward pass.
 
     Parameters
     ----------
-    network
-        Not wrapped for several processes.
     lengths
-        Tokens of each cell as given to the network, ``(n_cells,)``. Where the network reads the
-        highest ranks only (``n_tokens`` of its config), no more are counted; of two halves, one
-        of which is shorter than that, up to the space for both.
+        Tokens of each cell that enter the encoder, ``(n_cells,)``.
+    checkpoint_activations
+        Whether the blocks are computed again for their gradients.
+    shape
+        Of the encoder, as of ``forward_flop``.
     """
-    config = network.config
-    if config.n_tokens is not None:
-        lengths = np.minimum(lengths, network.n_segments * (1 + config.n_tokens))
-    forward = forward_flop(lengths, **config.encoder_shape())
-    again = 1 if config.checkpoint_activations else 0
+    forward = forward_flop(lengths, **shape)
+    again = 1 if checkpoint_activations else 0
     return Flop(3 * forward.model, (3 + again) * forward.hardware)

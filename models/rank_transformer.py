@@ -1,4 +1,4 @@
-"""Transformer over a cell's genes in rank order, classifying from ``<cls>``.
+"""Transformer over a cell's genes in rank order; the cell is the state of ``<cls>``.
 
 Tokens are those of Geneformer (Theodoris et al. 2023, Methods): the detected genes of a cell by
 falling median-scaled expression, after ``<cls>``; for two time points ``<sep>`` and the genes of
@@ -15,33 +15,31 @@ the previous profile follow. Deliberate differences:
 Presets: the defaults (width 64, 2 layers) suit some thousand cells on a CPU. For the shape of
 Geneformer V1 say ``d_model: 256, n_layers: 6, n_heads: 4, d_feed_forward: 512``.
 
-Legend: ``b`` cells, ``t`` tokens of a padded row, ``n`` real tokens of all cells, ``d`` width,
-``c`` classes.
+Legend: ``b`` cells, ``t`` tokens of a padded row, ``n`` real tokens of all cells, ``d`` width.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
-from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
-from configs.base import Config
 from dataset.log_expression import TARGET_SUM
+from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
+from models.flops import Flop, training_flop
 from models.gene_svd import gene_svd
-from models.mlp_classifier import MLPClassifier
-from models.objectives import Output
+from models.network import Encoded, Network, NetworkConfig, TrainCells
 from models.packing import Cells, pack
-from models.transformer import Encoder, initialize_weights
+from models.transformer import Encoder
 
 if TYPE_CHECKING:
     from dataset.batches import Batch
 
 
-class RankTransformerConfig(Config):
+class RankTransformerConfig(NetworkConfig):
     """Shape and start of a rank transformer."""
 
     kind: Literal["rank_transformer"] = "rank_transformer"
@@ -50,7 +48,6 @@ class RankTransformerConfig(Config):
     n_heads: int = Field(default=4, ge=1)
     d_head: int | None = Field(default=None, ge=1, description="null: d_model / n_heads")
     d_feed_forward: int | None = Field(default=None, ge=1, description="null: 4 x d_model")
-    d_hidden: int | None = Field(default=None, ge=1, description="of the head; null: d_model")
     n_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -99,67 +96,47 @@ class RankTransformerConfig(Config):
             "d_feed_forward": self.d_feed_forward or 4 * self.d_model,
         }
 
-    def build(
-        self, *, n_vocabulary: int, n_classes: int, n_tokens: int, n_segments: int
-    ) -> "RankTransformer":
-        """Return the network for an encoded folder; its sizes come from there, not from here."""
+    def build(self, facts: DataFacts) -> "RankTransformer":
+        """Return the network for these data; its sizes come from there, not from here."""
         return RankTransformer(
             self,
-            n_vocabulary=n_vocabulary,
-            n_classes=n_classes,
-            n_tokens=n_tokens,
-            n_segments=n_segments,
+            n_vocabulary=facts.vocabulary.n_tokens,
+            row_length=facts.row_length,
+            n_segments=facts.n_segments,
         )
 
-    def initialize(
-        self,
-        model: "RankTransformer",
-        read_expression: Callable[[], tuple[csr_matrix, np.ndarray]],
-        read_cells: Callable[[int], "Batch"],
-        rng: np.random.Generator,
-    ) -> None:
-        """Fit what starts from data, on train cells only.
-
-        Parameters
-        ----------
-        model
-            What ``build`` returned.
-        read_expression
-            Gives the counts and library sizes of the train cells. Called only when needed: an
-            atlas takes a while to read.
-        read_cells
-            Gives a batch of at most so many train cells.
-        rng
-            Source of random numbers.
-        """
+    def start(self, network: Network, train: TrainCells, rng: np.random.Generator) -> None:
+        """Fit gene embeddings and the scale of ``<cls>`` on the train cells."""
+        assert isinstance(network, RankTransformer)
         if self.gene_init == "svd":
-            counts, library_size = read_expression()
+            counts, library_size = train.expression()
             genes = gene_svd(counts, library_size, n_components=self.d_model, rng=rng)
             with torch.no_grad():
-                model.gene_embedding.weight[N_SPECIALS:] = GENE_STD * torch.from_numpy(genes)
+                network.gene_embedding.weight[N_SPECIALS:] = GENE_STD * torch.from_numpy(genes)
         if self.cls_init == "expression":
-            model.standardize_expression(read_cells(1000))
+            network.standardize_expression(train.batch(1000))
 
 
 GENE_STD = 0.2  # of the gene embeddings at the start
 
 
-class RankTransformer(nn.Module):
-    """Embedding, encoder, head. Sizes as in ``RankTransformerConfig.build``."""
+class RankTransformer(Network):
+    """Embedding and encoder. Sizes as in ``RankTransformerConfig.build``."""
+
+    by_gene = ("gene_embedding.weight",)
 
     def __init__(
         self,
         config: RankTransformerConfig,
         *,
         n_vocabulary: int,
-        n_classes: int,
-        n_tokens: int,
+        row_length: int,
         n_segments: int,
     ) -> None:
         super().__init__()
-        d = config.d_model
+        d = self.d_model = config.d_model
         self.gene_embedding = nn.Embedding(n_vocabulary, d, padding_idx=PAD)
-        n_positions = min(config.n_tokens or n_tokens, n_tokens - 1) + 1
+        n_positions = min(config.n_tokens or row_length, row_length - 1) + 1
         self.position_embedding = (
             nn.Embedding(n_positions, d) if config.rank_position == "learned" else None
         )
@@ -180,21 +157,36 @@ class RankTransformer(nn.Module):
             attention_dropout=config.attention_dropout,
             checkpoint_activations=config.checkpoint_activations,
         )
-        self.head = MLPClassifier(d, config.d_hidden or d, n_classes, config.dropout)
         self.config = config
         self.n_segments = n_segments
-        initialize_weights(self)
+
+    def initialize(self) -> None:
+        """Let the genes start larger than other embeddings: without positions they are all."""
         nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)
 
-    def forward(self, batch: "Batch") -> Output:
-        """Classify each cell.
+    def forward(self, batch: "Batch", *, tokens: bool = False) -> Encoded:
+        """Encode each cell; with ``tokens``, each of its tokens that enters the blocks too.
 
         Uses ``token_ids`` and ``counts`` ``(b, t)`` and ``library_size`` ``(b, segments)``.
         """
         x, cells = self.embed(batch)  # (n, d)
-        # The last block is asked for one row a cell, <cls>: the head reads no other.
-        cell_embedding = self.encoder(self.dropout(x), cells, first_only=True)  # (b, d)
-        return Output(logits=self.head(cell_embedding), cell_embedding=cell_embedding)
+        if tokens:
+            states = self.encoder(self.dropout(x), cells)  # (n, d)
+            return Encoded(states[cells.first], states)
+        # The last block is asked for one row a cell, <cls>: no objective reads another.
+        return Encoded(self.encoder(self.dropout(x), cells, first_only=True))  # (b, d)
+
+    def training_flop(self, lengths: ArrayLike) -> Flop:
+        """FLOP of an update on cells of these lengths.
+
+        Where the network reads the highest ranks only (``n_tokens`` of its config), no more are
+        counted; of two halves, one of which is shorter than that, up to the space for both.
+        """
+        config = self.config
+        if config.n_tokens is not None:
+            lengths = np.minimum(lengths, self.n_segments * (1 + config.n_tokens))
+        again = config.checkpoint_activations
+        return training_flop(lengths, checkpoint_activations=again, **config.encoder_shape())
 
     def embed(self, batch: "Batch") -> tuple[Tensor, Cells]:
         """Sum what is known of each token: gene, rank, segment, value.

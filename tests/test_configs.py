@@ -12,6 +12,8 @@ from configs.base import ConfigError
 from configs.schema import PreprocessConfig, TrainConfig
 from dataset.encode import encode
 from dataset.store.encoded_folder import EncodedFolder
+from models.learner import Learner
+from tests.made_up import facts
 
 ROOT = Path(__file__).parent.parent
 TRAIN = sorted((ROOT / "configs" / "train").glob("*.yaml"))
@@ -28,7 +30,7 @@ def test_train_configs_validate_and_build_their_model(path, rng):
     config = TrainConfig.load(path)
     assert config.name == path.stem
     if hasattr(config.model, "build"):
-        model = config.model.build(n_vocabulary=50, n_classes=3, n_tokens=66, n_segments=2)
+        model = Learner(config.model, config.objectives, facts(row_length=66, n_segments=2))
         assert sum(p.numel() for p in model.parameters()) > 0
     else:
         assert callable(config.model.fit)

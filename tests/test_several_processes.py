@@ -72,8 +72,9 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
             "kind": "rank_transformer", "d_model": 16, "n_heads": 2, "n_tokens": 24, "dropout": 0,
         },
         "optim": {
-            "max_epochs": N_EPOCHS, "batch_size": size, "lr": 3e-3, "class_balanced": True,
+            "max_epochs": N_EPOCHS, "batch_size": size, "lr": 3e-3,
         },
+        "objectives": [{"kind": "classify", "class_balanced": True}],
         "augment": {"token_dropout": 0.2, "count_thinning": 0.5},
         "tracking": {"wandb": "disabled"},
         "device": "cpu",

@@ -20,6 +20,7 @@ from dataset.encode import encode
 from dataset.store.checksums import changed_files, read_checksums, write_checksums
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation import METRICS
+from models.learner import Learner
 from training.checkpoint import save_tensors
 from training.distributed import Ranks
 from training.tracking import read_metrics
@@ -96,9 +97,8 @@ def finished(script, tmp_path_factory, encoded_folder) -> Path:
             "max_epochs": 8,
             "batch_size": 24,
             "lr": 3e-3,
-            "class_balanced": True,
-            "label_smoothing": 0.1,
         },
+        "objectives": [{"kind": "classify", "class_balanced": True, "label_smoothing": 0.1}],
         "augment": {"token_dropout": 0.1, "count_thinning": 0.2},
         "tracking": {"wandb": "disabled"},
         "device": "cpu",
@@ -125,14 +125,10 @@ def test_a_run_is_complete_in_itself(finished, encoded_folder):
     }
     assert TrainConfig.load(finished / "config.yaml").seed == 3
     data = EncodedFolder(encoded_folder)
-    network = TrainConfig.load(finished / "config.yaml").model.build(
-        n_vocabulary=data.vocabulary.n_tokens,
-        n_classes=len(data.class_names),
-        n_tokens=data.n_tokens,
-        n_segments=data.n_segments,
-    )
+    config = TrainConfig.load(finished / "config.yaml")
+    learner = Learner(config.model, config.objectives, data.facts)
     weights = load_file(finished / "model.safetensors")
-    network.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+    learner.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
     assert sorted(p.name for p in finished.parent.iterdir()) == ["all-options", "config.yaml"]
     sums = read_checksums(finished)
     assert set(sums) == names - {"checksums.json"}
@@ -572,11 +568,11 @@ def test_predictions_do_not_depend_on_batch_size(script, encoded_folder, write_c
     found = []
     for size in (1, 7, 64):
         config = TrainConfig.load(write_config(), [f"optim.batch_size={size}"])
-        network = script.build_network(config, data)
-        found.append(script.predict(network, data.split("val"), config, ranks))
+        learner = script.build_learner(config, data)
+        found.append(script.predict(learner, data.split("val"), config, ranks))
     for other in found[1:]:
-        np.testing.assert_allclose(other.probabilities, found[0].probabilities, atol=1e-5)
-        np.testing.assert_allclose(other.embeddings, found[0].embeddings, atol=1e-4)
+        np.testing.assert_allclose(other["probabilities"], found[0]["probabilities"], atol=1e-5)
+        np.testing.assert_allclose(other["embeddings"], found[0]["embeddings"], atol=1e-4)
 
 
 def test_shuffled_labels_are_not_learned(script, write_config, encoded_folder, tmp_path):
@@ -593,13 +589,13 @@ def test_shuffled_labels_are_not_learned(script, write_config, encoded_folder, t
 def test_sixty_four_cells_can_be_learned_by_heart(script, encoded_folder, write_config):
     data = EncodedFolder(encoded_folder)
     config = TrainConfig.load(write_config(), ["model.dropout=0"])
-    network = script.build_network(config, data).train()
+    learner = script.build_learner(config, data).train()
     cells = script.NpyDataset(data.split("train")).__getitems__(list(range(64)))
     batch = script.to_device(script.collate(cells), torch.device("cpu"))
-    optimizer = script.make_optimizer(network, lr=1e-2, weight_decay=0.0)
+    optimizer = script.make_optimizer(learner, lr=1e-2, weight_decay=0.0)
     losses = []
     for _ in range(30):
-        loss = script.classify(network(batch), batch).mean()
+        loss = learner(batch).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -624,7 +620,8 @@ def test_two_processes_report_what_one_does(script, write_config, encoded_folder
     size = next(size for size in range(11, n_cells) if n_cells % size == 1)
     config = write_config(
         model=MODEL | {"dropout": 0.0},
-        optim={"max_epochs": 2, "batch_size": size, "lr": 1e-3, "class_balanced": True},
+        optim={"max_epochs": 2, "batch_size": size, "lr": 1e-3},
+        objectives=[{"kind": "classify", "class_balanced": True}],
     )
     process = run_script(["--config", config, "name=two"], processes=2)
     assert script.main(["--config", config, "name=one"]) == 0

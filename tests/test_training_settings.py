@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from configs.schema import TrainConfig
 from dataset.store.encoded_folder import EncodedFolder
 from models.baselines.majority import MajorityConfig
+from models.objectives.classify import ClassifyConfig
 from tests.two_processes import load_script
 from training import checkpoint
 from training.baseline import fit_baseline
 from training.distributed import Ranks
-from training.predict import Predictions
 from training.run_writer import RunWriter
 from training.tracking import Tracker, read_metrics
 
@@ -36,7 +36,7 @@ MODEL = {
 class Seen:
     """What reached a network and its optimiser, in order."""
 
-    network: nn.Module | None = None
+    learner: nn.Module | None = None
     training: list[dict] = field(default_factory=list)  # batches
     logits: list[torch.Tensor] = field(default_factory=list)  # of these
     predicting: list[dict] = field(default_factory=list)
@@ -99,7 +99,7 @@ def make_config(tmp_path, encoded_folder):
 def fit(script, data, monkeypatch, make_config):
     """Return a function: settings -> what was seen of the whole training."""
     monkeypatch.setattr(script, "LOG_EVERY", 1)
-    build_network, make_optimizer = script.build_network, script.make_optimizer
+    build_learner, make_optimizer = script.build_learner, script.make_optimizer
 
     def run(**changes) -> Seen:
         config, seen = make_config(**changes), Seen()
@@ -107,34 +107,32 @@ def fit(script, data, monkeypatch, make_config):
         def watch(module, inputs, output):
             (batch,) = inputs
             (seen.training if module.training else seen.predicting).append(dict(batch))
-            if module.training:
-                seen.logits.append(output.logits.detach().clone())
 
         def build(*arguments):
-            network = seen.network = build_network(*arguments)
-            network.register_forward_hook(watch)
-            to_q = network.encoder.blocks[0].attention.to_q
+            learner = seen.learner = build_learner(*arguments)
+            learner.network.register_forward_hook(watch)
+            to_q = learner.network.encoder.blocks[0].attention.to_q
             to_q.register_forward_hook(
                 lambda module, _, output: seen.dtypes.add((module.training, output.dtype))
             )
-            return network
+            return learner
 
-        def make(network, **settings):
-            optimizer = make_optimizer(network, **settings)
-            names = {id(p): name for name, p in network.named_parameters()}
+        def make(learner, **settings):
+            optimizer = make_optimizer(learner, **settings)
+            names = {id(p): name for name, p in learner.named_parameters()}
             for group in optimizer.param_groups:
                 seen.decays |= {names[id(p)]: group["weight_decay"] for p in group["params"]}
 
             def before(optimizer, *_):
                 seen.rates.append([group["lr"] for group in optimizer.param_groups])
-                gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+                gradients = [p.grad.flatten() for p in learner.parameters() if p.grad is not None]
                 seen.norms.append(float(torch.cat(gradients).norm()))
 
             optimizer.register_step_pre_hook(before)
             return optimizer
 
         with monkeypatch.context() as patch:
-            patch.setattr(script, "build_network", build)
+            patch.setattr(script, "build_learner", build)
             patch.setattr(script, "make_optimizer", make)
             folder = RunWriter(config)
             with folder.open(data, writes=True):
@@ -210,8 +208,8 @@ def test_a_baseline_is_fitted_on_train_and_tuned_on_val(data, make_config, monke
         assert (counts != expected).nnz == 0
         assert np.array_equal(size, expected_size)
         assert np.array_equal(labels, data.split(name).labels)
-    assert len(fitted.val.probabilities) == len(data.split("val"))
-    assert len(fitted.test.probabilities) == len(data.split("test"))
+    assert len(fitted.val["probabilities"]) == len(data.split("val"))
+    assert len(fitted.test["probabilities"]) == len(data.split("test"))
 
 
 # ------------------------------------------------------------------------- the loss
@@ -224,13 +222,18 @@ def test_the_loss_and_its_gradient_are_what_the_settings_say(
     fit, data, class_balanced, label_smoothing, tokens_per_batch
 ):
     seen = fit(
+        objectives=[
+            {
+                "kind": "classify",
+                "class_balanced": class_balanced,
+                "label_smoothing": label_smoothing,
+            }
+        ],
         optim={
-            "class_balanced": class_balanced,
-            "label_smoothing": label_smoothing,
             "tokens_per_batch": tokens_per_batch,
             "lr": 1e-20,  # the network stays as it was: losses and gradients can be had again
             "weight_decay": 0.0,
-        }
+        },
     )
     points = [point for point in seen.points if "train/loss" in point]
     n_cells = np.bincount(data.split("train").labels, minlength=len(data.class_names))
@@ -238,18 +241,18 @@ def test_the_loss_and_its_gradient_are_what_the_settings_say(
     weights *= n_cells.sum() / (weights * n_cells).sum()
     assert weights.max() / weights.min() > 1.1
     weights = torch.from_numpy(weights if class_balanced else np.ones_like(weights)).float()
-    batches = list(zip(seen.training, seen.logits, strict=True))
+    batches = list(seen.training)
     for point in points[:3]:
         losses = []
         while sum(map(len, losses)) < 24:
-            batch, _ = batches.pop(0)
-            found = F.log_softmax(seen.network(batch).logits, dim=1)
+            batch = batches.pop(0)
+            found = seen.learner(batch, predict=["classify"])["probabilities"].log()
             target = F.one_hot(batch["labels"], len(n_cells)).float()
             target = (1 - label_smoothing) * target + label_smoothing / len(n_cells)
             losses.append(-(target * found).sum(dim=1) * weights[batch["labels"]])
         loss = torch.cat(losses).mean()
         assert point["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
-        gradients = torch.autograd.grad(loss, list(seen.network.parameters()))
+        gradients = torch.autograd.grad(loss, list(seen.learner.parameters()))
         norm = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
         assert point["optim/gradient_norm"] == pytest.approx(norm, rel=1e-4)
 
@@ -278,7 +281,7 @@ def test_weight_decay_is_of_the_linear_layers_weights_alone(fit):
     seen = fit(optim={"weight_decay": 0.25})
     linear = {
         f"{name}.weight"
-        for name, module in seen.network.named_modules()
+        for name, module in seen.learner.named_modules()
         if isinstance(module, nn.Linear)
     }
     assert {name for name, decay in seen.decays.items() if decay == 0.25} == linear
@@ -355,7 +358,7 @@ def test_the_seed_decides_the_order_of_the_cells_the_start_and_the_augmentation(
     assert one.epochs(1)[0] == same.epochs(1)[0] != other.epochs(1)[0]
     assert torch.equal(one.training[0]["token_ids"], same.training[0]["token_ids"])
     starts = [
-        script.build_network(make_config(seed=seed), data).gene_embedding.weight
+        script.build_learner(make_config(seed=seed), data).network.gene_embedding.weight
         for seed in (1, 1, 2)
     ]
     assert torch.equal(starts[0], starts[1])
@@ -376,7 +379,7 @@ def test_blocks_are_compiled_where_the_config_says_so(script, fit, monkeypatch):
     fit()
     assert compiled == []
     seen = fit(compile=True)
-    assert compiled == [seen.network]
+    assert compiled == [seen.learner]
 
 
 # ------------------------------------------------------------- choosing, stopping, returning
@@ -401,17 +404,17 @@ def fit_planned(script, data, make_config, monkeypatch):
         config = make_config(optim={"max_epochs": len(plan["val"])} | optim)
         asked = []
 
-        def mark(network) -> int:
-            return round(network.head.layers[-1].bias[0].item())
+        def mark(learner) -> int:
+            return round(learner.heads["classify"].layers[-1].bias[0].item())
 
         def train_epoch(training, *_):
             with torch.no_grad():
-                training.network.head.layers[-1].bias.fill_(training.epoch)
+                training.learner.heads["classify"].layers[-1].bias.fill_(training.epoch)
             training.step += 1
 
-        def predict(network, cells, *_):
-            asked.append((cells.name, mark(network)))
-            return Predictions(plan[cells.name][mark(network)].astype(np.float32), None)
+        def predict(learner, cells, *_):
+            asked.append((cells.name, mark(learner)))
+            return {"probabilities": plan[cells.name][mark(learner)].astype(np.float32)}
 
         folder = RunWriter(config)
         with monkeypatch.context() as patch, folder.open(data, writes=True):
@@ -451,8 +454,9 @@ def disagreeing(data) -> dict[str, list[np.ndarray]]:
     return {"val": val, "test": on_test}
 
 
-def test_the_fixture_disagrees_with_itself(script, data, disagreeing):
-    scores = [script.score(data.split("val").labels, p) for p in disagreeing["val"]]
+def test_the_fixture_disagrees_with_itself(data, disagreeing):
+    score, val, test = ClassifyConfig().score, data.split("val"), data.split("test")
+    scores = [score({"probabilities": p}, val.labels) for p in disagreeing["val"]]
     best = {
         name: int(np.argmax([sign * s[name] for s in scores]))
         for name, sign in (("macro_f1", 1), ("accuracy", 1), ("log_loss", -1))
@@ -460,17 +464,17 @@ def test_the_fixture_disagrees_with_itself(script, data, disagreeing):
     assert best["macro_f1"] == 1
     assert best["accuracy"] == 2
     assert best["log_loss"] not in (1, 4)
-    scores = [script.score(data.split("test").labels, p) for p in disagreeing["test"]]
+    scores = [score({"probabilities": p}, test.labels) for p in disagreeing["test"]]
     assert int(np.argmax([s["macro_f1"] for s in scores])) == 0
 
 
 def test_the_epoch_kept_is_the_best_on_val_by_macro_f1(fit_planned, disagreeing):
     fitted, asked = fit_planned(disagreeing, patience=10)
     assert fitted.facts["best_epoch"] == 2
-    assert fitted.weights["head.layers.3.bias"].tolist() == [1.0] * 4
+    assert fitted.weights["heads.classify.layers.3.bias"].tolist() == [1.0] * 4
     assert asked == [*(("val", epoch) for epoch in range(5)), ("val", 1), ("test", 1)]
-    assert np.allclose(fitted.val.probabilities, disagreeing["val"][1])
-    assert np.allclose(fitted.test.probabilities, disagreeing["test"][1])
+    assert np.allclose(fitted.val["probabilities"], disagreeing["val"][1])
+    assert np.allclose(fitted.test["probabilities"], disagreeing["test"][1])
 
 
 @pytest.mark.parametrize("patience", [1, 2])

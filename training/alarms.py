@@ -39,7 +39,7 @@ def refuse_batches(optim: OptimConfig, n_tokens: int, world_size: int) -> None:
         )
 
 
-def refuse_what_is_no_number(what: str, *arrays: np.ndarray | None) -> None:
+def check_finite(what: str, *arrays: np.ndarray | None) -> None:
     """Stop a run whose network has overflowed, for it never comes back.
 
     Parameters

@@ -3,7 +3,7 @@
 from configs.schema import TrainConfig
 from dataset.store.encoded_folder import EncodedFolder
 from training.clock import Clock
-from training.predict import Fitted, Predictions
+from training.predict import Fitted
 
 
 def fit_baseline(config: TrainConfig, data: EncodedFolder) -> Fitted:
@@ -20,8 +20,8 @@ def fit_baseline(config: TrainConfig, data: EncodedFolder) -> Fitted:
             seed=config.seed,
         )
     return Fitted(
-        val=Predictions(fitted.predict_proba(*val_expression), None),
-        test=Predictions(fitted.predict_proba(*data.expression("test")), None),
+        val={"probabilities": fitted.predict_proba(*val_expression)},
+        test={"probabilities": fitted.predict_proba(*data.expression("test"))},
         weights=fitted.to_arrays(),
         facts={"seconds": round(clock.seconds, 2), "best_epoch": None, "n_parameters": None},
     )

@@ -6,9 +6,15 @@ depend on which other cells share its process and its batch. Here a counter is h
 batches, each is given the same numbers.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dataset.batches import Batch
+    from models.objectives.base import Draw
 
 
 def update_key(seed: int, step: int) -> int:
@@ -37,6 +43,14 @@ def uniform(key: int, cells: Tensor, n: int, *, stream: int) -> Tensor:
     start = _mix(_mix(cells + key) + stream)[:, None]
     counter = torch.arange(1, n + 1, device=cells.device) * _signed(0x9E3779B97F4A7C15)
     return _shift(_mix(start + counter), 40).float() * 2.0**-24
+
+
+def draw_for(batch: "Batch", key: int) -> "Draw":
+    """Return an objective's source of numbers: ``(n, stream) -> (b, n)``, of each cell its own.
+
+    Its streams are not those of ``augment``.
+    """
+    return lambda n, stream: uniform(key, batch["cell_index"], n, stream=100 + stream)
 
 
 def binomial(n: Tensor, p: Tensor, u: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset.vocabulary import PAD
-from models.flops import training_flop
+from models.learner import Learner
 from training.distributed import Ranks, sum_over_ranks, uses_bfloat16
 from training.speed import card_rate
 
@@ -20,16 +20,16 @@ class Curve:
 
     Parameters
     ----------
-    network
-        Whose FLOP are counted, by ``models.flops``.
+    learner
+        Whose objectives' losses these are, and whose network counts its FLOP.
     precision
         What it computes in, as of ``mixed_precision``.
     ranks
         All of them add batches, and read at the same updates.
     """
 
-    def __init__(self, network: nn.Module, precision: str, ranks: Ranks) -> None:
-        self.network, self.ranks = network, ranks
+    def __init__(self, learner: Learner, precision: str, ranks: Ranks) -> None:
+        self.learner, self.ranks = learner, ranks
         self.peak = 0.0  # FLOP per second of a matrix product; of CUDA cards only
         if ranks.device.type == "cuda":
             is_short = uses_bfloat16(precision, ranks.device)
@@ -44,34 +44,39 @@ class Curve:
         self.waited += time.perf_counter() - start
 
     def add(self, losses: Tensor, token_ids: Tensor) -> None:
-        """Count one batch: the losses of its cells, ``(b,)``, and their tokens, ``(b, t)``."""
-        self.losses.append(losses.detach().sum())
+        """Count one batch: its cells' losses, ``(b, objectives)``, and tokens, ``(b, t)``."""
+        self.losses.append(losses.detach().sum(dim=0))
         self.lengths.append((token_ids != PAD).sum(dim=1))
 
     def read(self) -> dict[str, float]:
         """Return the point and start the next one.
 
         Tokens are those given to the network, after augmentation and without padding. FLOP are
-        those of ``models.flops``, by the usual formula (``model``) and done (``hardware``); their
-        ``utilization`` is the share of what matrix products alone would reach on the cards
-        (measured, see ``card_rate``); without CUDA there is none.
+        those that the network counts, by the usual formula (``model``) and done (``hardware``),
+        if it does; their ``utilization`` is the share of what matrix products alone would reach
+        on the cards (measured, see ``card_rate``); without CUDA there is none.
         """
-        loss = float(torch.stack(self.losses).sum())
+        losses = torch.stack(self.losses).sum(dim=0).tolist()  # of each objective
         lengths = torch.cat(self.lengths).cpu().numpy()
         seconds = time.perf_counter() - self.start
-        flop = training_flop(self.network, lengths)  # type: ignore[arg-type]
-        sums = [loss, len(lengths), float(lengths.sum()), *flop, self.peak, self.waited, seconds]
-        loss, n_cells, n_tokens, model, hardware, peak, waited, all_seconds = sum_over_ranks(
-            sums, self.ranks
-        )
+        flop = list(self.learner.network.training_flop(lengths) or [])
+        n_tokens = float(lengths.sum())
+        sums = [len(lengths), n_tokens, *flop, self.peak, self.waited, seconds, *losses]
+        n_cells, n_tokens, *sums = sum_over_ranks(sums, self.ranks)
+        flop, (peak, waited, all_seconds, *losses) = sums[: len(flop)], sums[len(flop) :]
         self._reset()
-        point = {
-            "train/loss": loss / n_cells,
+        objectives = self.learner.objectives
+        total = sum(o.weight * loss for o, loss in zip(objectives, losses, strict=True))
+        point = {"train/loss": total / n_cells}
+        if len(objectives) > 1:
+            for objective, loss in zip(objectives, losses, strict=True):
+                point[f"train/{objective.kind}_loss"] = loss / n_cells
+        point |= {
             "perf/cells_per_second": n_cells / seconds,
             "perf/tokens_per_second": n_tokens / seconds,
             "perf/data_wait_fraction": waited / all_seconds,
         }
-        for name, done in (("model", model), ("hardware", hardware)):
+        for name, done in zip(("model", "hardware"), flop, strict=False):
             point[f"perf/{name}_gflop_per_second"] = done / seconds / 1e9
             if peak:
                 point[f"perf/{name}_flop_utilization"] = done / seconds / peak

@@ -1,22 +1,20 @@
-"""What a network says of every cell of a split, each process predicting its share."""
+"""A network's predictions for every cell of a split, each process predicting its share."""
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from configs.schema import TrainConfig
-from dataset.batches import NpyDataset, collate, cut_to_budget, even_rounds, to_device
+from dataset.batches import Batch, NpyDataset, collate, cut_to_budget, even_rounds, to_device
 from dataset.store.encoded_folder import EncodedSplit
+from models.learner import Learner
+from training.counter_random import draw_for, update_key
 from training.distributed import Ranks, gather_rows, mixed_precision
 
-
-class Predictions(NamedTuple):
-    """What a model says of each cell of a split, in the split's order."""
-
-    probabilities: np.ndarray  # (n_cells, n_classes), float32
-    embeddings: np.ndarray | None  # (n_cells, d), float32
+# Of each cell of a split, in its order, by name, each (n_cells, ...): "embeddings" of a network,
+# "probabilities" of what names classes, and whatever else an objective predicts
+Predictions = dict[str, np.ndarray]
 
 
 class Fitted(NamedTuple):
@@ -31,7 +29,7 @@ class Fitted(NamedTuple):
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, cells: EncodedSplit, config: TrainConfig, ranks: Ranks
+    learner: Learner, cells: EncodedSplit, config: TrainConfig, ranks: Ranks
 ) -> Predictions:
     """Predict every cell once, each process its share, and put the shares together."""
     order = np.argsort(cells.lengths, kind="stable")  # cells of like length need little padding
@@ -42,14 +40,26 @@ def predict(
     else:
         cut = [cut_to_budget(share, cells, budget) for share in shares]
     rows = NpyDataset(cells)
-    network.eval()
-    probabilities, embeddings = [], []
+    learner.eval()
+    parts = []
     with mixed_precision(config.precision, ranks.device):
         for some in even_rounds(cut, ranks.rank):  # with no share, empty batches
-            output = network(to_device(collate(rows.__getitems__(some)), ranks.device))
-            probabilities.append(output.logits.float().softmax(dim=1))
-            embeddings.append(output.cell_embedding.float())
+            batch = to_device(collate(rows.__getitems__(some)), ranks.device)
+            parts.append(predict_batch(learner, batch, config.seed))
     back, n = np.argsort(order, kind="stable"), len(order)
-    return Predictions(
-        gather_rows(probabilities, n, ranks)[back], gather_rows(embeddings, n, ranks)[back]
-    )
+    return {name: gather_rows([part[name] for part in parts], n, ranks)[back] for name in parts[0]}
+
+
+def predict_batch(learner: Learner, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
+    """Return what a learner says of a batch: of the whole cells, and of what objectives hide.
+
+    What is hidden of a cell follows from ``seed`` and the cell alone, so that scores of two epochs
+    compare.
+    """
+    seen = [o.kind for o in learner.objectives if not o.hides]
+    found: dict[str, torch.Tensor] = learner(batch, predict=seen)
+    for objective in learner.objectives:
+        if objective.hides:
+            hidden = objective.hide(batch, draw_for(batch, update_key(seed, 0)))
+            found = learner(hidden, predict=[objective.kind]) | found
+    return found

@@ -34,7 +34,7 @@ from dataset.store.atomic import (
 from dataset.store.checksums import CHECKSUMS, write_checksums
 from dataset.store.data_facts import learned_files
 from dataset.store.encoded_folder import EncodedFolder, EncodedSplit
-from training.alarms import refuse_what_is_no_number
+from training.alarms import check_finite
 from training.checkpoint import ADVICE
 from training.runs import (
     CELLS,
@@ -162,7 +162,7 @@ class RunWriter:
         """
         if taken := sorted(set(arrays) & set(CELLS)):
             raise ValueError(f"{', '.join(taken)}: is of every run; choose another name")
-        refuse_what_is_no_number(f"the predictions for the {split} cells", *arrays.values())
+        check_finite(f"the predictions for the {split} cells", *arrays.values())
         stored: dict[str, NDArray] = {
             "cell_names": np.asarray(cells.cell_names, dtype=np.str_),
             "batches": np.asarray(cells.batches, dtype=np.str_),
@@ -180,7 +180,7 @@ class RunWriter:
     def write_weights(self, weights: Mapping[str, NDArray]) -> None:
         """Write ``model.safetensors``."""
         if not is_baseline(self.config):  # a baseline's may say that a class cannot be
-            refuse_what_is_no_number("the weights", *weights.values())
+            check_finite("the weights", *weights.values())
         contiguous = {name: np.ascontiguousarray(array) for name, array in weights.items()}
         write_atomically(
             self.partial / WEIGHTS, lambda unfinished: save_file(contiguous, unfinished)

@@ -12,33 +12,34 @@ from training.clock import Clock
 from training.distributed import Ranks
 from training.sharding import gather_whole, share, spread_whole
 
-COUNTERS = ("epoch", "step", "best_epoch", "best_rating")
+COUNTERS = ("epoch", "step", "best_epoch", "best_rating", "init_from")
 
 
 @dataclass
 class Training:
-    """A network on its way, on this process and, by ``ranks``, on the others."""
+    """A learner on its way, on this process and, by ``ranks``, on the others."""
 
-    network: nn.Module
-    model: nn.Module  # the network as the loop calls it: itself, or wrapped for several processes
+    learner: nn.Module
+    model: nn.Module  # the learner as the loop calls it: itself, or wrapped for several processes
     optimizer: torch.optim.Optimizer
     ranks: Ranks
     epoch: int = 0  # epochs done
     step: int = 0  # optimiser updates done
     clock: Clock = field(default_factory=Clock)
+    init_from: dict = field(default_factory=dict)  # which weights came from another run
     best_epoch: int = -1
-    best_rating: tuple[float, float] = (-1.0, -math.inf)  # val macro-F1, then minus val loss
+    best_rating: tuple[float, float] = (-math.inf, -math.inf)  # of training.monitor
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)  # on the first process
 
-    def rate(self, rating: tuple[float, float]) -> None:
+    def keep_if_best(self, rating: tuple[float, float]) -> None:
         """Remember the weights if they are the best so far."""
         if rating > self.best_rating:
             self.best_rating, self.best_epoch = rating, self.epoch
-            self.best_weights = gather_whole(self.network.state_dict(), self.ranks)
+            self.best_weights = gather_whole(self.learner.state_dict(), self.ranks)
 
     def return_to_best(self) -> None:
-        """Give the network its best weights."""
-        spread_whole(self.best_weights, self.network.state_dict(), self.ranks)
+        """Give the learner its best weights."""
+        spread_whole(self.best_weights, self.learner.state_dict(), self.ranks)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; all processes call it and the first one writes.
@@ -47,8 +48,8 @@ class Training:
         of processes.
         """
         tensors = gather_whole(
-            {f"model/{name}": t for name, t in self.network.state_dict().items()}
-            | checkpoint.optimizer_tensors(self.optimizer, self.network, "optimizer/"),
+            {f"model/{name}": t for name, t in self.learner.state_dict().items()}
+            | checkpoint.optimizer_tensors(self.optimizer, self.learner, "optimizer/"),
             self.ranks,
         )
         if self.ranks.is_first:
@@ -69,11 +70,11 @@ class Training:
                     f"{path}: written by another version of this code; {checkpoint.ADVICE}"
                 )
         self.best_weights = checkpoint.take(tensors, "best/")
-        spread_whole(checkpoint.take(tensors, "model/"), self.network.state_dict(), self.ranks)
+        spread_whole(checkpoint.take(tensors, "model/"), self.learner.state_dict(), self.ranks)
         checkpoint.start_optimizer(self.optimizer)
         spread_whole(
             checkpoint.take(tensors, "optimizer/"),
-            checkpoint.optimizer_tensors(self.optimizer, self.network),
+            checkpoint.optimizer_tensors(self.optimizer, self.learner),
             self.ranks,
         )
         header = share(header, self.ranks)

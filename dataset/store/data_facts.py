@@ -51,6 +51,8 @@ class DataFacts:
         ``(n_genes, ...)`` in the order of the vocabulary.
     conditions
         Names of the codes of each obs column that was kept, in the order of ``Batch``'s columns.
+    class_sizes
+        Train cells of each class, ``(c,)``; None where there are no train cells at hand.
     """
 
     vocabulary: Vocabulary
@@ -59,11 +61,7 @@ class DataFacts:
     n_segments: int
     learned: dict[str, NDArray]
     conditions: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes, 0 without labels."""
-        return len(self.class_names)
+    class_sizes: NDArray[np.int64] | None = None
 
 
 def read_facts(folder: Path, *, row_length: int, n_segments: int) -> DataFacts:

@@ -2,17 +2,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.flops import forward_flop, training_flop
+from models.flops import forward_flop
 from models.packing import cells_of
 from models.rank_transformer import RankTransformerConfig
 from models.transformer import Encoder
+from tests.made_up import facts
 
 SHAPE = {"n_layers": 3, "d_model": 16, "n_heads": 2, "d_head": 4, "d_feed_forward": 24}
 
 
 def build(n_segments: int = 1, **fields):
     config = RankTransformerConfig(**SHAPE, **fields)
-    return config.build(n_vocabulary=9, n_classes=2, n_tokens=50, n_segments=n_segments)
+    return config.build(facts(n_vocabulary=9, row_length=50, n_segments=n_segments))
 
 
 def counted(encoder: Encoder, length: int, *, first_only: bool, backward: bool = False) -> int:
@@ -39,7 +40,7 @@ def test_equals_what_torch_counts_of_one_cell(length, n_layers):
 @pytest.mark.parametrize("again", [False, True])
 def test_equals_what_torch_counts_of_a_training_step(again):
     network = build(checkpoint_activations=again)
-    found = training_flop(network, [9])
+    found = network.training_flop([9])
     encoder = network.encoder
     assert found.hardware == counted(encoder, 9, first_only=True, backward=True)
     encoder.checkpoint_activations = False
@@ -56,11 +57,11 @@ def test_cells_add_up_and_attention_grows_with_the_square_of_each():
 
 def test_training_costs_three_forward_passes_of_the_network_as_built():
     forward = forward_flop([5, 9], **SHAPE)
-    assert training_flop(build(), [5, 9]) == (3 * forward.model, 3 * forward.hardware)
+    assert build().training_flop([5, 9]) == (3 * forward.model, 3 * forward.hardware)
 
 
 @pytest.mark.parametrize(("n_segments", "longest"), [(1, 7), (2, 14)])
 def test_ranks_the_network_does_not_read_cost_nothing(n_segments, longest):
     network = build(n_segments, n_tokens=6)
-    expected = training_flop(build(n_segments), [5, longest])
-    assert training_flop(network, [5, 30]) == expected
+    expected = build(n_segments).training_flop([5, longest])
+    assert network.training_flop([5, 30]) == expected

@@ -3,7 +3,7 @@ import pytest
 
 from configs.base import ConfigError
 from configs.schema import OptimConfig
-from training.alarms import TrainingError, refuse_batches, refuse_what_is_no_number
+from training.alarms import TrainingError, check_finite, refuse_batches
 
 
 def test_batches_must_hold_a_cell_and_serve_every_process():
@@ -18,7 +18,7 @@ def test_batches_must_hold_a_cell_and_serve_every_process():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_network_that_overflowed_is_stopped(value):
     probabilities = np.full((3, 2), 0.5)
-    refuse_what_is_no_number("the answers", probabilities, None)
+    check_finite("the answers", probabilities, None)
     probabilities[1, 1] = value
     with pytest.raises(TrainingError, match="epoch 5: the answers are not .* lower optim.lr"):
-        refuse_what_is_no_number("epoch 5: the answers", np.ones(2), probabilities)
+        check_finite("epoch 5: the answers", np.ones(2), probabilities)

@@ -2,17 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from models.flops import training_flop
 from models.rank_transformer import RankTransformerConfig
+from tests import made_up
 from training import curve
 from training.distributed import Ranks
 
 
 @pytest.fixture
-def network():
-    return RankTransformerConfig(d_model=8, n_heads=2).build(
-        n_vocabulary=21, n_classes=4, n_tokens=12, n_segments=1
-    )
+def learner():
+    return made_up.learner(RankTransformerConfig(d_model=8, n_heads=2))
 
 
 @pytest.fixture
@@ -23,17 +21,17 @@ def clock(monkeypatch):
     return now
 
 
-def test_a_point_is_a_mean_over_cells_and_a_rate_over_seconds(network, clock):
-    points = curve.Curve(network, "float32", Ranks(0, 1, torch.device("cpu")))
+def test_a_point_is_a_mean_over_cells_and_a_rate_over_seconds(learner, clock):
+    points = curve.Curve(learner, "float32", Ranks(0, 1, torch.device("cpu")))
     token_ids = torch.tensor([[1, 5, 6, 0], [1, 0, 0, 0]])
     for _ in range(2):
         with points.waiting():
             clock[0] += 1
-        points.add(torch.tensor([2.0, 4.0]), token_ids)
+        points.add(torch.tensor([[2.0], [4.0]]), token_ids)
         clock[0] += 3
-    points.add(torch.zeros(0), token_ids[:0])
+    points.add(torch.zeros(0, 1), token_ids[:0])
     point = points.read()
-    model, hardware = training_flop(network, [3, 1] * 2)
+    model, hardware = learner.network.training_flop([3, 1] * 2)
     assert 0 < hardware < model
     assert point == {
         "train/loss": 3.0,
@@ -44,11 +42,11 @@ def test_a_point_is_a_mean_over_cells_and_a_rate_over_seconds(network, clock):
         "perf/data_wait_fraction": 2 / 8,
     }
     clock[0] += 1
-    points.add(torch.tensor([1.0]), token_ids[:1])
+    points.add(torch.tensor([[1.0]]), token_ids[:1])
     assert points.read()["perf/tokens_per_second"] == 3  # since the last point
 
 
-def test_on_cards_the_rate_is_held_against_a_matrix_product(network, clock, monkeypatch):
+def test_on_cards_the_rate_is_held_against_a_matrix_product(learner, clock, monkeypatch):
     asked = []
 
     def card_rate(device, dtype):
@@ -57,10 +55,10 @@ def test_on_cards_the_rate_is_held_against_a_matrix_product(network, clock, monk
 
     monkeypatch.setattr(curve, "card_rate", card_rate)
     card = torch.device("cuda", 1)
-    points = curve.Curve(network, "bfloat16", Ranks(0, 1, card))
-    points.add(torch.ones(2), torch.ones(2, 12).long())
+    points = curve.Curve(learner, "bfloat16", Ranks(0, 1, card))
+    points.add(torch.ones(2, 1), torch.ones(2, 12).long())
     clock[0] += 2
-    model, hardware = training_flop(network, np.array([12, 12]))
+    model, hardware = learner.network.training_flop(np.array([12, 12]))
     point = points.read()
     assert point["perf/model_flop_utilization"] == pytest.approx(model / 2 / 1e12)
     assert point["perf/hardware_flop_utilization"] == pytest.approx(hardware / 2 / 1e12)

@@ -6,6 +6,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from configs.base import ConfigError
 from models.rank_transformer import RankTransformerConfig
+from tests import made_up
 from training.distributed import (
     Ranks,
     averaging,
@@ -39,9 +40,7 @@ def two_ranks():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_fsdp_leaves_each_process_its_slice(two_ranks, precision):
-    network = RankTransformerConfig(d_model=8, n_heads=2).build(
-        n_vocabulary=21, n_classes=4, n_tokens=12, n_segments=1
-    )
+    network = made_up.learner(RankTransformerConfig(d_model=8, n_heads=2))
     names, whole = list(network.state_dict()), sum(p.numel() for p in network.parameters())
     assert wrap(network, two_ranks, "fsdp", precision) is network
     assert list(network.state_dict()) == names

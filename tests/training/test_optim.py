@@ -3,13 +3,13 @@ import torch
 from torch import nn
 
 from models.rank_transformer import RankTransformerConfig
+from tests import made_up
 from training.optim import learning_rate, make_optimizer, set_learning_rate
 
 
 def test_only_the_weights_of_linear_layers_decay():
-    model = RankTransformerConfig(d_model=8, n_heads=2, value_embedding="mlp").build(
-        n_vocabulary=20, n_classes=3, n_tokens=12, n_segments=2
-    )
+    config = RankTransformerConfig(d_model=8, n_heads=2, value_embedding="mlp")
+    model = made_up.learner(config, n_segments=2)
     decayed, plain = make_optimizer(model, lr=1e-3, weight_decay=0.1).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert decayed["weight_decay"] == 0.1

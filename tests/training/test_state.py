@@ -22,11 +22,11 @@ def make_training():
 
 
 def update(training: Training) -> list[torch.Tensor]:
-    training.network(torch.ones(1, 3)).square().sum().backward()
+    training.learner(torch.ones(1, 3)).square().sum().backward()
     training.optimizer.step()
     training.optimizer.zero_grad()
     training.step += 1
-    return [p.detach().clone() for p in training.network.parameters()]
+    return [p.detach().clone() for p in training.learner.parameters()]
 
 
 def test_the_best_weights_come_back(make_training):
@@ -35,11 +35,11 @@ def test_the_best_weights_come_back(make_training):
     for epoch, rating in enumerate([(0.5, -1.0), (0.7, -2.0), (0.7, -2.0), (0.6, -0.1)]):
         training.epoch = epoch
         seen.append(update(training))
-        training.rate(rating)
+        training.keep_if_best(rating)
     assert (training.best_epoch, training.best_rating) == (1, (0.7, -2.0))
     training.return_to_best()
     assert all(
-        torch.equal(a, b) for a, b in zip(training.network.parameters(), seen[1], strict=True)
+        torch.equal(a, b) for a, b in zip(training.learner.parameters(), seen[1], strict=True)
     )
 
 
@@ -47,7 +47,7 @@ def test_a_resumed_training_goes_on_as_if_never_stopped(make_training, tmp_path)
     one, other = make_training(0), make_training(1)
     update(one)
     one.epoch, one.clock = 1, Clock(2.5, 0.5)
-    one.rate((0.25, -0.5))
+    one.keep_if_best((0.25, -0.5))
     update(one)
     one.save(tmp_path / "checkpoint.safetensors")
     other.resume(tmp_path / "checkpoint.safetensors")

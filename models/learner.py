@@ -1,0 +1,80 @@
+"""``Learner``: a network and the heads of its objectives, in the one module that is trained.
+
+Several processes wrap it as a whole, so all that needs gradients goes through its ``forward``.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dataset.store.data_facts import DataFacts
+from models.network import Network, NetworkConfig
+from models.objectives.base import Objective
+from models.transformer import initialize_weights
+
+if TYPE_CHECKING:
+    from dataset.batches import Batch
+
+
+class Learner(nn.Module):
+    """A network and, by the kind of each objective, its head.
+
+    Parameters
+    ----------
+    config
+        Of the network.
+    objectives
+        At least one, of different kinds.
+    facts
+        Of the data.
+    """
+
+    def __init__(
+        self, config: NetworkConfig, objectives: Sequence[Objective], facts: DataFacts
+    ) -> None:
+        super().__init__()
+        self.objectives = tuple(objectives)
+        self.network: Network = config.build(facts)
+        dropout = getattr(config, "dropout", 0.0)
+        self.heads = nn.ModuleDict(
+            {o.kind: o.head(self.network.d_model, dropout, facts) for o in self.objectives}
+        )
+        initialize_weights(self)
+        self.network.initialize()
+
+    @property
+    def by_gene(self) -> set[str]:
+        """Names of the weights whose rows are tokens of the vocabulary."""
+        names = {f"network.{name}" for name in self.network.by_gene}
+        for kind, head in self.heads.items():
+            names |= {f"heads.{kind}.{name}" for name in getattr(head, "by_gene", ())}
+        return names
+
+    def forward(
+        self, batch: "Batch", *, predict: Collection[str] | None = None
+    ) -> "Tensor | dict[str, Tensor]":
+        """Return the losses of a batch, or what the objectives say of its cells.
+
+        Parameters
+        ----------
+        batch
+            ``b`` cells.
+        predict
+            Kinds of the objectives to predict with; None for losses.
+
+        Returns
+        -------
+        The loss of each cell by each objective, ``(b, objectives)``, not yet weighted; or
+        ``embeddings`` ``(b, d)`` and each objective's predictions, by name.
+        """
+        wanted = [o for o in self.objectives if predict is None or o.kind in predict]
+        encoded = self.network(batch, tokens=any(o.reads_tokens for o in wanted))
+        if predict is None:
+            losses = [o.loss(encoded, self.heads[o.kind], batch) for o in wanted]
+            return torch.stack(losses, dim=1)
+        found = {"embeddings": encoded.cell_embedding.float()}
+        for objective in wanted:
+            found |= objective.predict(encoded, self.heads[objective.kind], batch)
+        return found

@@ -1,0 +1,70 @@
+"""What every network is to the rest of the project: a config that builds it, and what it returns.
+
+A network is one file beside this one and one line in ``models/__init__.py``. It embeds cells;
+what is done with the embedding is up to the objectives (``models/objectives``).
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+
+from configs.base import Config
+from dataset.store.data_facts import DataFacts
+from models.flops import Flop
+
+if TYPE_CHECKING:
+    from dataset.batches import Batch
+
+
+class Encoded(NamedTuple):
+    """What every network returns for a batch of ``b`` cells."""
+
+    cell_embedding: Tensor  # (b, d)
+    token_states: Tensor | None = None  # (m, d), only when an objective reads tokens
+    token_index: Tensor | None = None  # (m,), the batch's token of each state; None: all, in order
+    extra: dict[str, Tensor] | None = None  # such as a latent's mean and variance
+
+
+class Network(nn.Module):
+    """Embeds cells: ``forward(batch, tokens=...) -> Encoded``.
+
+    Attributes
+    ----------
+    d_model
+        Width of what it returns.
+    by_gene
+        Names of its weights whose rows are tokens of the vocabulary. ``init_from`` moves them by
+        gene id.
+    """
+
+    d_model: int
+    by_gene: tuple[str, ...] = ()
+
+    def initialize(self) -> None:
+        """Give weights another start than ``initialize_weights`` did."""
+
+    def training_flop(self, lengths: ArrayLike) -> Flop | None:
+        """FLOP of an update on cells of these lengths, ``(n_cells,)``; None: not counted."""
+        return None
+
+
+class TrainCells(NamedTuple):
+    """The train cells, for a network that starts from them; called only when needed."""
+
+    expression: Callable[[], tuple[csr_matrix, np.ndarray]]  # counts (n, n_genes), library sizes
+    batch: Callable[[int], "Batch"]  # at most so many cells
+
+
+class NetworkConfig(Config):
+    """Sizes and settings of a network; also has a ``kind`` of its own."""
+
+    def build(self, facts: DataFacts) -> Network:
+        """Return the network for these data; the sizes of a vocabulary come from there."""
+        raise NotImplementedError
+
+    def start(self, network: Network, train: TrainCells, rng: np.random.Generator) -> None:
+        """Fit on the train cells what starts from them: nothing, by default."""

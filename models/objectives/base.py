@@ -1,0 +1,68 @@
+"""What every objective is to the training loop.
+
+An objective is one file beside this one and one line in ``models/objectives/__init__.py``. It
+owns a head, and its loss is one number a cell: summed over cells and processes and divided once,
+so that one process and several report the same number.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+
+from configs.base import Config
+from dataset.store.data_facts import DataFacts
+from models.network import Encoded
+
+if TYPE_CHECKING:
+    from dataset.batches import Batch
+
+# (n, stream) -> (b, n) from [0, 1): of each cell of the batch, the same whoever stands beside it
+Draw = Callable[[int, int], Tensor]
+
+
+class Objective(Config):
+    """One thing that a network is trained to do; also has a ``kind`` of its own.
+
+    Attributes
+    ----------
+    reads_tokens
+        Whether it needs the states of the tokens, not of the cell only.
+    hides
+        Whether it changes what the network is shown: ``hide`` is called, for val and test too.
+    """
+
+    reads_tokens: ClassVar[bool] = False
+    hides: ClassVar[bool] = False
+    kind: str
+    weight: float = Field(default=1.0, gt=0, description="of its loss among the objectives'")
+
+    def head(self, d_model: int, dropout: float, facts: DataFacts) -> nn.Module:
+        """Return what turns the network's answer into this objective's.
+
+        Parameters
+        ----------
+        d_model, dropout
+            Of the network.
+        facts
+            Of the data.
+        """
+        raise NotImplementedError
+
+    def hide(self, batch: "Batch", draw: Draw) -> "Batch":
+        """Return the cells as the network is to see them, ``targets[kind]`` being what is gone."""
+        return batch
+
+    def loss(self, encoded: Encoded, head: nn.Module, batch: "Batch") -> Tensor:
+        """Return the loss of each cell, ``(b,)``, float32."""
+        raise NotImplementedError
+
+    def predict(self, encoded: Encoded, head: nn.Module, batch: "Batch") -> dict[str, Tensor]:
+        """Return what is stored of each cell, by name, each ``(b, ...)``."""
+        return {}
+
+    def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+        """Return the scores of a split's predictions, by name."""
+        return {}

@@ -1,0 +1,27 @@
+"""Facts of data that do not exist, and a learner for them."""
+
+from dataset.store.data_facts import DataFacts
+from dataset.vocabulary import N_SPECIALS, Vocabulary
+from models.learner import Learner
+from models.network import NetworkConfig
+from models.objectives.classify import ClassifyConfig
+from models.transformer import initialize_weights
+
+
+def facts(n_vocabulary=21, n_classes=4, row_length=12, n_segments=1, **more) -> DataFacts:
+    genes = tuple(f"gene{i}" for i in range(n_vocabulary - N_SPECIALS))
+    names = [f"type{i}" for i in range(n_classes)]
+    return DataFacts(Vocabulary(genes, genes), names, row_length, n_segments, {}, **more)
+
+
+def network(config: NetworkConfig, **sizes):
+    """Build a network alone, started as in a learner."""
+    built = config.build(facts(**sizes))
+    initialize_weights(built)
+    built.initialize()
+    return built
+
+
+def learner(config: NetworkConfig, objectives=None, **sizes) -> Learner:
+    """Build a network and its heads; by default it classifies."""
+    return Learner(config, objectives or [ClassifyConfig()], facts(**sizes))

@@ -1,0 +1,103 @@
+"""Start a network from the weights of another run: fine-tuning after pretraining.
+
+Weights are matched by name and shape; those whose rows are tokens, such as gene embeddings, row by
+row through the gene ids, for the two vocabularies may differ. What has no match keeps the start
+that it had.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.base import ConfigError
+from dataset.store.data_facts import DataFacts
+from dataset.vocabulary import N_SPECIALS, Vocabulary
+from models.learner import Learner
+from training.runs import Run
+
+logger = logging.getLogger(__name__)
+
+
+def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str, Any]:
+    """Copy the weights of a finished run into a learner, in place.
+
+    Parameters
+    ----------
+    learner
+        Built for ``facts``, not wrapped for several processes.
+    path
+        The run's folder.
+    facts
+        Of the data at hand.
+
+    Returns
+    -------
+    A report: ``path``; ``copied``, how many of the learner's weights have a match; ``n_weights``;
+    ``genes_matched`` and ``n_genes``, of the vocabulary at hand; ``not_found`` and
+    ``other_shape``, names of weights that keep their own start.
+
+    Raises
+    ------
+    ConfigError
+        If nothing matches, or the run is a baseline.
+    RunFolderError
+        If the folder is no finished run.
+    """
+    run = Run(path)
+    if run.is_baseline:
+        raise ConfigError(
+            f"init_from: {path} is a {run.config.model.kind}; expected the run of a network"
+        )
+    theirs = run.weights()
+    ours = learner.state_dict()
+    rows, their_rows = shared_rows(facts.vocabulary, run.facts.vocabulary)
+    copied, not_found, other_shape = [], [], []
+    with torch.no_grad():
+        for name, weight in ours.items():
+            if name not in theirs:
+                not_found.append(name)
+            elif name in learner.by_gene and theirs[name].shape[1:] == tuple(weight.shape[1:]):
+                weight[rows] = torch.from_numpy(theirs[name][their_rows])
+                copied.append(name)
+            elif theirs[name].shape == tuple(weight.shape):
+                weight.copy_(torch.from_numpy(theirs[name]))
+                copied.append(name)
+            else:
+                other_shape.append(name)
+    if not copied:
+        raise ConfigError(
+            f"init_from: no weight of {path} ({run.config.model.kind}) fits this network; train "
+            "with the model settings of that run"
+        )
+    report = {
+        "path": str(path),
+        "copied": len(copied),
+        "n_weights": len(ours),
+        "genes_matched": len(rows) - N_SPECIALS,
+        "n_genes": facts.vocabulary.n_genes,
+        "not_found": not_found,
+        "other_shape": other_shape,
+    }
+    logger.info(
+        "init_from %s: %d of %d weights, %d of %d genes; own start: %s",
+        path, len(copied), len(ours), report["genes_matched"], facts.vocabulary.n_genes,
+        ", ".join(not_found + other_shape) or "none",
+    )  # fmt: skip
+    return report
+
+
+def shared_rows(ours: Vocabulary, theirs: Vocabulary) -> tuple[Tensor, np.ndarray]:
+    """Return the tokens of both vocabularies, as rows of either: special ones, then genes."""
+    row_of = {gene: row for row, gene in enumerate(theirs.gene_ids, start=N_SPECIALS)}
+    pairs = [(row, row) for row in range(N_SPECIALS)]
+    pairs += [
+        (row, row_of[gene])
+        for row, gene in enumerate(ours.gene_ids, start=N_SPECIALS)
+        if gene in row_of
+    ]
+    mine, other = np.array(pairs).T
+    return torch.from_numpy(mine), other
