@@ -1,13 +1,23 @@
 """How well the embeddings of a network tell cell types apart, and not donors."""
 
+from collections.abc import Iterable
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 from sklearn.metrics import silhouette_score
 
+from evaluation.compare import Comparison
 from training.runs import Run
 
 MAX_CELLS = 5000  # silhouettes compare every cell with every other one
+
+
+def embedded_runs(comparisons: Iterable[Comparison]) -> list[Run]:
+    """Return the first run of every best network, as far as it has embeddings."""
+    networks = (comparison.best_network for comparison in comparisons)
+    runs = [network.runs[0] for network in networks if network is not None]
+    return [run for run in runs if run.predictions("test").embeddings is not None]
 
 
 def embedded_cells(run: Run, split: str = "test", *, max_cells: int = 20_000) -> ad.AnnData:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.runs import ALWAYS_THERE, SPLITS, Predictions, Run, RunFolderError
+from training.runs import ALWAYS_THERE, SPLITS, Run, RunFolderError, SplitPredictions
 
 
 class ComparisonError(ValueError):
@@ -20,8 +20,8 @@ class ReadRun:
     """A finished run and its predictions for val and test, in the order of the cells' names."""
 
     run: Run
-    val: Predictions
-    test: Predictions
+    val: SplitPredictions
+    test: SplitPredictions
 
 
 def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
@@ -121,9 +121,9 @@ def group_by_model(runs: list[ReadRun]) -> tuple[dict[str, list[ReadRun]], list[
     return dict(zip(names, ordered, strict=True)), left_out
 
 
-def _by_name(cells: Predictions) -> Predictions:
+def _by_name(cells: SplitPredictions) -> SplitPredictions:
     order = np.argsort(cells.cell_names)
-    return Predictions(
+    return SplitPredictions(
         cell_names=cells.cell_names[order],
         batches=cells.batches[order],
         labels=cells.labels[order],

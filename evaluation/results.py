@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dataset.provenance import short_commit
 from dataset.store.atomic import atomic_file
 from evaluation.compare import Comparison, Model
 from evaluation.markdown import code, escape, table
@@ -173,7 +174,7 @@ def _provenance(models: Iterable[Model]) -> pd.DataFrame:
                     "data": run.meta["name"],
                     "seed": run.config.seed,
                     "device": run.metrics.get("device", ""),
-                    "commit": str(run.metrics.get("git_commit") or "")[:12],
+                    "commit": short_commit(run.metrics.get("git_commit")),
                     "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
                     "command": shlex.join(
                         ["python", "02_train_model.py", "--config", f"{run.path}/config.yaml"]

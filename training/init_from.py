@@ -48,7 +48,7 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
         If the folder is no finished run.
     """
     run = Run(path)
-    if hasattr(run.config.model, "fit"):
+    if run.is_baseline:
         raise ConfigError(
             f"init_from: {path} is a {run.config.model.kind}; expected the run of a network"
         )

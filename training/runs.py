@@ -85,7 +85,7 @@ class _Meta(_Table):
 
 
 @dataclass(frozen=True)
-class Predictions:
+class SplitPredictions:
     """A run's predictions for the cells of one split; ``c`` classes, ``d`` embedding width.
 
     Attributes
@@ -218,7 +218,7 @@ class Run:
                 raise self._damaged(WEIGHTS, f"{key!r} holds what is no number, NaN or infinite")
         return arrays
 
-    def predictions(self, split: str) -> Predictions:
+    def predictions(self, split: str) -> SplitPredictions:
         """Return the predictions of ``val`` or ``test``."""
         name = f"predictions_{split}.npz"
         try:
@@ -230,7 +230,7 @@ class Run:
             cell_names, batches, labels = (arrays.pop(key) for key in CELLS)
         except Exception as error:  # noqa: BLE001 - a damaged zip raises whatever it likes
             raise self._damaged(name, error) from None
-        predictions = Predictions(cell_names, batches, labels, arrays)
+        predictions = SplitPredictions(cell_names, batches, labels, arrays)
         if fault := _fault(predictions, len(self.class_names)):
             raise self._damaged(name, fault)
         return predictions
@@ -291,7 +291,7 @@ def is_baseline(config: TrainConfig) -> bool:
     return hasattr(config.model, "fit")
 
 
-def _fault(found: Predictions, n_classes: int) -> str | None:
+def _fault(found: SplitPredictions, n_classes: int) -> str | None:
     """Say what is wrong with predictions; None if nothing is."""
     n, labels = len(found.labels), found.labels
     if labels.ndim != 1 or labels.dtype.kind not in "iu":

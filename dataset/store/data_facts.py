@@ -99,7 +99,7 @@ def read_facts(folder: Path, *, row_length: int, n_segments: int) -> DataFacts:
     }
     if (folder / "gene_medians.npy").exists():
         learned["medians"] = _of_genes(
-            folder, "gene_medians.npy", vocabulary.n_genes, are_positive=True
+            folder, "gene_medians.npy", vocabulary.n_genes, are_medians=True
         )
     return DataFacts(
         vocabulary=vocabulary,
@@ -148,14 +148,15 @@ def _json(folder: Path, name: str) -> Any:
         raise FactsError(name, error) from None
 
 
-def _of_genes(folder: Path, name: str, n_genes: int, *, are_positive: bool = False) -> NDArray:
+def _of_genes(folder: Path, name: str, n_genes: int, *, are_medians: bool = False) -> NDArray:
     """Read an array of one row a gene, all of them numbers."""
     try:
         array = np.load(folder / name, allow_pickle=False)
     except READ_ERRORS as error:
         raise FactsError(name, error) from None
-    if array.shape[:1] != (n_genes,) or array.dtype.kind not in "fiub":
+    is_typed = array.dtype == np.float32 if are_medians else array.dtype.kind in "fiub"
+    if array.shape[:1] != (n_genes,) or not is_typed:
         raise FactsError(name, f"found {array.dtype} {array.shape}, expected {n_genes} genes")
-    if not np.isfinite(array).all() or (are_positive and not (array > 0).all()):
-        raise FactsError(name, f"not all are {'positive ' * are_positive}numbers")
+    if not np.isfinite(array).all() or (are_medians and not (array > 0).all()):
+        raise FactsError(name, f"not all are {'positive ' * are_medians}numbers")
     return array

@@ -125,8 +125,9 @@ class EncodedFolder:
         self.vocabulary, self.class_names = self.facts.vocabulary, self.facts.class_names
         self.gene_medians: NDArray[np.float32] = self.facts.learned["medians"]
         self._splits = {split: self._open_split(split) for split in SPLITS}
-        sizes = np.bincount(self._splits["train"].labels, minlength=len(self.class_names))
-        self.facts = replace(self.facts, class_sizes=sizes)
+        labels = self._splits["train"].labels
+        class_sizes = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
+        self.facts = replace(self.facts, class_sizes=class_sizes)
         self._matrix, self._library_size = self._open_expression()
         self._cells_csv = os.open(self.path / "cells.csv", os.O_RDONLY)
         weakref.finalize(self, os.close, self._cells_csv)

@@ -37,7 +37,7 @@ class MaskedGeneConfig(Objective):
         default=0.1,
         ge=0,
         le=1,
-        description="of the hidden ones: become another gene; the rest stay",
+        description="of the hidden ones: become another gene",
     )
     reads_tokens: ClassVar[bool] = True
     hides: ClassVar[bool] = True
@@ -91,7 +91,7 @@ class MaskedGeneConfig(Objective):
     def _hidden(
         self, encoded: Encoded, head: nn.Module, batch: "Batch"
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return, of each hidden token that the network read: its cell, loss, and if it is right."""
+        """Return of each hidden token that was read its cell, its loss, and whether it is right."""
         from dataset.batches import cell_of_token
 
         target, cell = cast("dict[str, Tensor]", batch)[TARGET], cell_of_token(batch)  # (n,)

@@ -6,7 +6,7 @@ import pytest
 from evaluation import METRICS
 from evaluation.calibration import apply_temperature, fit_temperature
 from evaluation.compare import compare_runs
-from evaluation.embedding import embedded_cells, separation
+from evaluation.embedding import embedded_cells, embedded_runs, separation
 
 EYE = np.eye(5)
 
@@ -251,7 +251,16 @@ def test_embedding_of_a_network(write_run):
     assert separation(adata)["cell type"] > separation(adata)["donor"]
 
 
+def test_only_networks_with_embeddings_are_drawn(write_run, edit_predictions):
+    write_run("linear", data="cortex", data_sha256="c", split_sha256="d")
+    write_run("network", kind="rank_transformer")
+    folder = write_run("bare", kind="rank_transformer", data="blood", data_sha256="e")
+    edit_predictions(folder, "test", lambda a: {k: v for k, v in a.items() if k != "embeddings"})
+    comparisons = compare_runs(folder.parent, n_resamples=5)
+    assert [run.name for run in embedded_runs(comparisons)] == ["network"]
+
+
 def test_embedding_of_a_baseline_is_refused(write_run):
     comparison = compared(write_run("linear"))
-    with pytest.raises(ValueError, match="a baseline has no embeddings"):
+    with pytest.raises(ValueError, match="has no embeddings; choose a network's run"):
         embedded_cells(comparison.models[0].runs[0])

@@ -76,6 +76,13 @@ def test_margin_is_printed(write_run, tmp_path):
     assert "Level: it lies within 0.07" in text
 
 
+@pytest.mark.parametrize("mark", ["", "-changed"])
+def test_results_of_edited_code_say_so(write_run, tmp_path, mark):
+    folder = write_run("linear", costs={"git_commit": f"{'0123456789' * 4}{mark}"})
+    text, _ = written(compared(folder), tmp_path)
+    assert f"| 012345678901{mark} |" in text
+
+
 def test_what_is_left_out_is_said(write_run, tmp_path):
     write_run("linear")
     folder = write_run("knn", kind="knn")

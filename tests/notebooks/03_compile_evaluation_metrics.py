@@ -42,7 +42,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from evaluation import comparison_plots as plots
 from evaluation import embedding_plots, results
 from evaluation.compare import compare_runs
-from evaluation.embedding import embedded_cells, separation
+from evaluation.embedding import embedded_cells, embedded_runs, separation
 from evaluation.markdown import escape
 from evaluation.verdicts import verdicts
 
@@ -145,8 +145,7 @@ for comparison in comparisons:
 # near 1 where groups lie apart, and near 0 where they mix.
 
 # %%
-networks = [c.best_network.runs[0] for c in comparisons if c.best_network is not None]
-for run in networks:
+for run in embedded_runs(comparisons):
     cells = embedded_cells(run)
     print(run.name, separation(cells).round(3).to_dict())
     display(embedding_plots.umap(cells) or "too few test cells for a UMAP")

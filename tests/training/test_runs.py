@@ -326,7 +326,7 @@ def test_a_run_that_predicts_no_classes_is_whole(copy):
     write_checksums(copy)
     read_everything(copy)
     run = Run(copy)
-    assert run.facts.n_classes == 0
+    assert run.facts.class_names == []
     assert not run.predictions("test").has_classes
     assert run.predictions("test").embeddings is not None
     assert run.metrics["test"] == {"masked_gene_loss": 2.25}
