@@ -222,7 +222,7 @@ def train_epoch(
     """Make one pass over the training cells."""
     optim, cells, ranks = config.optim, data.split("train"), training.ranks
     rows = NpyDataset(cells)
-    medians = np.concatenate([np.ones(N_SPECIALS, np.float32), data.gene_medians])
+    medians = np.concatenate([np.ones(N_SPECIALS, np.float32), data.learned["medians"]])
     medians = torch.from_numpy(medians).to(ranks.device)
     class_weights = None
     if optim.class_balanced:

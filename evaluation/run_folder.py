@@ -127,7 +127,7 @@ class RunFolder:
     @cached_property
     def gene_medians(self) -> NDArray[np.float32]:
         """Median of each gene over the train cells, ``(n_genes,)``."""
-        name = "data/gene_medians.npy"
+        name = "data/learned/medians.npy"
         try:
             medians = np.load(self.path / name, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

@@ -46,14 +46,14 @@ SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer")
 # All that a run goes on with. Killed, it may have left halves of files under names of any kind.
 CARRIED_ON = ("checkpoint.safetensors", "config.yaml", "data", "metrics.jsonl")
 # Learned from the training cells: a network is of no use with others.
-LEARNED = ("vocabulary.json", "gene_medians.npy", "class_names.json", "history")
+LEARNED = ("vocabulary.json", "class_names.json", "conditions.json", "learned", "history")
 # Of every finished run, be it a network or a baseline.
 ALWAYS_THERE = (
     "config.yaml",
     "metrics.json",
     "predictions_val.npz",
     "predictions_test.npz",
-    *(f"data/{name}" for name in ("meta.json", *LEARNED) if name != "history"),
+    *(f"data/{name}" for name in ("meta.json", *LEARNED[:3])),
 )
 
 

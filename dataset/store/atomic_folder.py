@@ -1,4 +1,4 @@
-"""``written_aside``: a folder is there whole, or not at all."""
+"""``atomic_folder``: a folder is there whole, or not at all."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ class FolderError(UserError):
 
 
 @contextmanager
-def written_aside(folder: Path, check_replaceable: Callable[[Path], None]) -> Iterator[Path]:
+def atomic_folder(folder: Path, check_replaceable: Callable[[Path], None]) -> Iterator[Path]:
     """Yield a folder to write to; it gets its name when all went well and is removed otherwise.
 
     A folder of this name that is there already is replaced, unless ``check_replaceable`` raises:
@@ -35,23 +35,23 @@ def written_aside(folder: Path, check_replaceable: Callable[[Path], None]) -> It
             left, FolderError(f"{folder}: another process is writing it now; wait for it")
         ):
             shutil.rmtree(left)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
-        with locked(aside, FolderError(f"{aside}: is in use")):
-            yield aside
-            aside.chmod(0o755)
-            fsync_folder(aside)
+        with locked(partial, FolderError(f"{partial}: is in use")):
+            yield partial
+            partial.chmod(0o755)
+            fsync_folder(partial)
             if os.path.lexists(folder):
                 check_replaceable(folder)
                 retired = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
                 folder.rename(retired / "old")
-                aside.rename(folder)
+                partial.rename(folder)
                 shutil.rmtree(retired)
             else:
-                aside.rename(folder)
+                partial.rename(folder)
             _fsync(folder.parent)
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise FolderError(
                 f"{folder}: the disk is full: free space or write elsewhere; nothing was kept"

@@ -158,7 +158,9 @@ plots.token_lengths(lengths, folder.meta["n_tokens"])
 picked = rng.choice(
     len(splits["train"].labels), min(6, len(splits["train"].labels)), replace=False
 )
-tokens = np.array(folder.vocabulary.token_names)[splits["train"].token_ids[np.sort(picked), :11]]
+tokens = np.array(folder.vocabulary.token_names)[
+    splits["train"].arrays["token_ids"][np.sort(picked), :11]
+]
 types = np.array(folder.class_names)[splits["train"].labels[np.sort(picked)]]
 pd.DataFrame(tokens, index=pd.Index(types, name="cell type"))
 

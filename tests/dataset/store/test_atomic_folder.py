@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from dataset.store.atomic_folder import FolderError, written_aside
+from dataset.store.atomic_folder import FolderError, atomic_folder
 
 
 def needs_marker(folder):
@@ -12,7 +12,7 @@ def needs_marker(folder):
 
 
 def write(folder, text):
-    with written_aside(folder, needs_marker) as aside:
+    with atomic_folder(folder, needs_marker) as aside:
         (aside / "marker").write_text(text)
 
 
@@ -21,7 +21,7 @@ def names(folder):
 
 
 def test_a_folder_is_there_when_it_is_whole(tmp_path):
-    with written_aside(tmp_path / "a" / "b", needs_marker) as aside:
+    with atomic_folder(tmp_path / "a" / "b", needs_marker) as aside:
         (aside / "marker").write_text("1")
         assert not (tmp_path / "a" / "b").exists()
     assert (tmp_path / "a" / "b" / "marker").read_text() == "1"
@@ -46,7 +46,7 @@ def test_what_came_into_the_folder_meanwhile_is_not_lost(tmp_path):
     write(tmp_path / "b", "1")
     with (
         pytest.raises(FolderError, match="has no marker"),
-        written_aside(tmp_path / "b", needs_marker),
+        atomic_folder(tmp_path / "b", needs_marker),
     ):
         (tmp_path / "b" / "marker").rename(tmp_path / "b" / "thesis")
     assert names(tmp_path) == ["b"]
@@ -55,7 +55,7 @@ def test_what_came_into_the_folder_meanwhile_is_not_lost(tmp_path):
 
 def test_after_an_error_the_old_folder_is_as_it_was(tmp_path):
     write(tmp_path / "b", "1")
-    with pytest.raises(ZeroDivisionError), written_aside(tmp_path / "b", needs_marker):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "b", needs_marker):
         raise ZeroDivisionError
     assert (tmp_path / "b" / "marker").read_text() == "1"
     assert names(tmp_path) == ["b"]
@@ -64,7 +64,7 @@ def test_after_an_error_the_old_folder_is_as_it_was(tmp_path):
 def test_a_full_disk_is_said(tmp_path):
     with (
         pytest.raises(FolderError, match="disk is full"),
-        written_aside(tmp_path / "b", needs_marker),
+        atomic_folder(tmp_path / "b", needs_marker),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert names(tmp_path) == []
@@ -73,7 +73,7 @@ def test_a_full_disk_is_said(tmp_path):
 def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
     (tmp_path / ".b.partial-dead" / "train").mkdir(parents=True)
     (tmp_path / ".bb.partial-other").mkdir()
-    with written_aside(tmp_path / "b", needs_marker) as aside:
+    with atomic_folder(tmp_path / "b", needs_marker) as aside:
         with pytest.raises(FolderError, match="another process"):
             write(tmp_path / "b", "2")
         (aside / "marker").write_text("1")
