@@ -50,7 +50,7 @@ class ChosenCells:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What obs says of all cells; small numbers, as in ``ChosenCells``."""
+    """The annotations of all cells in obs; small numbers, as in ``ChosenCells``."""
 
     labels: pd.Categorical | None  # (n_cells,)
     batch: pd.Categorical | None  # (n_cells,)

@@ -1,4 +1,4 @@
-"""What an encoded folder says of itself: who its cells are, and how it was made."""
+"""The tables of an encoded folder: who its cells are, and how it was made."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""What is done with some of the cells, by a thread or by a worker of a cluster.
+"""The steps of an encoding, each on some of the cells, by a thread or by a cluster's worker.
 
 Each step reads its cells from the disk and writes what comes of them to the disk, at a place that
 follows from the cells alone; ``dataset/encode.py`` says in which order they go. A step that is

@@ -37,7 +37,7 @@ MAX_ITERATIONS = 300
 
 @dataclass(frozen=True)
 class History:
-    """What gives a cell its previous profile; ``a`` ancestors, ``k`` components, ``p`` times.
+    """Gives a cell its previous profile; ``a`` ancestors, ``k`` components, ``p`` times.
 
     Ancestors lie sorted by time point; those of time point ``i`` are
     ``first_ancestor[i]`` to ``first_ancestor[i + 1]``.

@@ -34,7 +34,7 @@ from dataset.reading.find_files import find_files
 from dataset.reading.gene_names import gene_names, merge_genes
 from dataset.reading.join_columns import ColumnError, compare_columns, join_column
 from dataset.reading.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
-from dataset.reading.stored_table import read_table
+from dataset.reading.stored_table import CHUNK, read_table
 
 __all__ = ["CellFile", "CellFileError", "Cells", "open_cells"]
 
@@ -278,7 +278,7 @@ class Cells:
             offset += file.n_cells
 
     def to_anndata(self, rows: np.ndarray | Sequence[int] | None = None) -> ad.AnnData:
-        """Gather cells in memory, for figures and for scanpy.
+        """Gather cells in memory, for scanpy; of obs their names alone (see ``column``).
 
         Parameters
         ----------
@@ -295,7 +295,15 @@ class Cells:
             parts.append(block[ordered[a:b] - start])
         counts = vstack(parts, format="csr")[np.searchsorted(ordered, wanted)]
         var = pd.DataFrame({"gene_symbol": self.gene_symbols}, index=self.gene_ids)
-        return ad.AnnData(counts.astype(np.float32), obs=self.obs.iloc[wanted].copy(), var=var)
+        names = np.empty(len(ordered), dtype=object)
+        for start in range(0, self.n_cells, CHUNK):
+            a, b = np.searchsorted(ordered, [start, start + CHUNK])
+            if a < b:
+                names[a:b] = self.names(start, min(start + CHUNK, self.n_cells))[
+                    ordered[a:b] - start
+                ]
+        obs = pd.DataFrame(index=names[np.searchsorted(ordered, wanted)])
+        return ad.AnnData(counts.astype(np.float32), obs=obs, var=var)
 
     def check_unchanged(self) -> None:
         """Raise if any of the files was rewritten since it was opened."""

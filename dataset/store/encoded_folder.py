@@ -136,7 +136,7 @@ class EncodedFolder:
 
     @property
     def facts(self) -> DataFacts:
-        """What a network needs to know of these cells."""
+        """Sizes and names that a network for these cells is built with."""
         return DataFacts(
             vocabulary=self.vocabulary,
             class_names=self.class_names,
@@ -217,8 +217,11 @@ class EncodedFolder:
         Rows are in the order of ``split(name)``.
         """
         rows = np.asarray(self.split(split).rows)
-        counts = self._checked_matrix.take(rows).to_csr(self.vocabulary.n_genes)
-        return counts, self._library_size[rows]
+        return self.counts(rows), self._library_size[rows]
+
+    def counts(self, rows: NDArray[np.integer]) -> csr_matrix:
+        """Return raw counts of any lines of cells.csv, ``(n, n_genes)`` float32 in memory."""
+        return self._checked_matrix.take(rows).to_csr(self.vocabulary.n_genes)
 
     def check_unchanged(self) -> None:
         """Raise if the folder at this path is no longer the one that was opened.

@@ -1,4 +1,4 @@
-"""What meta.json of an encoded folder holds, by type."""
+"""The types of what meta.json of an encoded folder holds."""
 
 from typing import Annotated, Any
 

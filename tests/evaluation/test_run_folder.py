@@ -68,7 +68,7 @@ def refused(folder, match):
 NAMES = [
     "metrics.json", "metrics.jsonl", "config.yaml", "model.safetensors", "predictions_val.npz",
     "predictions_test.npz", "data/vocabulary.json", "data/learned/medians.npy",
-    "data/class_names.json", "data/meta.json",
+    "data/class_names.json", "data/conditions.json", "data/meta.json",
 ]  # fmt: skip
 
 
