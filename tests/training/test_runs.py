@@ -67,8 +67,8 @@ def refused(folder, match):
 
 NAMES = [
     "metrics.json", "metrics.jsonl", "config.yaml", "model.safetensors", "predictions_val.npz",
-    "predictions_test.npz", "data/vocabulary.json", "data/gene_medians.npy",
-    "data/class_names.json", "data/meta.json",
+    "predictions_test.npz", "data/vocabulary.json", "data/learned/medians.npy",
+    "data/class_names.json", "data/conditions.json", "data/meta.json",
 ]  # fmt: skip
 
 
@@ -229,9 +229,9 @@ def test_predictions_are_what_they_should_be(copy, key, change, message):
 
 @pytest.mark.parametrize("value", [np.nan, 0.0, -1.0])
 def test_medians_are_positive_numbers(copy, value):
-    medians = np.load(copy / "data" / "gene_medians.npy")
+    medians = np.load(copy / "data/learned/medians.npy")
     medians[0] = value
-    np.save(copy / "data" / "gene_medians.npy", medians)
+    np.save(copy / "data/learned/medians.npy", medians)
     write_checksums(copy)
     refused(copy, "not all are positive")
 
