@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 # Threads that wait for work sleep. Spinning, they fight over the cores with whatever else runs:
 # on two shared cores an update then took 5 times as long. OpenMP reads this when torch loads it.
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from scipy.sparse import csr_matrix
 from torch import nn
 from tqdm import tqdm
@@ -29,6 +31,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.base import ConfigError
 from configs.schema import TrainConfig
+from dataset import TokenizerConfig
 from dataset.batches import (
     Batch,
     LengthBucketSampler,
@@ -39,7 +42,6 @@ from dataset.batches import (
     to_device,
 )
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
-from dataset.vocabulary import N_SPECIALS
 from evaluation import METRICS
 from models.objectives import balanced_class_weights, classify
 from models.transformer import compile_blocks
@@ -222,8 +224,9 @@ def train_epoch(
     """Make one pass over the training cells."""
     optim, cells, ranks = config.optim, data.split("train"), training.ranks
     rows = NpyDataset(cells)
-    medians = np.concatenate([np.ones(N_SPECIALS, np.float32), data.gene_medians])
-    medians = torch.from_numpy(medians).to(ranks.device)
+    tokenizer = TypeAdapter(TokenizerConfig).validate_python(data.meta["tokenizer"])
+    learned = {k: torch.tensor(v).to(ranks.device) for k, v in data.facts.learned.items()}
+    reorder = partial(tokenizer.reorder, learned=learned)
     class_weights = None
     if optim.class_balanced:
         class_weights = balanced_class_weights(cells.labels, len(data.class_names))
@@ -239,7 +242,7 @@ def train_epoch(
             with curve.waiting(), training.clock.paused():
                 batch = collate(rows.__getitems__(some))
             batch = to_device(batch, ranks.device)
-            batch = augment(batch, medians, key=key, **dict(config.augment))
+            batch = augment(batch, reorder, key=key, **dict(config.augment))
             with averaging(training.model, now=i == len(update.batches) - 1):
                 with mixed_precision(config.precision, ranks.device):
                     output = training.model(batch)
@@ -252,7 +255,7 @@ def train_epoch(
                 # Mean over the update's cells. The gradients of all processes are averaged: undo
                 # that division.
                 (losses.sum() * (ranks.world_size / update.n_cells)).backward()
-            curve.add(losses, batch["token_ids"])
+            curve.add(losses, batch["lengths"])
         norm = clip_gradients(training.network, optim.gradient_clip)
         lr = learning_rate(
             training.step, peak=optim.lr, n_steps=bar.total, warmup_fraction=optim.warmup_fraction

@@ -1,6 +1,5 @@
 """``TrainedModel``: a finished run that answers for new cells, one at a time in all but speed."""
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,18 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from scipy.sparse import csr_matrix
+from torch import nn
 
 from configs.schema import QualityControlConfig, TrainConfig
-from dataset.batches import collate, padded_length, to_device
+from dataset.batches import EncodedCells
 from dataset.previous.history import History
 from dataset.tokenizers.rank import RankConfig, rank_tokens
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from evaluation.run_folder import RunFolder
-from models.rank_transformer import RankTransformer, RankTransformerConfig
 from training.checkpoint import load_weights
-from training.distributed import choose_device
+from training.distributed import Ranks, choose_device
+from training.predict import Predictions, predict_cells
 
 WEIGHTS = "model.safetensors"
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -72,11 +72,11 @@ class TrainedModel:
                 "without pickling); annotate with another run"
             )
         model = self.config.model
-        if isinstance(model, RankTransformerConfig):
+        if hasattr(model, "fit"):
+            self.baseline = self._baseline(model)
+        else:
             self.baseline = None
             self.network = self._network(model)
-        else:
-            self.baseline = self._baseline(model)
 
     def _read_facts(self) -> None:
         try:
@@ -91,7 +91,7 @@ class TrainedModel:
                 "train again"
             ) from None
 
-    def _network(self, model: RankTransformerConfig) -> RankTransformer:
+    def _network(self, model: Any) -> nn.Module:
         previous = self.tokenizer.previous
         if previous is not None and previous.shuffle:
             raise AnnotationError(
@@ -166,9 +166,8 @@ class TrainedModel:
         previous
             The same of the time point before, for a network of two time points.
         batch_size
-            Cells computed at a time. It does not change a cell's answer, nor do its neighbours:
-            every cell is padded to the same multiple of 64 tokens whoever stands beside it. Float
-            sums may still differ in the last digits (below 1e-5 in a probability).
+            Cells computed at a time. It does not change a cell's answer, nor do its neighbors:
+            float sums may differ in the last digits (below 1e-5 in a probability).
 
         Returns
         -------
@@ -199,13 +198,24 @@ class TrainedModel:
         library_size: np.ndarray,
         previous: tuple[csr_matrix, np.ndarray] | None,
         batch_size: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Predictions:
         n_given = 1 if previous is None else 2
         if n_given != self.tokenizer.n_segments:
             raise AnnotationError(
                 f"{self.run.path}: the network was trained on {self.tokenizer.n_segments} "
                 f"profile(s) of a cell and is given {n_given}"
             )
+        cells = self._encode(counts, library_size, previous)
+        alone = Ranks(rank=0, world_size=1, device=self.device)
+        return predict_cells(self.network, cells, alone, batch_size=batch_size)
+
+    def _encode(
+        self,
+        counts: csr_matrix,
+        library_size: np.ndarray,
+        previous: tuple[csr_matrix, np.ndarray] | None,
+    ) -> EncodedCells:
+        """Encode cells in memory with the run's tokenizer."""
         ranked = rank_tokens(
             counts,
             self.gene_medians,
@@ -213,36 +223,11 @@ class TrainedModel:
             previous=None if previous is None else previous[0],
         )
         sizes = [library_size] if previous is None else [library_size, previous[1]]
-        arrays = {
-            "token_ids": ranked.token_ids,
-            "counts": ranked.counts,
-            "library_size": np.stack(sizes, axis=1).astype(np.float32),
-            "labels": np.zeros(len(ranked.lengths), dtype=np.int64),
-            "cell_index": np.arange(len(ranked.lengths)),
-        }
-        widths = np.array(
-            [padded_length(int(n), self.tokenizer.row_length) for n in ranked.lengths]
+        n_cells = len(ranked.lengths)
+        return EncodedCells(
+            arrays={"token_ids": ranked.token_ids, "counts": ranked.counts},
+            lengths=ranked.lengths,
+            library_size=np.stack(sizes, axis=1).astype(np.float32),
+            labels=np.full(n_cells, -1, dtype=np.int64),
+            conditions=np.zeros((n_cells, 0), dtype=np.int64),
         )
-        n_cells = len(widths)
-        logits = np.zeros((n_cells, len(self.class_names)), dtype=np.float32)
-        embedding = np.zeros(
-            (n_cells, self.network.gene_embedding.embedding_dim), dtype=np.float32
-        )
-        with torch.inference_mode():
-            for cells, longest in _batches(widths, batch_size):
-                rows = {name: array[cells] for name, array in arrays.items()}
-                for name in ("token_ids", "counts"):
-                    rows[name] = rows[name][:, :longest]
-                output = self.network(to_device(collate(rows), self.device))
-                logits[cells] = output.logits.float().cpu().numpy()
-                embedding[cells] = output.cell_embedding.float().cpu().numpy()
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
-        return exponents / exponents.sum(axis=1, keepdims=True), embedding
-
-
-def _batches(widths: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Cells of one padded length together, at most ``batch_size`` of them."""
-    for width in np.unique(widths):
-        cells = np.flatnonzero(widths == width)
-        for start in range(0, len(cells), batch_size):
-            yield cells[start : start + batch_size], int(width)

@@ -15,12 +15,11 @@ the previous profile follow. Deliberate differences:
 Presets: the defaults (width 64, 2 layers) suit some thousand cells on a CPU. For the shape of
 Geneformer V1 say ``d_model: 256, n_layers: 6, n_heads: 4, d_feed_forward: 512``.
 
-Legend: ``b`` cells, ``t`` tokens of a padded row, ``n`` real tokens of all cells, ``d`` width,
-``c`` classes.
+Legend: ``b`` cells, ``n`` tokens of all cells, ``s`` segments, ``d`` width, ``c`` classes.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,16 +28,14 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from configs.base import Config
+from dataset.batches import Batch, cell_of_token, keep_tokens, openings
 from dataset.log_expression import TARGET_SUM
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from models.gene_svd import gene_svd
 from models.mlp_classifier import MLPClassifier
 from models.objectives import Output
-from models.packing import Cells, pack
+from models.packing import Cells, cells_of
 from models.transformer import Encoder, initialize_weights
-
-if TYPE_CHECKING:
-    from dataset.batches import Batch
 
 
 class RankTransformerConfig(Config):
@@ -115,7 +112,7 @@ class RankTransformerConfig(Config):
         self,
         model: "RankTransformer",
         read_expression: Callable[[], tuple[csr_matrix, np.ndarray]],
-        read_cells: Callable[[int], "Batch"],
+        read_cells: Callable[[int], Batch],
         rng: np.random.Generator,
     ) -> None:
         """Fit what starts from data, on train cells only.
@@ -186,17 +183,14 @@ class RankTransformer(nn.Module):
         initialize_weights(self)
         nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)
 
-    def forward(self, batch: "Batch") -> Output:
-        """Classify each cell.
-
-        Uses ``token_ids`` and ``counts`` ``(b, t)`` and ``library_size`` ``(b, segments)``.
-        """
+    def forward(self, batch: Batch) -> Output:
+        """Classify each cell by its ``token_ids``, ``counts`` and ``library_size``."""
         x, cells = self.embed(batch)  # (n, d)
         # The last block is asked for one row a cell, <cls>: the head reads no other.
         cell_embedding = self.encoder(self.dropout(x), cells, first_only=True)  # (b, d)
         return Output(logits=self.head(cell_embedding), cell_embedding=cell_embedding)
 
-    def embed(self, batch: "Batch") -> tuple[Tensor, Cells]:
+    def embed(self, batch: Batch) -> tuple[Tensor, Cells]:
         """Sum what is known of each token: gene, rank, segment, value.
 
         Returns
@@ -206,42 +200,41 @@ class RankTransformer(nn.Module):
         top = batch
         if self.config.n_tokens is not None:
             top = highest_ranks(batch, self.config.n_tokens, self.n_segments)
-        real, cells = pack(top["token_ids"] == PAD)  # (n,) in b * t
-        token_ids = top["token_ids"].flatten()[real]  # (n,)
+        token_ids, cells = top["token_ids"], cells_of(top["lengths"], top["offsets"])
         x = self.gene_embedding(token_ids)  # (n, d)
         if self.config.rank_position != "none":
-            ranks = rank_positions(top["token_ids"]).flatten()[real]  # (n,)
+            ranks = rank_positions(token_ids)  # (n,)
             if self.position_embedding is not None:
                 x = x + self.position_embedding(ranks)
             else:
                 x = x + self.sinusoids[ranks]
         if self.segment_embedding is not None:
-            x = x + self.segment_embedding(segments_of(top["token_ids"]).flatten()[real])
+            x = x + self.segment_embedding(segments_of(token_ids))
         if self.value_embedding is not None:
-            expression = token_expression(top).flatten()[real]
-            values = self.value_embedding(expression[:, None])  # (n, d)
+            values = self.value_embedding(token_expression(top)[:, None])  # (n, d)
             x = x + values * (token_ids >= N_SPECIALS)[:, None]
         if self.expression_norm is not None:
-            # Each half is summed, over the whole row, into the token that opens it.
+            # Each segment is summed, over the whole row, into the token that opens it.
+            last = cells.offsets[1:] - 1  # (b,)
             for segment, opening in enumerate((CLS, SEP)[: self.n_segments]):
                 total = self.expression_norm(self.sum_expression(batch, segment))  # (b, d)
-                is_opening = top["token_ids"] == opening  # (b, t), once in a row at most
-                place = cells.first + is_opening.long().argmax(dim=1)
-                x = x.index_add(0, place, total * is_opening.any(dim=1, keepdim=True))
+                place = cells.first if opening == CLS else openings(token_ids)[last]  # (b,)
+                x = x.index_add(0, place, total * (token_ids[place] == opening)[:, None])
         return x, cells
 
-    def sum_expression(self, batch: "Batch", segment: int) -> Tensor:
-        """Sum the embeddings of a half's genes, weighted by log1p expression, ``(b, d)``."""
+    def sum_expression(self, batch: Batch, segment: int) -> Tensor:
+        """Sum the embeddings of a segment's genes, weighted by log1p expression, ``(b, d)``."""
         token_ids = batch["token_ids"]
-        return nn.functional.embedding_bag(  # never writes (b, t, d) down
+        return nn.functional.embedding_bag(  # never writes (n, d) down
             token_ids,
             self.gene_embedding.weight,
+            batch["offsets"][:-1].long(),
             per_sample_weights=token_expression(batch) * (segments_of(token_ids) == segment),
             mode="sum",
         )
 
     @torch.no_grad()
-    def standardize_expression(self, batch: "Batch") -> None:
+    def standardize_expression(self, batch: Batch) -> None:
         """Let every dimension of the normed sums have mean 0 and deviation 1 over these cells.
 
         All cells share their housekeeping genes, so that their sums mostly point the same way;
@@ -258,39 +251,29 @@ class RankTransformer(nn.Module):
 
 
 def segments_of(token_ids: Tensor) -> Tensor:
-    """Return 0 up to ``<sep>`` and 1 from there on, ``(b, t)``."""
-    return (token_ids == SEP).cumsum(dim=1)
+    """Return 0 up to ``<sep>`` and 1 from there on, ``(n,)``."""
+    return (token_ids[openings(token_ids)] == SEP).long()
 
 
-def highest_ranks(batch: "Batch", n_tokens: int, n_segments: int) -> "Batch":
-    """Keep the first ``n_tokens`` genes of each half of each cell, and its special tokens."""
-    if n_segments == 1:  # they stand in front, and sorting whole rows would take long
-        for_one = {name: batch[name][:, : 1 + n_tokens] for name in ("token_ids", "counts")}
-        batch = {**batch, **for_one}  # type: ignore[typeddict-item]
-    token_ids = batch["token_ids"]
-    keep = (rank_positions(token_ids) <= n_tokens) & (token_ids != PAD)
-    # What is kept moves to the front, in order.
-    order = (~keep).byte().argsort(dim=1, stable=True)[:, : n_segments * (1 + n_tokens)]
-    keep = keep.gather(1, order)
-    return {
-        **batch,
-        "token_ids": torch.where(keep, token_ids.gather(1, order), PAD),
-        "counts": torch.where(keep, batch["counts"].gather(1, order), 0),
-    }
+def highest_ranks(batch: Batch, n_tokens: int, n_segments: int) -> Batch:
+    """Keep the first ``n_tokens`` genes of each segment of each cell, and its special tokens."""
+    lengths = None  # of two segments only the device knows them
+    if n_segments == 1:
+        lengths = [min(length, 1 + n_tokens) for length in batch["lengths"]]
+    return keep_tokens(batch, rank_positions(batch["token_ids"]) <= n_tokens, lengths)
 
 
 def rank_positions(token_ids: Tensor) -> Tensor:
-    """Rank of each token in its own half: 0 for ``<cls>`` and ``<sep>``, 1 for the top gene."""
-    index = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
-    opening = torch.where(token_ids == SEP, index, 0).cummax(dim=1).values
-    return index - opening
+    """Rank of each token in its segment: 0 for ``<cls>`` and ``<sep>``, 1 for the top gene."""
+    return torch.arange(len(token_ids), device=token_ids.device) - openings(token_ids)
 
 
-def token_expression(batch: "Batch") -> Tensor:
-    """log1p(counts per 10,000) behind each token, by its own half's library size, ``(b, t)``."""
-    library_size = batch["library_size"].clamp(min=1)  # (b, segments)
-    column = segments_of(batch["token_ids"]).clamp(max=library_size.shape[1] - 1)
-    return torch.log1p(batch["counts"] * (TARGET_SUM / library_size.gather(1, column)))
+def token_expression(batch: Batch) -> Tensor:
+    """log1p(counts per 10,000) behind each token, by its segment's library size, ``(n,)``."""
+    library_size = batch["library_size"].clamp(min=1)  # (b, s)
+    segment = segments_of(batch["token_ids"]).clamp(max=library_size.shape[1] - 1)
+    library_size = library_size[cell_of_token(batch), segment]  # (n,)
+    return torch.log1p(batch["counts"] * (TARGET_SUM / library_size))
 
 
 def sinusoids(n_positions: int, d_model: int) -> Tensor:

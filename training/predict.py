@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from configs.schema import TrainConfig
-from dataset.batches import NpyDataset, collate, cut_to_budget, even_rounds, to_device
+from dataset.batches import (
+    EncodedCells,
+    NpyDataset,
+    collate,
+    cut_to_budget,
+    even_rounds,
+    to_device,
+)
 from dataset.store.encoded_folder import EncodedSplit
 from training.distributed import Ranks, gather_rows, mixed_precision
 
@@ -29,22 +36,56 @@ class Fitted(NamedTuple):
     step: int = 0
 
 
-@torch.no_grad()
 def predict(
     network: nn.Module, cells: EncodedSplit, config: TrainConfig, ranks: Ranks
 ) -> Predictions:
-    """Predict every cell once, each process its share, and put the shares together."""
-    order = np.argsort(cells.lengths, kind="stable")  # cells of like length need little padding
+    """Predict every cell of a split, in batches such as the config trains on."""
+    return predict_cells(
+        network,
+        cells,
+        ranks,
+        batch_size=2 * config.optim.batch_size,
+        tokens_per_batch=config.optim.tokens_per_batch,
+        precision=config.precision,
+    )
+
+
+@torch.no_grad()
+def predict_cells(
+    network: nn.Module,
+    cells: EncodedSplit | EncodedCells,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    tokens_per_batch: int | None = None,
+    precision: str = "float32",
+) -> Predictions:
+    """Predict every cell once, each process its share, and put the shares together.
+
+    Parameters
+    ----------
+    network
+        On the ranks' device; left in evaluation mode.
+    cells
+        Of an encoded folder, or encoded in memory.
+    ranks
+        All of them predict.
+    batch_size, tokens_per_batch
+        Cells computed at a time, or with ``tokens_per_batch`` as of ``cut_to_budget``. Neither
+        changes a cell's answer, nor do its neighbors; float sums may differ in the last digits.
+    precision
+        As of ``mixed_precision``.
+    """
+    order = np.argsort(cells.lengths, kind="stable")  # attention takes cells of one length at once
     shares = [order[rank :: ranks.world_size] for rank in range(ranks.world_size)]
-    budget, size = config.optim.tokens_per_batch, 2 * config.optim.batch_size
-    if budget is None:
-        cut = [np.split(share, range(size, len(share), size)) for share in shares]
+    if tokens_per_batch is None:
+        cut = [np.split(share, range(batch_size, len(share), batch_size)) for share in shares]
     else:
-        cut = [cut_to_budget(share, cells, budget) for share in shares]
+        cut = [cut_to_budget(share, cells, tokens_per_batch) for share in shares]
     rows = NpyDataset(cells)
     network.eval()
     probabilities, embeddings = [], []
-    with mixed_precision(config.precision, ranks.device):
+    with mixed_precision(precision, ranks.device):
         for some in even_rounds(cut, ranks.rank):  # with no share, empty batches
             output = network(to_device(collate(rows.__getitems__(some)), ranks.device))
             probabilities.append(output.logits.float().softmax(dim=1))

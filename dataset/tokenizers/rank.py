@@ -1,7 +1,7 @@
 """Rank tokens: the detected genes of a cell, ordered by median-scaled expression."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ from dataset.compiled import compiled
 from dataset.previous.config import PreviousConfig
 from dataset.store.csr_file import Rows, counts_dtype, index_dtype
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dataset.batches import Batch
 
 
 class RankConfig(Config):
@@ -33,6 +38,21 @@ class RankConfig(Config):
     def row_length(self) -> int:
         """Tokens in a stored row: the genes and ``<cls>``, and ``<sep>`` between two halves."""
         return self.n_segments * (1 + self.n_tokens)
+
+    def reorder(self, batch: "Batch", learned: "dict[str, Tensor]") -> "Batch":
+        """Rank the genes of each cell again after its counts have changed, as ``rank_rows`` does.
+
+        Parameters
+        ----------
+        batch
+            Cells as ``to_device`` gives them.
+        learned
+            ``medians`` of the genes, ``(n_genes,)``, on the batch's device.
+        """
+        from dataset.batches import sort_segments  # torch, which encoding does without
+
+        gene = (batch["token_ids"] - N_SPECIALS).clamp(min=0)
+        return sort_segments(batch, batch["counts"] / learned["medians"][gene])
 
 
 class RankedCells(NamedTuple):
