@@ -93,7 +93,7 @@ def _join_rows(array: NDArray, cells: NDArray, lengths: NDArray) -> NDArray:
     size = array.itemsize
     start = cells * (array.shape[1] * size)
     ends = zip(start.tolist(), (start + lengths * size).tolist(), strict=True)
-    content = memoryview(array.reshape(-1).view(np.uint8))
+    content = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     return np.frombuffer(bytearray().join([content[a:b] for a, b in ends]), dtype=array.dtype)
 
 

@@ -122,7 +122,11 @@ def _two_processes(house, lines):
         )
         for rank in range(2)
     ]
-    errors = [process.communicate(text, timeout=300)[1] for process in processes]
+    for process in processes:  # both before either is waited for
+        process.stdin.write(text)
+        process.stdin.close()
+        process.stdin = None
+    errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
 
 
@@ -132,7 +136,7 @@ def test_the_toys_are_small():
     assert n["toy_network"] + n["toy_objective"] <= 90
 
 
-def test_what_the_tokenizer_wrote_and_learned_is_stored_by_name(house):
+def test_what_the_tokenizer_wrote_and_learned_is_stored_by_name(house, runs):
     folder = house / "data" / "labeled"
     token_ids, values = (np.load(folder / "train" / f"{n}.npy") for n in ("token_ids", "values"))
     assert values.shape == token_ids.shape
