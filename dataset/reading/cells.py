@@ -34,7 +34,7 @@ from dataset.reading.find_files import find_files
 from dataset.reading.gene_names import gene_names, merge_genes
 from dataset.reading.join_columns import ColumnError, compare_columns, join_column
 from dataset.reading.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
-from dataset.reading.stored_table import CHUNK, read_table
+from dataset.reading.stored_table import read_table
 
 __all__ = ["CellFile", "CellFileError", "Cells", "open_cells"]
 
@@ -289,21 +289,15 @@ class Cells:
         if wanted.dtype == bool:
             wanted = np.flatnonzero(wanted)
         ordered = np.unique(wanted)
-        parts = [csr_matrix((0, self.n_genes), dtype=np.int32)]
+        parts, names = [csr_matrix((0, self.n_genes), dtype=np.int32)], [np.empty(0, dtype=object)]
         for start, block in self._blocks(1024, 0, self.n_cells, ordered):
             a, b = np.searchsorted(ordered, [start, start + block.shape[0]])
             parts.append(block[ordered[a:b] - start])
-        counts = vstack(parts, format="csr")[np.searchsorted(ordered, wanted)]
+            names.append(self.names(start, start + block.shape[0])[ordered[a:b] - start])
+        order = np.searchsorted(ordered, wanted)
         var = pd.DataFrame({"gene_symbol": self.gene_symbols}, index=self.gene_ids)
-        names = np.empty(len(ordered), dtype=object)
-        for start in range(0, self.n_cells, CHUNK):
-            a, b = np.searchsorted(ordered, [start, start + CHUNK])
-            if a < b:
-                names[a:b] = self.names(start, min(start + CHUNK, self.n_cells))[
-                    ordered[a:b] - start
-                ]
-        obs = pd.DataFrame(index=names[np.searchsorted(ordered, wanted)])
-        return ad.AnnData(counts.astype(np.float32), obs=obs, var=var)
+        obs = pd.DataFrame(index=np.concatenate(names)[order])
+        return ad.AnnData(vstack(parts, "csr")[order].astype(np.float32), obs=obs, var=var)
 
     def check_unchanged(self) -> None:
         """Raise if any of the files was rewritten since it was opened."""

@@ -79,7 +79,7 @@ class EncodedFolder:
         The folder and its meta.json.
     facts
         What a network needs to know of these cells.
-    vocabulary, class_names
+    vocabulary, class_names, conditions, learned
         Of the facts.
 
     Raises
@@ -121,6 +121,7 @@ class EncodedFolder:
         except FactsError as error:
             raise self._damaged(error.file, error.fault) from None
         self.vocabulary, self.class_names = self.facts.vocabulary, self.facts.class_names
+        self.conditions, self.learned = self.facts.conditions, self.facts.learned
         self._splits = {split: self._open_split(split) for split in SPLITS}
         labels = self._splits["train"].labels
         class_sizes = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
