@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from dataset.store.checksums import write_checksums
+from dataset.store.encoded_folder import SCHEMA_VERSION
 from dataset.vocabulary import Vocabulary
 from evaluation import METRICS
 from training.runs import RUN_VERSION
@@ -96,6 +97,7 @@ def write_run(tmp_path):
         meta = {
             "name": data,
             "tokenizer": {"kind": "rank", "n_tokens": 8, "previous": previous},
+            "schema_version": SCHEMA_VERSION,
             "n_tokens": 9,
             "n_segments": 1,
             "n_cells": dict.fromkeys(("train", "val", "test"), n_cells),

@@ -271,11 +271,13 @@ def test_a_run_that_never_had_a_file_is_of_another_version(copy, name):
     refused(copy, rf"another version of this code \(it has no {name}\)")
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "data/meta.json"])
 @pytest.mark.parametrize("version", [None, 1, 99])
-def test_a_run_of_another_format_is_said_so(copy, version):
-    edit_json(copy, "metrics.json", lambda metrics: metrics | {"version": version})
+def test_a_run_of_another_format_is_said_so(copy, name, version):
+    key = "version" if name == "metrics.json" else "schema_version"
+    edit_json(copy, name, lambda content: content | {key: version})
     write_checksums(copy)
-    refused(copy, rf"another version of this code \(format {version}, this code reads")
+    refused(copy, rf"another version of this code \({name}: format {version}, this code reads")
 
 
 def test_a_tokenizer_of_another_version_is_not_called_damaged(copy):
