@@ -68,7 +68,7 @@ from training.distributed import (
 from training.init_from import init_from
 from training.monitor import monitored, rating
 from training.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
-from training.predict import Fitted, Predictions, predict
+from training.predict import Arrays, Fitted, predict
 from training.run_writer import RunWriter, environment
 from training.runs import RunFolderError
 from training.sharding import share
@@ -151,7 +151,7 @@ def start_from_cells(
 
 
 def score(
-    objectives: Sequence[Objective], predictions: Predictions, labels: np.ndarray
+    objectives: Sequence[Objective], predictions: Arrays, labels: np.ndarray
 ) -> dict[str, float]:
     """Return the scores of every objective, by name."""
     found: dict[str, float] = {}
@@ -248,8 +248,7 @@ def train_epoch(
                 batch = collate(rows.__getitems__(some))
             batch = to_device(batch, ranks.device)
             batch = augment(batch, medians, key=key, **dict(config.augment))
-            for objective in config.objectives:
-                batch = objective.hide(batch, draw_for(batch, key))
+            batch = training.learner.hide(batch, draw_for(batch, key))
             with averaging(training.model, now=i == len(update.batches) - 1):
                 with mixed_precision(config.precision, ranks.device):
                     losses = training.model(batch)  # (b, objectives)

@@ -8,7 +8,7 @@ from configs.base import Config
 from dataset import TokenizerConfig
 from dataset.reading.cell_url import without_secrets
 from models import ModelConfig
-from models.objectives import ClassifyConfig, ObjectiveConfig
+from models.objectives import ObjectiveConfig, default_objectives
 
 
 class QualityControlConfig(Config):
@@ -156,7 +156,7 @@ class TrainConfig(Config):
     data: str = Field(description="folder that 01 wrote, such as data/baron_human_rank")
     model: ModelConfig
     objectives: list[ObjectiveConfig] = Field(
-        default=[ClassifyConfig()],
+        default_factory=default_objectives,
         min_length=1,
         description="of a network: what it is trained to do, all at once, each kind once",
     )

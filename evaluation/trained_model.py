@@ -13,7 +13,6 @@ from scipy.sparse import csr_matrix
 from configs.schema import QualityControlConfig, TrainConfig
 from dataset.batches import collate, padded_length, to_device
 from dataset.previous.history import History
-from dataset.store.data_facts import DataFacts
 from dataset.tokenizers.rank import RankConfig, rank_tokens
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
@@ -107,14 +106,7 @@ class TrainedModel:
                 f"{self.run.path}: was trained on two time points, and data/history, which gives "
                 "new cells their previous profile, is missing; train again"
             )
-        facts = DataFacts(
-            vocabulary=self.vocabulary,
-            class_names=self.class_names,
-            row_length=self.tokenizer.row_length,
-            n_segments=self.tokenizer.n_segments,
-            learned={"medians": self.gene_medians},
-        )
-        learner = Learner(model, self.config.objectives, facts)
+        learner = Learner(model, self.config.objectives, self.run.facts)
         tensors = {name: torch.from_numpy(array) for name, array in self.run.weights().items()}
         load_weights(learner, tensors, self.run.path / WEIGHTS)
         return learner.to(self.device).eval()

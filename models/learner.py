@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dataset.store.data_facts import DataFacts
 from models.network import Network, NetworkConfig
-from models.objectives.base import Objective
+from models.objectives.base import Draw, Objective
 from models.transformer import initialize_weights
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.objectives = tuple(objectives)
+        self.facts = facts
         self.network: Network = config.build(facts)
         dropout = getattr(config, "dropout", 0.0)
         self.heads = nn.ModuleDict(
-            {o.kind: o.head(self.network.d_model, dropout, facts) for o in self.objectives}
+            {o.kind: o.head(self.network, dropout, facts) for o in self.objectives}
         )
         initialize_weights(self)
         self.network.initialize()
@@ -51,6 +52,12 @@ class Learner(nn.Module):
         for kind, head in self.heads.items():
             names |= {f"heads.{kind}.{name}" for name in getattr(head, "by_gene", ())}
         return names
+
+    def hide(self, batch: "Batch", draw: Draw) -> "Batch":
+        """Return the cells as the network is to see them, by all objectives."""
+        for objective in self.objectives:
+            batch = objective.hide(batch, draw, self.facts)
+        return batch
 
     def forward(
         self, batch: "Batch", *, predict: Collection[str] | None = None

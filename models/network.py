@@ -44,6 +44,11 @@ class Network(nn.Module):
     d_model: int
     by_gene: tuple[str, ...] = ()
 
+    @property
+    def token_embedding(self) -> Tensor:
+        """Embedding of every token of the vocabulary, ``(v, d)``, of a network that has one."""
+        raise NotImplementedError(f"{type(self).__name__} embeds no tokens")
+
     def initialize(self) -> None:
         """Give weights another start than ``initialize_weights`` did."""
 

@@ -160,6 +160,11 @@ class RankTransformer(Network):
         self.config = config
         self.n_segments = n_segments
 
+    @property
+    def token_embedding(self) -> Tensor:
+        """Embedding of every token, ``(v, d)``."""
+        return self.gene_embedding.weight
+
     def initialize(self) -> None:
         """Let the genes start larger than other embeddings: without positions they are all."""
         nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)

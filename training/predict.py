@@ -14,23 +14,21 @@ from training.distributed import Ranks, gather_rows, mixed_precision
 
 # Of each cell of a split, in its order, by name, each (n_cells, ...): "embeddings" of a network,
 # "probabilities" of what names classes, and whatever else an objective predicts
-Predictions = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 
 class Fitted(NamedTuple):
     """A model after training, be it a network or a baseline."""
 
-    val: Predictions
-    test: Predictions
+    val: Arrays
+    test: Arrays
     weights: dict[str, np.ndarray] | None  # of a network: on the first process
     facts: dict  # seconds, best_epoch, n_parameters; of a network cells_per_second too
     step: int = 0
 
 
 @torch.no_grad()
-def predict(
-    learner: Learner, cells: EncodedSplit, config: TrainConfig, ranks: Ranks
-) -> Predictions:
+def predict(learner: Learner, cells: EncodedSplit, config: TrainConfig, ranks: Ranks) -> Arrays:
     """Predict every cell once, each process its share, and put the shares together."""
     order = np.argsort(cells.lengths, kind="stable")  # cells of like length need little padding
     shares = [order[rank :: ranks.world_size] for rank in range(ranks.world_size)]
@@ -60,6 +58,7 @@ def predict_batch(learner: Learner, batch: Batch, seed: int) -> dict[str, torch.
     found: dict[str, torch.Tensor] = learner(batch, predict=seen)
     for objective in learner.objectives:
         if objective.hides:
-            hidden = objective.hide(batch, draw_for(batch, update_key(seed, 0)))
+            draw = draw_for(batch, update_key(seed, 0))
+            hidden = objective.hide(batch, draw, learner.facts)
             found = learner(hidden, predict=[objective.kind]) | found
     return found

@@ -63,6 +63,11 @@ class DataFacts:
     conditions: dict[str, list[str]] = field(default_factory=dict)
     class_sizes: NDArray[np.int64] | None = None
 
+    @property
+    def n_classes(self) -> int:
+        """Number of classes, 0 without labels."""
+        return len(self.class_names)
+
 
 def read_facts(folder: Path, *, row_length: int, n_segments: int) -> DataFacts:
     """Read them from an encoded folder, or from a run's copy of the files of ``LEARNED``.

@@ -1,6 +1,15 @@
-"""What a network is trained to do: the union that a config chooses from."""
+"""The objectives of a network: the union that a config chooses from."""
+
+from typing import Annotated
+
+from pydantic import Field
 
 from models.objectives.classify import ClassifyConfig
+from models.objectives.masked_gene import MaskedGeneConfig
 
-# The objectives. A second one turns this into a union discriminated on `kind`.
-ObjectiveConfig = ClassifyConfig
+ObjectiveConfig = Annotated[ClassifyConfig | MaskedGeneConfig, Field(discriminator="kind")]
+
+
+def default_objectives() -> list[ClassifyConfig]:
+    """Name cell types, and nothing else."""
+    return [ClassifyConfig()]

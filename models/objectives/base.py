@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from configs.base import Config
 from dataset.store.data_facts import DataFacts
-from models.network import Encoded
+from models.network import Encoded, Network
 
 if TYPE_CHECKING:
     from dataset.batches import Batch
 
-# (n, stream) -> (b, n) from [0, 1): of each cell of the batch, the same whoever stands beside it
-Draw = Callable[[int, int], Tensor]
+# stream -> (n,) from [0, 1), one for each token: the same whoever stands beside its cell
+Draw = Callable[[int], Tensor]
 
 
 class Objective(Config):
@@ -39,20 +39,25 @@ class Objective(Config):
     kind: str
     weight: float = Field(default=1.0, gt=0, description="of its loss among the objectives'")
 
-    def head(self, d_model: int, dropout: float, facts: DataFacts) -> nn.Module:
+    def head(self, network: Network, dropout: float, facts: DataFacts) -> nn.Module:
         """Return what turns the network's answer into this objective's.
 
         Parameters
         ----------
-        d_model, dropout
+        network
+            Whose states it will be given, ``network.d_model`` wide.
+        dropout
             Of the network.
         facts
             Of the data.
         """
         raise NotImplementedError
 
-    def hide(self, batch: "Batch", draw: Draw) -> "Batch":
-        """Return the cells as the network is to see them, ``targets[kind]`` being what is gone."""
+    def hide(self, batch: "Batch", draw: Draw, facts: DataFacts) -> "Batch":
+        """Return the cells as the network is to see them.
+
+        What is gone is kept in the batch under a name of its own, one number a token.
+        """
         return batch
 
     def loss(self, encoded: Encoded, head: nn.Module, batch: "Batch") -> Tensor:

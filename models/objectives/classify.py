@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dataset.store.data_facts import DataFacts
 from evaluation import METRICS
 from models.mlp_classifier import MLPClassifier
-from models.network import Encoded
+from models.network import Encoded, Network
 from models.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ class ClassifyConfig(Objective):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_balanced: bool = Field(default=False, description="weight classes by 1/sqrt(n)")
 
-    def head(self, d_model: int, dropout: float, facts: DataFacts) -> "ClassifyHead":
+    def head(self, network: Network, dropout: float, facts: DataFacts) -> "ClassifyHead":
         """Return the MLP and the weights of the classes."""
         if not facts.class_names:
             raise ValueError("objectives: classify needs labels, and these cells have none")
-        head = ClassifyHead(d_model, self.d_hidden or d_model, len(facts.class_names), dropout)
+        d_model = network.d_model
+        head = ClassifyHead(d_model, self.d_hidden or d_model, facts.n_classes, dropout)
         if self.class_balanced and facts.class_sizes is not None:
             head.class_weights = balanced_class_weights(facts.class_sizes)
         return head

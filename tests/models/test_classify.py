@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ def cells() -> tuple[Encoded, dict]:
 
 
 def head_of(objective: ClassifyConfig, **more):
-    return objective.head(4, 0.0, facts(n_classes=3, **more))
+    return objective.head(SimpleNamespace(d_model=4), 0.0, facts(n_classes=3, **more))
 
 
 def test_loss_is_per_cell_so_that_parts_add_up(cells):
@@ -82,4 +84,4 @@ def test_probabilities_are_a_softmax_and_scored_by_every_metric(cells):
 
 def test_cells_without_classes_cannot_be_classified():
     with pytest.raises(ValueError, match="classify needs labels"):
-        ClassifyConfig().head(4, 0.0, facts(n_classes=0))
+        ClassifyConfig().head(SimpleNamespace(d_model=4), 0.0, facts(n_classes=0))
