@@ -233,7 +233,7 @@ def train_epoch(
     """Make one pass over the training cells."""
     optim, cells, ranks = config.optim, data.split("train"), training.ranks
     rows = NpyDataset(cells)
-    medians = np.concatenate([np.ones(N_SPECIALS, np.float32), data.gene_medians])
+    medians = np.concatenate([np.ones(N_SPECIALS, np.float32), data.learned["medians"]])
     medians = torch.from_numpy(medians).to(ranks.device)
     weights = torch.tensor([o.weight for o in config.objectives], device=ranks.device)
     training.learner.train()

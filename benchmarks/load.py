@@ -64,12 +64,12 @@ def plain_numpy(folder: str, rounds: int = 3) -> dict:
     from dataset.store.encoded_folder import EncodedFolder
 
     cells = EncodedFolder(folder).split("train")
-    row_length = cells.token_ids.shape[1]
+    row_length = cells.arrays["token_ids"].shape[1]
     batches = [
         (np.sort(b), padded_length(int(cells.lengths[b].max()), row_length))
         for b in LengthBucketSampler(cells.lengths, batch_size=BATCH_CELLS).global_batches()
     ]
-    arrays = [np.asarray(cells.token_ids), np.asarray(cells.counts)]
+    arrays = [np.asarray(cells.arrays["token_ids"]), np.asarray(cells.arrays["counts"])]
 
     def one_pass() -> None:
         for rows, t in batches:
@@ -94,8 +94,8 @@ def widened(folder: str, rounds: int = 1) -> dict:
 
         def __getitem__(self, i: int) -> dict:
             return {
-                "token_ids": torch.from_numpy(cells.token_ids[i].astype(np.int64)),
-                "counts": torch.from_numpy(cells.counts[i].astype(np.int64)),
+                "token_ids": torch.from_numpy(cells.arrays["token_ids"][i].astype(np.int64)),
+                "counts": torch.from_numpy(cells.arrays["counts"][i].astype(np.int64)),
                 "labels": int(cells.labels[i]),
             }
 

@@ -43,7 +43,8 @@ class SplitConfig(Config):
 
     key: str | None = Field(
         default=None,
-        description="obs column whose groups stay together (donor); null: stratify by cell type",
+        description="obs column whose groups stay together (donor); null: stratify by cell type, "
+        "at random without labels",
     )
     val: list[str] | None = Field(default=None, description="groups of val; null: chosen by seed")
     test: list[str] | None = Field(default=None, description="groups of test; null: by seed")
@@ -70,7 +71,9 @@ class PreprocessConfig(Config):
         description="path, glob or address (s3://, https://) of .h5ad or .zarr files, a list of "
         "them, or a name in dataset/sources.py"
     )
-    label_key: str = Field(description="obs column with the cell type")
+    label_key: str | None = Field(
+        description="obs column with the cell type; null: unlabelled cells, to pretrain on"
+    )
     counts: str = Field(
         default="auto", description="where counts lie: auto, X, raw, or the name of a layer"
     )
@@ -81,6 +84,11 @@ class PreprocessConfig(Config):
     )
     batch_key: str | None = Field(default=None, description="obs column of the donor or batch")
     time_key: str | None = Field(default=None, description="obs column of the time or stage")
+    condition_keys: list[str] = Field(
+        default=[],
+        description="obs columns kept as integer codes beside each cell (batch, donor, "
+        "perturbation), for networks and objectives that read conditions",
+    )
     organism: str | None = None
     ignore_labels: list[str] = Field(default=[], description="labels that are not a cell type")
     min_cells_per_class: int = Field(
@@ -98,6 +106,14 @@ class PreprocessConfig(Config):
         default=None,
         description="Dask scheduler that does the work instead, tcp://HOST:8786, or local",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "PreprocessConfig":
+        if self.label_key is None and self.ignore_labels:
+            raise ValueError("ignore_labels names values of an obs column: say which (label_key)")
+        if len(set(self.condition_keys)) < len(self.condition_keys):
+            raise ValueError(f"condition_keys names a column twice: {self.condition_keys}")
+        return self
 
     def to_yaml(self) -> str:
         """Return every field as YAML text, without the keys and passwords of addresses."""

@@ -36,7 +36,13 @@ class NpyDataset(Dataset):
         # The same memory on the disk, without what np.memmap does at each slice of it.
         self.token_ids, self.counts, self.lengths, self.library_size, self.labels = map(
             np.asarray,
-            (split.token_ids, split.counts, split.lengths, split.library_size, split.labels),
+            (
+                split.arrays["token_ids"],
+                split.arrays["counts"],
+                split.lengths,
+                split.library_size,
+                split.labels,
+            ),
         )
 
     def __len__(self) -> int:
@@ -108,7 +114,7 @@ def cut_to_budget(
     Every cell once; for no cells one empty batch.
     """
     cells = cells[np.argsort(split.lengths[cells], kind="stable")]
-    row_length, start, cuts = split.token_ids.shape[1], 0, []
+    row_length, start, cuts = split.arrays["token_ids"].shape[1], 0, []
     for i, length in enumerate(split.lengths[cells].tolist()):
         if i > start and (i + 1 - start) * padded_length(length, row_length) > tokens_per_batch:
             cuts.append(i)

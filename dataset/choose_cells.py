@@ -33,28 +33,30 @@ class ChosenCells:
 
     rows: NDArray[np.integer]  # (n,), number of the cell in the files
     split: pd.Categorical  # (n,)
-    labels: pd.Categorical  # (n,), the cell type
+    labels: pd.Categorical  # (n,), the cell type; no categories without labels
     batch: pd.Categorical  # (n,)
     time: pd.Categorical | None  # (n,)
     time_points: list[str]  # in order
     class_names: list[str]  # those with enough train cells, sorted
+    conditions: dict[str, pd.Categorical]  # (n,) each, by column; names of the train cells alone
     reasons: Reasons  # of all cells of the files
     doublet_score: NDArray[np.float64] | None  # (n,)
     messages: list[str]
 
     def of_split(self, name: str) -> NDArray[np.int64]:
-        """Return the places, among the cells that stay, of a split's cells."""
+        """Return the index, among the cells that stay, of a split's cells."""
         return np.flatnonzero(self.split.codes == SPLITS.index(name))
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """What obs says of all cells; small numbers, as in ``ChosenCells``."""
+    """The annotations of all cells in obs; small numbers, as in ``ChosenCells``."""
 
-    labels: pd.Categorical  # (n_cells,)
+    labels: pd.Categorical | None  # (n_cells,)
     batch: pd.Categorical | None  # (n_cells,)
     groups: pd.Categorical | None  # (n_cells,), of split.key
     times: pd.Series | None  # (n_cells,)
+    conditions: dict[str, pd.Categorical]  # (n_cells,) each, by column
 
     @classmethod
     def read(cls, cells: Cells, config: PreprocessConfig) -> "Annotations":
@@ -67,18 +69,10 @@ class Annotations:
         EncodeError
             If the labels name cells, not types.
         """
-        key = config.label_key
-        labels = categories(cells.column(key), strip=True)
-        n_distinct, n_labelled = len(labels.categories), int((labels.codes >= 0).sum())
-        if n_distinct > max(FEWEST_DISTINCT, n_labelled / 2):
-            raise EncodeError(
-                f"label_key {key!r} has {n_distinct:,} distinct values for {n_labelled:,} cells: "
-                f"{cut_list(labels.categories, most=3)}; expected cell types, each of many cells: "
-                "name another obs column"
-            )
-        column = {None: None} | {
+        labels = None if config.label_key is None else _read_labels(cells, config.label_key)
+        column: dict[str | None, pd.Categorical] = {
             key: categories(cells.column(key))
-            for key in (config.batch_key, config.split.key)
+            for key in dict.fromkeys((config.batch_key, config.split.key, *config.condition_keys))
             if key is not None
         }
         times = None
@@ -86,10 +80,23 @@ class Annotations:
             times = cells.column(config.time_key, needs_order=True)
         return cls(
             labels=labels,
-            batch=column[config.batch_key or config.split.key],
-            groups=column[config.split.key],
+            batch=column.get(config.batch_key or config.split.key),
+            groups=column.get(config.split.key),
             times=times,
+            conditions={key: column[key] for key in config.condition_keys},
         )
+
+
+def _read_labels(cells: Cells, key: str) -> pd.Categorical:
+    labels = categories(cells.column(key), strip=True)
+    n_distinct, n_labelled = len(labels.categories), int((labels.codes >= 0).sum())
+    if n_distinct > max(FEWEST_DISTINCT, n_labelled / 2):
+        raise EncodeError(
+            f"label_key {key!r} has {n_distinct:,} distinct values for {n_labelled:,} cells: "
+            f"{cut_list(labels.categories, most=3)}; expected cell types, each of many cells: "
+            "name another obs column"
+        )
+    return labels
 
 
 def choose_cells(
@@ -125,10 +132,11 @@ def choose_cells(
     for key, missing in _missing(obs, config).items():
         reasons.drop(missing, f"no {key}", f"{key!r} without a value", f"fill obs {key!r}")
     fit = reasons.kept  # whatever their labels
-    drop_unlabelled(reasons, obs.labels, config.label_key, config.ignore_labels)
-    if obs.groups is None:  # every split needs cells of a type
-        n_of_type = _count(obs.labels, reasons.kept)
-        drop_rare_types(reasons, obs.labels, n_of_type, fewest, "cells")
+    if obs.labels is not None and config.label_key is not None:
+        drop_unlabelled(reasons, obs.labels, config.label_key, config.ignore_labels)
+        if obs.groups is None:  # every split needs cells of a type
+            n_of_type = _count(obs.labels, reasons.kept)
+            drop_rare_types(reasons, obs.labels, n_of_type, fewest, "cells")
     reasons.check_share(quality.max_dropped_fraction)
     if not reasons.kept.any():
         raise EncodeError(f"{config.name}: no cell is left. Dropped: {reasons}")
@@ -139,12 +147,15 @@ def choose_cells(
         scores, notes = score_doublets(cells, fit, split, obs.batch, seed=config.split.seed)
         messages += notes
         drop_doublets(reasons, scores, quality)
-    n_of_type = _count(obs.labels, reasons.kept & (split == SPLITS.index("train")))
-    drop_rare_types(reasons, obs.labels, n_of_type, fewest, "train cells")
+    is_train = split == SPLITS.index("train")
+    class_names: list[str] = []
+    if obs.labels is not None:
+        n_of_type = _count(obs.labels, reasons.kept & is_train)
+        drop_rare_types(reasons, obs.labels, n_of_type, fewest, "train cells")
+        class_names = sorted(obs.labels.categories[n_of_type >= fewest])
     reasons.check_share(quality.max_dropped_fraction)
 
     rows = np.flatnonzero(reasons.kept)
-    class_names = sorted(obs.labels.categories[n_of_type >= fewest])
     _check_splits(split[rows], class_names, config, reasons)
     if n_dropped := cells.n_cells - len(rows):
         messages.append(f"{n_dropped:,} of {cells.n_cells:,} cells dropped: {reasons}")
@@ -153,15 +164,24 @@ def choose_cells(
         batch = pd.Categorical.from_codes(
             np.zeros(cells.n_cells, dtype=np.int8), pd.Index(["all"], dtype=object)
         )
+    labels = obs.labels
+    if labels is None:
+        labels = pd.Categorical.from_codes(
+            np.full(cells.n_cells, -1, dtype=np.int8), pd.Index([], dtype=object)
+        )
     return ChosenCells(
         rows=rows,
         split=pd.Categorical.from_codes(split[rows], pd.Index(SPLITS, dtype=object)),
-        labels=obs.labels[rows].set_categories(class_names),
+        labels=labels[rows].set_categories(class_names),
         batch=batch[rows],
         time=None if obs.times is None else _time_points(obs.times[rows]),
         # Of all cells, or who is dropped for a label would change what the others' pasts are.
         time_points=[] if obs.times is None else order_time_points(obs.times),
         class_names=class_names,
+        conditions={
+            key: values[rows].set_categories(_names(values, reasons.kept & is_train))
+            for key, values in obs.conditions.items()
+        },
         reasons=reasons,
         doublet_score=None if scores is None else scores[rows],
         messages=messages,
@@ -184,13 +204,18 @@ def _count(labels: pd.Categorical, which: NDArray[np.bool_]) -> NDArray[np.int64
     return np.bincount(codes, minlength=len(labels.categories))
 
 
+def _names(values: pd.Categorical, which: NDArray[np.bool_]) -> pd.Index:
+    """Return the names that some of the cells have."""
+    return values.categories[_count(values, which) > 0]
+
+
 def _split(
     obs: Annotations,
     fit: NDArray[np.bool_],
     labelled: NDArray[np.bool_],
     config: PreprocessConfig,
 ) -> NDArray[np.int8]:
-    """Return each cell's place in ``SPLITS``, -1 where it is in none: ``(n_cells,)``.
+    """Return each cell's index in ``SPLITS``, -1 where it is in none: ``(n_cells,)``.
 
     Groups are split by their cells that are ``fit``, labelled or not; a group without any
     labelled cell has nothing to give.
@@ -202,7 +227,8 @@ def _split(
     rows = np.flatnonzero(chosen)
     groups = None if obs.groups is None else obs.groups[rows]
     split = np.full(len(fit), -1, dtype=np.int8)
-    split[rows] = split_cells(obs.labels[rows], groups, config.split).codes
+    labels = len(rows) if obs.labels is None else obs.labels[rows]
+    split[rows] = split_cells(labels, groups, config.split).codes
     return split
 
 
@@ -216,7 +242,7 @@ def _check_splits(
                 f"{config.name}: {name} has no cells; change the split in the config. "
                 f"Dropped: {reasons}"
             )
-    if len(class_names) < 2:
+    if config.label_key is not None and len(class_names) < 2:
         raise EncodeError(
             f"{config.name}: one cell type only ({class_names[0]!r}) in train; expected two or "
             f"more: name another label_key, or another split. Dropped: {reasons}"
@@ -228,10 +254,10 @@ def categories(values: pd.Series, *, strip: bool = False) -> pd.Categorical:
     codes, distinct = pd.factorize(values)
     texts = [str(value).strip() if strip else str(value) for value in distinct]
     names = sorted(set(texts))
-    place_of = {name: place for place, name in enumerate(names)}
-    places = [*(place_of[text] for text in texts), -1]
-    place = np.array(places, dtype=np.min_scalar_type(-len(names) - 1))
-    return pd.Categorical.from_codes(place[codes], pd.Index(names, dtype=object))
+    code_of = {name: code for code, name in enumerate(names)}
+    new_codes = [*(code_of[text] for text in texts), -1]  # the last: code -1
+    recoded = np.array(new_codes, dtype=np.min_scalar_type(-len(names) - 1))
+    return pd.Categorical.from_codes(recoded[codes], pd.Index(names, dtype=object))
 
 
 def _time_points(times: pd.Series) -> pd.Categorical:

@@ -1,4 +1,4 @@
-"""What an encoded folder says of itself: who its cells are, and how it was made."""
+"""The tables of an encoded folder: who its cells are, and how it was made."""
 
 import csv
 import hashlib
@@ -13,14 +13,13 @@ import pandas as pd
 
 from configs.schema import PreprocessConfig
 from dataset.choose_cells import ChosenCells
-from dataset.encode_steps import cut
 from dataset.provenance import git_commit
 from dataset.quality_control import Measures
 from dataset.reading.cells import Cells
-from dataset.store.csr_file import CsrFile
+from dataset.store.blocks import cut
+from dataset.store.csr_file import CsrFile, open_npy
 from dataset.store.encoded_folder import SCHEMA_VERSION
-from dataset.store.layout import SPLITS
-from dataset.vocabulary import Vocabulary
+from dataset.store.layout import OF_SPLIT, SPLITS
 
 TABLE_CELLS = 16_384  # lines written in one go
 
@@ -59,27 +58,29 @@ def write_cells(folder: Path, source: Cells, chosen: ChosenCells, measures: Meas
 
 
 def describe(
+    folder: Path,
     config: PreprocessConfig,
     source: Cells,
     chosen: ChosenCells,
     hashes: list[str],
-    vocabulary: Vocabulary,
-    expression: CsrFile,
     messages: list[str],
 ) -> dict[str, Any]:
     """Return the content of meta.json.
 
     Parameters
     ----------
+    folder
+        With all arrays in it.
     config, source, chosen
         What was asked for, read and chosen.
     hashes
         sha256 of each file.
-    vocabulary, expression
-        What was written.
     messages
         What was noticed on the way, for people.
     """
+    expression = CsrFile(folder / "expression")
+    learned = {path.stem: open_npy(path) for path in sorted((folder / "learned").iterdir())}
+    written = {path.stem: open_npy(path) for path in sorted((folder / SPLITS[0]).iterdir())}
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
@@ -96,6 +97,7 @@ def describe(
         "label_key": config.label_key,
         "batch_key": config.batch_key or config.split.key,
         "time_key": config.time_key,
+        "condition_keys": config.condition_keys,
         "organism": config.organism,
         "quality_control": config.quality_control.model_dump(mode="json"),
         # The poorest train cell: nothing was learned of cells with fewer genes than it has.
@@ -103,11 +105,16 @@ def describe(
         "tokenizer": config.tokenizer.model_dump(mode="json"),
         "n_tokens": config.tokenizer.row_length,
         "n_segments": config.tokenizer.n_segments,
-        "dtypes": {
-            "token_ids": vocabulary.token_dtype.name,
-            "gene_index": expression.gene_index.dtype.name,
-            "counts": expression.counts.dtype.name,
+        # What a reader expects of the tokenizer's arrays, (n_genes, ...) and (n_cells, n_tokens).
+        "learned": {
+            name: {
+                "dtype": array.dtype.name,
+                "shape": list(array.shape),
+                "range": [float(array.min(initial=np.inf)), float(array.max(initial=-np.inf))],
+            }
+            for name, array in learned.items()
         },
+        "arrays": {n: a.dtype.name for n, a in written.items() if n not in OF_SPLIT},
         "n_cells": {split: len(chosen.of_split(split)) for split in SPLITS},
         "dropped": chosen.reasons.count(),
         "messages": messages,
@@ -126,7 +133,8 @@ def _split_lines(source: Cells, chosen: ChosenCells) -> Iterator[str]:
     for first, last in cut(0, source.n_cells, TABLE_CELLS):
         a, b = np.searchsorted(chosen.rows, [first, last]).tolist()
         names = source.names(first, last)[chosen.rows[a:b] - first]
-        for line in zip(names, chosen.split[a:b], chosen.labels[a:b], strict=True):
+        labels = chosen.labels[a:b] if chosen.class_names else [""] * (b - a)
+        for line in zip(names, chosen.split[a:b], labels, strict=True):
             yield "\t".join(line)
 
 

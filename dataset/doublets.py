@@ -41,7 +41,7 @@ def score_doublets(
     wanted
         Cells to score and to score them beside, ``(n_cells,)``.
     split
-        Of each cell: its place in ``SPLITS``, or -1 for a cell in none, which is not scored.
+        Of each cell: its index in ``SPLITS``, or -1 for a cell in none, which is not scored.
     batch
         Batch of each cell; one batch if None.
     seed

@@ -1,4 +1,4 @@
-"""What is done with some of the cells, by a thread or by a worker of a cluster.
+"""The steps of an encoding, each on some of the cells, by a thread or by a cluster's worker.
 
 Each step reads its cells from the disk and writes what comes of them to the disk, at a place that
 follows from the cells alone; ``dataset/encode.py`` says in which order they go. A step that is
@@ -7,9 +7,8 @@ interrupted may be done again, by anyone, and ends with the same bytes.
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,20 +18,19 @@ from numpy.typing import NDArray
 from dataset.previous.profiles import PreviousProfiles
 from dataset.quality_control import Measures, measure_block
 from dataset.reading.cells import CellFile
+from dataset.store.blocks import cut_blocks, cut_shares
 from dataset.store.csr_file import (
     CsrFile,
     CsrWriter,
     NpyRows,
     Rows,
+    mark_columns,
     open_npy,
     size_kept,
     take_columns,
 )
 from dataset.store.layout import SPLITS
-from dataset.tokenizers.medians import Block
-from dataset.tokenizers.rank import rank_rows
-
-BLOCK_CELLS = 512
+from dataset.tokenizers.tokenizer import CellCounts, Tokenizer
 
 
 class Share(NamedTuple):
@@ -42,16 +40,16 @@ class Share(NamedTuple):
     start: int
     stop: int
     first_cell: int  # number of the first one among the cells of all files
-    folder: Path  # where its counts are put aside
+    folder: Path  # where its counts are spilled to
 
-    def pieces(self, size: int) -> "list[Piece]":
-        """Return the same cells, once they are put aside, ``size`` at a time."""
+    def pieces(self) -> "list[Piece]":
+        """Return the same cells, once they are spilled, a worker's share at a time."""
         n = self.stop - self.start
-        return [Piece(self.folder, a, b, self.first_cell + a) for a, b in cut(0, n, size)]
+        return [Piece(self.folder, a, b, self.first_cell + a) for a, b in cut_shares(0, n)]
 
 
 class Piece(NamedTuple):
-    """Cells whose counts were put aside."""
+    """Cells whose counts were spilled."""
 
     folder: Path
     start: int
@@ -60,28 +58,22 @@ class Piece(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The cells of a piece that stay."""
+    """The cells of a piece that are wanted."""
 
     folder: Path
     rows: NDArray[np.int64]  # in the folder
-    place: int  # of the first one among all cells that stay
+    first: int  # index of the first one among all that are wanted
 
 
-class ToRank(NamedTuple):
+class ToEncode(NamedTuple):
     """Consecutive cells among those that stay."""
 
     start: int
     split: NDArray[np.int8]  # (n,), of each
-    places: tuple[int, ...]  # of the first one of each split, in that split
+    first: tuple[int, ...]  # index of the first one of each split, in that split
 
 
-def cut(start: int, stop: int, size: int | None = None) -> list[tuple[int, int]]:
-    """Cut a range into stretches of ``size`` cells, a block by default."""
-    size = BLOCK_CELLS if size is None else size
-    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
-
-
-def put_aside(share: Share, measures: Path, is_mitochondrial: NDArray[np.bool_]) -> int:
+def spill_counts(share: Share, measures: Path, is_mitochondrial: NDArray[np.bool_]) -> int:
     """Read cells, check and measure them, and write their counts uncompressed.
 
     Parameters
@@ -97,39 +89,29 @@ def put_aside(share: Share, measures: Path, is_mitochondrial: NDArray[np.bool_])
     -------
     Number of cells.
     """
-    aside = share.folder.with_name(f".{share.folder.name}-{uuid.uuid4().hex}")
+    partial = share.folder.with_name(f".{share.folder.name}-{uuid.uuid4().hex}")
     measured = []
-    with CsrWriter(aside, share.file.n_genes) as writer:
-        for _, block in share.file.blocks(cut(share.start, share.stop)):
+    with CsrWriter(partial, share.file.n_genes) as writer:
+        for _, block in share.file.blocks(cut_blocks(share.start, share.stop)):
             writer.append(Rows(block.indptr, block.indices, block.data))
             measured.append(measure_block(block, is_mitochondrial))
     for name, parts in zip(Measures._fields, zip(*measured, strict=True), strict=True):
         with NpyRows(measures / f"{name}.npy") as rows:
             rows.write(share.first_cell, np.concatenate(parts))
     try:
-        aside.rename(share.folder)
+        partial.rename(share.folder)
     except OSError:
         if not share.folder.exists():
             raise
-        shutil.rmtree(aside)  # another worker was thought dead, and was not
+        shutil.rmtree(partial)  # another worker was thought dead, and was not
     return share.stop - share.start
 
 
-@dataclass(frozen=True)
-class TrainBlocks:
-    """The train cells of some pieces: what ``gene_medians`` counts."""
-
-    pieces: list[Piece]
-    is_train: Path  # .npy, (n_cells,)
-    library_size: Path  # .npy, (n_cells,), over all genes
-
-    def __call__(self) -> Iterator[Block]:
-        """Read them, a block at a time."""
-        is_train, library_size = open_npy(self.is_train), open_npy(self.library_size)
-        for piece in self.pieces:
-            these = slice(piece.first_cell, piece.first_cell + piece.stop - piece.start)
-            rows = CsrFile(piece.folder).rows(piece.start, piece.stop)
-            yield Block(rows, np.where(is_train[these], library_size[these], 0.0))
+def detect_genes(kept: Kept, n_genes: int) -> NDArray[np.bool_]:
+    """Say which genes have a count in these cells, ``(n_genes,)``."""
+    detected = np.zeros(n_genes, dtype=np.bool_)
+    mark_columns(CsrFile(kept.folder), kept.rows, detected)
+    return detected
 
 
 def size_counts(kept: Kept, columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
@@ -140,23 +122,24 @@ def size_counts(kept: Kept, columns: NDArray[np.int64]) -> tuple[NDArray[np.int6
 def keep_counts(kept: Kept, columns: NDArray[np.int64], n_genes: int, folder: Path) -> None:
     """Write the counts of some cells and genes to their place in ``folder``."""
     counts = CsrFile(kept.folder)
-    at = int(open_npy(folder / "indptr.npy")[kept.place])
+    at = int(open_npy(folder / "indptr.npy")[kept.first])
     with (
         NpyRows(folder / "gene_index.npy") as new_gene_index,
         NpyRows(folder / "counts.npy") as new_counts,
     ):
-        for a, b in cut(0, len(kept.rows)):
+        for a, b in cut_blocks(0, len(kept.rows)):
             rows = take_columns(counts.take(kept.rows[a:b]), columns, n_genes)
             new_gene_index.write(at, rows.gene_index)
             new_counts.write(at, rows.counts)
             at += len(rows.counts)
 
 
-def rank_cells(
-    cells: ToRank,
+def encode_cells(
+    cells: ToEncode,
     folder: Path,
-    medians: NDArray[np.float32],
-    n_tokens: int,
+    tokenizer: Tokenizer,
+    learned: Mapping[str, NDArray],
+    dtypes: Mapping[str, np.dtype],
     previous: PreviousProfiles | None,
 ) -> int:
     """Write the tokens of some cells to their places in ``train/``, ``val/`` and ``test/``.
@@ -167,28 +150,22 @@ def rank_cells(
     """
     expression = CsrFile(folder / "expression")
     library_size = open_npy(folder / "expression" / "library_size.npy")
-    for code, (split, place) in enumerate(zip(SPLITS, cells.places, strict=True)):
+    for code, (split, first) in enumerate(zip(SPLITS, cells.first, strict=True)):
         of_split = cells.start + np.flatnonzero(cells.split == code)
         with ExitStack() as stack:
             arrays = {
                 name: stack.enter_context(NpyRows(folder / split / f"{name}.npy"))
-                for name in ("token_ids", "counts", "lengths", "library_size")
+                for name in (*dtypes, "lengths", "library_size")
             }
-            for a, b in cut(0, len(of_split)):
+            for a, b in cut_blocks(0, len(of_split)):
                 rows = of_split[a:b]
-                segments, libraries = [expression.take(rows)], [library_size[rows]]
+                segments = [CellCounts(expression.take(rows), library_size[rows])]
                 if previous is not None:
-                    before, library = previous.of(rows)
-                    segments.append(before)
-                    libraries.append(library)
-                ranked = rank_rows(
-                    segments,
-                    medians,
-                    n_tokens=n_tokens,
-                    token_dtype=arrays["token_ids"].dtype,
-                    counts_dtype=arrays["counts"].dtype,
-                )
-                for name, part in ranked._asdict().items():
-                    arrays[name].write(place + a, part)
-                arrays["library_size"].write(place + a, np.stack(libraries, axis=1))
+                    segments.append(CellCounts(*previous.of(rows)))
+                tokens = tokenizer.encode(segments, learned, dtypes)
+                libraries = np.stack([segment.library_size for segment in segments], axis=1)
+                arrays["lengths"].write(first + a, tokens.lengths)
+                arrays["library_size"].write(first + a, libraries)
+                for name, part in tokens.arrays.items():
+                    arrays[name].write(first + a, part)
     return len(cells.split)

@@ -16,7 +16,7 @@ from dataset.reasons import Reasons
 
 
 class Measures(NamedTuple):
-    """What is measured of each cell: scanpy's ``calculate_qc_metrics``, to the last bit."""
+    """Measures of each cell: scanpy's ``calculate_qc_metrics``, to the last bit."""
 
     n_genes: NDArray[np.int64]  # (n,), detected
     total_counts: NDArray[np.float64]  # (n,)

@@ -12,7 +12,7 @@ from dataset.store.layout import SPLITS
 
 
 def split_cells(
-    labels: pd.Categorical, groups: pd.Categorical | None, config: SplitConfig
+    labels: pd.Categorical | int, groups: pd.Categorical | None, config: SplitConfig
 ) -> pd.Categorical:
     """Say of every cell whether it is for train, val or test.
 
@@ -23,7 +23,7 @@ def split_cells(
     Parameters
     ----------
     labels
-        Cell type of the cells to split, ``(n,)``.
+        Cell type of the cells to split, ``(n,)``; without labels, how many there are.
     groups
         Their donor, or whatever ``config.key`` names; None to split by cells.
     config
@@ -39,9 +39,8 @@ def split_cells(
         If a group that is named is not there, or there are too few groups or cells.
     """
     if groups is None:
-        return pd.Categorical.from_codes(
-            _split_by_type(labels, config), pd.Index(SPLITS, dtype=object)
-        )
+        split = _split_cells(labels, config)
+        return pd.Categorical.from_codes(split, pd.Index(SPLITS, dtype=object))
     split_of_group = _split_groups(groups, config)
     places = [SPLITS.index(split_of_group.get(name, "train")) for name in groups.categories]
     return pd.Categorical.from_codes(
@@ -116,24 +115,32 @@ def _choose(
     return sorted(best[1])
 
 
-def _split_by_type(labels: pd.Categorical, config: SplitConfig) -> NDArray[np.int8]:
-    rows = np.arange(len(labels), dtype=np.int32)
-    types = labels.remove_unused_categories().codes
+def _split_cells(labels: pd.Categorical | int, config: SplitConfig) -> NDArray[np.int8]:
+    """Split cells by themselves: of each type the same shares, or at random without labels."""
+    n_cells = labels if isinstance(labels, int) else len(labels)
+    rows = np.arange(n_cells, dtype=np.int32)
+    types = None if isinstance(labels, int) else labels.remove_unused_categories().codes
     try:
         rest, test = train_test_split(
             rows, test_size=config.test_fraction, stratify=types, random_state=config.seed
         )
         share = config.val_fraction / (1 - config.test_fraction)
+        of_rest = None if types is None else types[rest]
         _, val = train_test_split(
-            rest, test_size=share, stratify=types[rest], random_state=config.seed
+            rest, test_size=share, stratify=of_rest, random_state=config.seed
         )
     except ValueError as error:
+        if isinstance(labels, int):
+            raise EncodeError(
+                f"split: {n_cells} cells cannot be split: {error}. Raise the fractions, or use "
+                "more cells"
+            ) from error
         n_of_type = labels.remove_unused_categories().value_counts().sort_values()
         raise EncodeError(
             f"split: {len(labels)} cells of {len(n_of_type)} types cannot be split by type "
             f"(rarest: {n_of_type.index[0]!r}, {n_of_type.iloc[0]} cells): {error}. Raise "
             "min_cells_per_class or the fractions, or name a key"
         ) from error
-    split = np.zeros(len(labels), dtype=np.int8)
+    split = np.zeros(n_cells, dtype=np.int8)
     split[val], split[test] = SPLITS.index("val"), SPLITS.index("test")
     return split

@@ -6,11 +6,13 @@ that sees the disk, in any order, and again if a worker dies half-way.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tqdm.auto import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,6 +43,29 @@ class Workers:
             for future in waiting:
                 future.cancel()
             wait(waiting)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Runs a step on some cells after others, and shows how far it is."""
+
+    workers: Workers
+    progress: bool
+
+    def run(
+        self, what: str, step: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[Result]:
+        """Yield what the step returns for each item, in order."""
+        disable = not self.progress
+        with tqdm(total=len(items), desc=what, unit="block", disable=disable) as bar:
+            for result in self.workers.map(step, items):
+                yield result
+                bar.update()
+
+    def finish(self, what: str, step: Callable[[Item], Any], items: Sequence[Item]) -> None:
+        """Run a step for what it writes."""
+        for _ in self.run(what, step, items):
+            pass
 
 
 @contextmanager

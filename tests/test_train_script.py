@@ -120,7 +120,13 @@ def test_a_run_is_complete_in_itself(finished, encoded_folder):
         "predictions_test.npz",
         *(
             f"data/{name}"
-            for name in ("meta.json", "vocabulary.json", "gene_medians.npy", "class_names.json")
+            for name in (
+                "meta.json",
+                "vocabulary.json",
+                "learned/medians.npy",
+                "class_names.json",
+                "conditions.json",
+            )
         ),
     }
     assert TrainConfig.load(finished / "config.yaml").seed == 3
@@ -290,7 +296,7 @@ def test_a_finished_run_without_checksums_is_of_another_version(script, done, ca
     assert "another version of this code (it has no checksums.json)" in said(script, capfd, config)
 
 
-@pytest.mark.parametrize("name", ["vocabulary.json", "gene_medians.npy", "class_names.json"])
+@pytest.mark.parametrize("name", ["vocabulary.json", "learned/medians.npy", "class_names.json"])
 def test_the_same_cells_encoded_to_other_tokens_are_refused(
     script, done, encoded_folder, tmp_path, write_config, capfd, name
 ):
@@ -434,7 +440,7 @@ def test_a_resume_checks_its_own_parts(script, interrupted, capfd):
 
 
 @pytest.mark.parametrize(
-    "name", ["vocabulary.json", "gene_medians.npy", "class_names.json", "meta.json"]
+    "name", ["vocabulary.json", "learned/medians.npy", "class_names.json", "meta.json"]
 )
 def test_a_resume_compares_what_it_was_begun_with(script, interrupted, capfd, name):
     config, folder = interrupted

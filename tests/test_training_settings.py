@@ -149,8 +149,8 @@ def rows_are(batch: dict, split) -> bool:
     """Whether a batch holds the very rows of a split, at the places it says."""
     cells, t = batch["cell_index"].numpy(), batch["token_ids"].shape[1]
     return (
-        np.array_equal(batch["token_ids"], split.token_ids[cells, :t].astype(np.int64))
-        and np.array_equal(batch["counts"], split.counts[cells, :t].astype(np.float32))
+        np.array_equal(batch["token_ids"], split.arrays["token_ids"][cells, :t].astype(np.int64))
+        and np.array_equal(batch["counts"], split.arrays["counts"][cells, :t].astype(np.float32))
         and np.array_equal(batch["labels"], split.labels[cells])
     )
 
@@ -319,7 +319,7 @@ def test_no_more_tokens_at_once_than_asked_for(fit, data):
 
 def test_token_dropout_leaves_out_its_share_of_the_training_tokens(fit, data):
     kept = [(b["token_ids"] > 3).sum() for b in fit(augment={"token_dropout": 0.4}).training]
-    total = (data.split("train").token_ids > 3).sum()
+    total = (data.split("train").arrays["token_ids"] > 3).sum()
     assert float(sum(kept)) / total == pytest.approx(0.6, abs=4 * math.sqrt(0.24 / total))
 
 

@@ -83,6 +83,8 @@ class _Meta(_Table):
     tokenizer: dict[str, Any]
     n_tokens: int
     n_segments: int
+    condition_keys: list[str]
+    learned: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,7 @@ class Run:
     def facts(self) -> DataFacts:
         """What a network needs to know of the data: as ``EncodedFolder.facts``."""
         try:
-            return read_facts(
-                self.data, row_length=self.meta["n_tokens"], n_segments=self.meta["n_segments"]
-            )
+            return read_facts(self.data, self.meta)
         except FactsError as error:
             raise self._damaged(f"{DATA}/{error.file}", error.fault) from None
 

@@ -37,7 +37,7 @@ MAX_ITERATIONS = 300
 
 @dataclass(frozen=True)
 class History:
-    """What gives a cell its previous profile; ``a`` ancestors, ``k`` components, ``p`` times.
+    """Gives a cell its previous profile; ``a`` ancestors, ``k`` components, ``p`` times.
 
     Ancestors lie sorted by time point; those of time point ``i`` are
     ``first_ancestor[i]`` to ``first_ancestor[i + 1]``.
@@ -83,8 +83,8 @@ class History:
             self.potential,
             self.n_ancestors,
         )
-        rows, places = np.nonzero(found >= 0)
-        ancestors = found[rows, places]
+        rows, columns = np.nonzero(found >= 0)
+        ancestors = found[rows, columns]
         shape = (counts.shape[0], self.counts.shape[0])
         chosen = csr_matrix((np.ones(len(rows), np.int32), (rows, ancestors)), shape=shape)
         previous = chosen @ self.counts
@@ -188,7 +188,10 @@ def fit_history(
             )
             rows = np.sort(rng.choice(rows, config.max_cells, replace=False))
         if not len(rows):
-            messages.append(f"history: no train cell of time {name}: it is nobody's past")
+            messages.append(
+                f"history: no train cells at time {name}: cells of the next time point take "
+                "ancestors from an earlier one"
+            )
         chosen.append(rows)
     ancestors = np.concatenate(chosen)
     first = np.concatenate([[0], np.cumsum([len(rows) for rows in chosen])]).astype(np.int64)
@@ -265,19 +268,19 @@ def _time_key(name: str) -> tuple:
 
 
 def shuffled_within(groups: NDArray, seed: int) -> NDArray[np.int64]:
-    """Permute places within groups of equal value: ``(n,)``, the place each one's history is from.
+    """Permute within groups of equal value: ``(n,)``, the index each one's history is from.
 
     A control: every cell gets the history of another one of its group (a group of one keeps its
     own).
     """
-    places = np.arange(len(groups))
+    index = np.arange(len(groups))
     for group in np.unique(groups):
         # By the group's name: which other groups there are, or how large, changes nothing in it.
         rng = np.random.default_rng([seed, 2, zlib.crc32(str(group).encode())])
         members = np.flatnonzero(groups == group)
         ring = rng.permutation(members)
-        places[ring] = np.roll(ring, 1)
-    return places
+        index[ring] = np.roll(ring, 1)
+    return index
 
 
 @compiled
@@ -300,12 +303,12 @@ def _find_ancestors(cells, source, first, epsilon, embedding, potential, n_ances
             score = potential[j] - distance / epsilon[source[cell]]
             if n_found == n_ancestors and score <= scores[n_ancestors - 1]:
                 continue
-            place = min(n_found, n_ancestors - 1)
-            while place > 0 and scores[place - 1] < score:
-                scores[place] = scores[place - 1]
-                found[cell, place] = found[cell, place - 1]
-                place -= 1
-            scores[place] = score
-            found[cell, place] = j
+            at = min(n_found, n_ancestors - 1)
+            while at > 0 and scores[at - 1] < score:
+                scores[at] = scores[at - 1]
+                found[cell, at] = found[cell, at - 1]
+                at -= 1
+            scores[at] = score
+            found[cell, at] = j
             n_found = min(n_found + 1, n_ancestors)
     return found

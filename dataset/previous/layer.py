@@ -47,11 +47,11 @@ def of_layer(cells: Cells, layer: str) -> Cells:
                 )
             with named_errors(file.path, f"opening layers/{layer}"):
                 check_matrix_chunks(root["layers"][layer])
-                by_columns = isinstance(open_matrix(root["layers"][layer]), CscRows)
+                is_csc = isinstance(open_matrix(root["layers"][layer]), CscRows)
         settings = {entry.name: getattr(file, entry.name) for entry in fields(file)}
-        place = {"counts_location": f"layers/{layer}", "by_columns": by_columns}
-        files.append(LayerFile(**settings | place))
-    return replace(cells, files=files, _turned={})
+        matrix = {"counts_location": f"layers/{layer}", "is_csc": is_csc}
+        files.append(LayerFile(**settings | matrix))
+    return replace(cells, files=files, _transposed={})
 
 
 def _whole_numbers(indptr: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from dataset.store.csr_file import CsrFile, Rows, open_npy
 class PreviousProfiles:
     """Gives any cells their previous profiles; all it needs is on the disk.
 
-    ``folder`` holds ``place.npy``: the cell whose history each cell gets, which is its own but for
+    ``folder`` holds ``index.npy``: the cell whose history each cell gets, which is its own but for
     the shuffled control. With a ``history``, profiles are worked out from ``expression/`` and
     ``time.npy``; without, the folder holds the counts and ``library_size.npy`` of a layer.
     """
@@ -27,14 +27,14 @@ class PreviousProfiles:
     history: Path | None = None
 
     def of(self, rows: NDArray[np.integer]) -> tuple[Rows, NDArray[np.float64]]:
-        """Return the previous counts and library sizes of cells that stay, by their places."""
-        places = open_npy(self.folder / "place.npy")[rows]
+        """Return the previous counts and library sizes of cells that stay, by their index."""
+        index = open_npy(self.folder / "index.npy")[rows]
         if self.history is None or self.expression is None:
             library = open_npy(self.folder / "library_size.npy")
-            return CsrFile(self.folder).take(places), library[places]
-        counts = CsrFile(self.expression).take(places).to_csr(self.n_genes)
-        library = open_npy(self.expression / "library_size.npy")[places]
-        time = open_npy(self.folder / "time.npy")[places]
+            return CsrFile(self.folder).take(index), library[index]
+        counts = CsrFile(self.expression).take(index).to_csr(self.n_genes)
+        library = open_npy(self.expression / "library_size.npy")[index]
+        time = open_npy(self.folder / "time.npy")[index]
         previous, library = _load(self.history).profiles(counts, library, time)
         indptr = previous.indptr.astype(np.int64)
         return Rows(indptr, previous.indices, previous.data), library

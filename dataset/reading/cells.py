@@ -34,7 +34,7 @@ from dataset.reading.find_files import find_files
 from dataset.reading.gene_names import gene_names, merge_genes
 from dataset.reading.join_columns import ColumnError, compare_columns, join_column
 from dataset.reading.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
-from dataset.reading.stored_table import read_table
+from dataset.reading.stored_table import CHUNK, read_table
 
 __all__ = ["CellFile", "CellFileError", "Cells", "open_cells"]
 
@@ -53,7 +53,7 @@ class CellFile:
     n_genes: int  # merged genes
     counts_location: str  # "X", "raw" or "layers/NAME"
     found: str
-    by_columns: bool  # stored as CSC: cannot be read from the middle
+    is_csc: bool  # stored as CSC: cannot be read from the middle
     fingerprint: tuple = field(repr=False)
     columns: np.ndarray | None = field(repr=False)  # merged column of each gene, -1: none
 
@@ -66,7 +66,7 @@ class CellFile:
             )
 
     def blocks(
-        self, ranges: Iterable[tuple[int, int]], turned: dict[CellPath, CscRows] | None = None
+        self, ranges: Iterable[tuple[int, int]], transposed: dict[CellPath, CscRows] | None = None
     ) -> Iterator[tuple[int, csr_matrix]]:
         """Stream the counts of some stretches of rows; see ``Cells.blocks``.
 
@@ -74,13 +74,13 @@ class CellFile:
         ----------
         ranges
             First row and the row after the last, of each block.
-        turned
+        transposed
             Where a file stored by columns keeps its rows from one call to the next.
         """
-        turned = {} if turned is None else turned
+        transposed = {} if transposed is None else transposed
         self.check_unchanged()
         with open_store(self.path) as root:
-            matrix: CsrRows | CscRows | DenseRows | None = turned.get(self.path)
+            matrix: CsrRows | CscRows | DenseRows | None = transposed.get(self.path)
             if matrix is None:
                 with named_errors(self.path, f"reading {self.counts_location}"):
                     matrix = open_matrix(node_of(root, self.counts_location))
@@ -89,7 +89,7 @@ class CellFile:
                 with named_errors(self.path, what):
                     rows = matrix.rows(row, end)
                 if isinstance(matrix, CscRows):
-                    turned[self.path] = matrix  # it has its rows in a file of its own now
+                    transposed[self.path] = matrix  # it has its rows in a file of its own now
                 yield row, self._block(rows, row, matrix.shape[1])
         self.check_unchanged()
 
@@ -142,7 +142,7 @@ class Cells:
     gene_symbols: np.ndarray
     messages: list[str]
     _names: pd.Index | None = field(default=None, repr=False)  # where they had to be changed
-    _turned: dict[CellPath, CscRows] = field(default_factory=dict, repr=False)
+    _transposed: dict[CellPath, CscRows] = field(default_factory=dict, repr=False)
 
     @property
     def n_cells(self) -> int:
@@ -273,12 +273,12 @@ class Cells:
                 starts = starts[np.diff(n_before) > 0]
             if len(starts):
                 ranges = [(row, min(row + max_cells, last)) for row in starts.tolist()]
-                for row, block in file.blocks(ranges, self._turned):
+                for row, block in file.blocks(ranges, self._transposed):
                     yield offset + row, block
             offset += file.n_cells
 
     def to_anndata(self, rows: np.ndarray | Sequence[int] | None = None) -> ad.AnnData:
-        """Gather cells in memory, for figures and for scanpy.
+        """Gather cells in memory, for scanpy; of obs their names alone (see ``column``).
 
         Parameters
         ----------
@@ -295,7 +295,15 @@ class Cells:
             parts.append(block[ordered[a:b] - start])
         counts = vstack(parts, format="csr")[np.searchsorted(ordered, wanted)]
         var = pd.DataFrame({"gene_symbol": self.gene_symbols}, index=self.gene_ids)
-        return ad.AnnData(counts.astype(np.float32), obs=self.obs.iloc[wanted].copy(), var=var)
+        names = np.empty(len(ordered), dtype=object)
+        for start in range(0, self.n_cells, CHUNK):
+            a, b = np.searchsorted(ordered, [start, start + CHUNK])
+            if a < b:
+                names[a:b] = self.names(start, min(start + CHUNK, self.n_cells))[
+                    ordered[a:b] - start
+                ]
+        obs = pd.DataFrame(index=names[np.searchsorted(ordered, wanted)])
+        return ad.AnnData(counts.astype(np.float32), obs=obs, var=var)
 
     def check_unchanged(self) -> None:
         """Raise if any of the files was rewritten since it was opened."""
@@ -346,7 +354,7 @@ def open_cells(
                 n_genes=len(gene_ids),
                 counts_location=look.location,
                 found=look.found,
-                by_columns=look.by_columns,
+                is_csc=look.is_csc,
                 fingerprint=look.fingerprint,
                 columns=None if same else columns,
             )
@@ -367,7 +375,7 @@ class _Look:
     fingerprint: tuple
     location: str
     found: str
-    by_columns: bool
+    is_csc: bool
     table: CellTable
     gene_ids: np.ndarray
     gene_symbols: np.ndarray
@@ -385,7 +393,7 @@ def _look(
         var = read_table(root, "raw/var" if location == "raw" else "var", path)
         with named_errors(path, f"opening {location}"):
             matrix = open_matrix(node_of(root, location))
-            shape, by_columns = matrix.shape, isinstance(matrix, CscRows)
+            shape, is_csc = matrix.shape, isinstance(matrix, CscRows)
     if shape != (table.n_cells, len(var)):
         raise CellFileError(
             f"{path}: {location} is {shape[0]} x {shape[1]} but the file lists {table.n_cells} "
@@ -395,4 +403,4 @@ def _look(
         raise CellFileError(f"{path}: nothing to read: {shape[0]} cells x {shape[1]} genes")
     ids, symbols, gene_messages = gene_names(var, path, gene_id_key, gene_symbol_key)
     messages += gene_messages
-    return _Look(path, mark, location, found, by_columns, table, ids, symbols, messages)
+    return _Look(path, mark, location, found, is_csc, table, ids, symbols, messages)

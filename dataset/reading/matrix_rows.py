@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from dataset.reading.cell_file import DamagedError, EncodingError
 from dataset.reading.hdf5_chunks import fast_array
 
-# Entries held at once when a column-wise matrix is turned: about 50 MB with the sorting.
+# Entries held at once when a column-wise matrix is transposed: about 50 MB with the sorting.
 STRIPE_ENTRIES = 2_000_000
 # Starts of rows held at once.
 WINDOW = 16_384
@@ -166,7 +166,7 @@ class DenseRows:
 
 
 class CscRows:
-    """Column-wise sparse matrix, turned once through a temporary file.
+    """Column-wise sparse matrix, transposed once through a temporary file.
 
     A first pass counts the entries of each row, which divides the rows into stripes that fit in
     memory; a second appends each entry to its stripe in the file. Both read the stored arrays
@@ -185,7 +185,7 @@ class CscRows:
     def rows(self, start: int, stop: int) -> Rows:
         """Return rows ``start`` to ``stop``."""
         if self.files is None:
-            self._turn()
+            self._transpose()
         parts = []
         while start < stop:
             number = int(np.searchsorted(self.stripe_rows, start, side="right")) - 1
@@ -209,7 +209,7 @@ class CscRows:
             for a in starts
         ]
 
-    def _turn(self) -> None:
+    def _transpose(self) -> None:
         n_entries = int(self.column_start[-1])
         steps = range(0, n_entries, STRIPE_ENTRIES)
         row_entries = np.zeros(self.shape[0], dtype=np.int64)

@@ -283,6 +283,18 @@ def take_columns(rows: Rows, columns: NDArray[np.int64], n_genes: int) -> Rows:
     return Rows(indptr, gene_index[:n], counts[:n])
 
 
+def mark_columns(file: CsrFile, rows: NDArray[np.integer], marked: NDArray[np.bool_]) -> None:
+    """Set ``marked`` where one of these rows has a value, ``(n_genes,)``."""
+    _mark_columns(file.indptr, file.gene_index, np.asarray(rows, dtype=np.int64), marked)
+
+
+@compiled
+def _mark_columns(indptr, gene_index, rows, marked):
+    for i in range(len(rows)):
+        for j in range(indptr[rows[i]], indptr[rows[i] + 1]):
+            marked[gene_index[j]] = True
+
+
 @compiled
 def _copy_rows(indptr, gene_index, counts, rows, new_indptr, new_gene_index, new_counts):
     for i in range(len(rows)):

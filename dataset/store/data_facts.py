@@ -1,6 +1,7 @@
 """``DataFacts``: what a network needs to know of the data that it is built for."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ LEARNED = (
     "vocabulary.json",
     "class_names.json",
     "conditions.json",
-    "gene_medians.npy",
     "learned",
     "history",
 )
@@ -69,15 +69,16 @@ class DataFacts:
         return len(self.class_names)
 
 
-def read_facts(folder: Path, *, row_length: int, n_segments: int) -> DataFacts:
+def read_facts(folder: Path, meta: Mapping[str, Any]) -> DataFacts:
     """Read them from an encoded folder, or from a run's copy of the files of ``LEARNED``.
 
     Parameters
     ----------
     folder
         Of the files.
-    row_length, n_segments
-        As ``meta.json`` says.
+    meta
+        Content of its ``meta.json``: ``n_tokens``, ``n_segments``, ``condition_keys``, and of
+        each array in ``learned/`` its dtype, shape and range.
 
     Raises
     ------
@@ -88,25 +89,19 @@ def read_facts(folder: Path, *, row_length: int, n_segments: int) -> DataFacts:
         vocabulary = Vocabulary.load(folder / "vocabulary.json")
     except READ_ERRORS as error:
         raise FactsError("vocabulary.json", error) from None
-    conditions: dict[str, list[str]] = {}
-    if (folder / "conditions.json").exists():
-        conditions = _json(folder, "conditions.json")
-        if not isinstance(conditions, dict) or not all(map(_are_names, conditions.values())):
-            raise FactsError("conditions.json", "expected lists of names by column")
-    learned = {
-        path.stem: _of_genes(folder, f"learned/{path.name}", vocabulary.n_genes)
-        for path in sorted((folder / "learned").glob("*.npy"))
-    }
-    if (folder / "gene_medians.npy").exists():
-        learned["medians"] = _of_genes(
-            folder, "gene_medians.npy", vocabulary.n_genes, are_medians=True
-        )
+    conditions = _json(folder, "conditions.json")
+    named = isinstance(conditions, dict) and all(map(_are_names, conditions.values()))
+    if not named or list(conditions) != meta["condition_keys"]:
+        raise FactsError("conditions.json", "expected a list of names for each condition")
     return DataFacts(
         vocabulary=vocabulary,
         class_names=read_class_names(folder),
-        row_length=row_length,
-        n_segments=n_segments,
-        learned=learned,
+        row_length=meta["n_tokens"],
+        n_segments=meta["n_segments"],
+        learned={
+            name: _learned(folder, name, vocabulary.n_genes, said)
+            for name, said in meta["learned"].items()
+        },
         conditions=conditions,
     )
 
@@ -148,15 +143,18 @@ def _json(folder: Path, name: str) -> Any:
         raise FactsError(name, error) from None
 
 
-def _of_genes(folder: Path, name: str, n_genes: int, *, are_medians: bool = False) -> NDArray:
-    """Read an array of one row a gene, all of them numbers."""
+def _learned(folder: Path, name: str, n_genes: int, said: Mapping[str, Any]) -> NDArray:
+    """Read what was learned of each gene: of the type, shape and range that was written."""
+    file = f"learned/{name}.npy"
     try:
-        array = np.load(folder / name, allow_pickle=False)
-    except READ_ERRORS as error:
-        raise FactsError(name, error) from None
-    is_typed = array.dtype == np.float32 if are_medians else array.dtype.kind in "fiub"
-    if array.shape[:1] != (n_genes,) or not is_typed:
-        raise FactsError(name, f"found {array.dtype} {array.shape}, expected {n_genes} genes")
-    if not np.isfinite(array).all() or (are_medians and not (array > 0).all()):
-        raise FactsError(name, f"not all are {'positive ' * are_medians}numbers")
+        array = np.load(folder / file, allow_pickle=False)
+        dtype, shape = said["dtype"], (n_genes, *said["shape"][1:])
+        low, high = said["range"]
+    except (*READ_ERRORS, TypeError, KeyError) as error:
+        raise FactsError(file, error) from None
+    if array.shape != shape or array.dtype.name != dtype:
+        fault = f"found {array.dtype} {array.shape}, expected {dtype} {shape}"
+        raise FactsError(file, fault)
+    if array.size and not (array.min() >= low and array.max() <= high):
+        raise FactsError(file, f"values outside {low:g} to {high:g}")
     return array

@@ -22,10 +22,10 @@ from configs.user_error import UserError
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.store.csr_file import CsrFile, open_npy
 from dataset.store.data_facts import DataFacts, FactsError, read_facts
-from dataset.store.layout import FILES, SPLITS
+from dataset.store.layout import FILES, SPLITS, tokenizer_files
 from dataset.store.meta import fault_of_meta
 
-SCHEMA_VERSION = 2  # 2: checksums.json
+SCHEMA_VERSION = 3  # 3: arrays and learned/ named by the tokenizer, conditions
 CHECKED_LINES = 16_384  # of cells.csv at a time
 READ_ERRORS = (OSError, ValueError, RecursionError)
 ADVICE = "encode again (01_preprocess_sc_data.ipynb, overwrite)"
@@ -37,24 +37,22 @@ class EncodedFolderError(UserError):
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """The cells of one split; ``t`` is the row length, ``s`` the number of segments (1 or 2)."""
+    """The cells of one split.
+
+    ``t`` is the row length, ``s`` the number of segments (1 or 2), ``k`` that of conditions.
+    """
 
     name: str
-    token_ids: NDArray  # (n, t), uint16 or int32
-    counts: NDArray  # (n, t), the count behind every token
+    arrays: dict[str, NDArray]  # what the tokenizer wrote of each token, by name, (n, t) each
     lengths: NDArray[np.int32]  # (n,), tokens that are not padding
-    labels: NDArray[np.int64]  # (n,)
+    labels: NDArray[np.int64]  # (n,), -1: unlabelled
     rows: NDArray[np.int64]  # (n,), into expression/ and cells
     library_size: NDArray[np.float32]  # (n, s)
+    conditions: NDArray[np.int64]  # (n, k), codes of obs columns; -1: not among the train cells'
     folder: "EncodedFolder" = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def arrays(self) -> dict[str, NDArray]:
-        """What the tokenizer wrote of each token, by name, each ``(n, t)``."""
-        return {"token_ids": self.token_ids, "counts": self.counts}
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -79,7 +77,7 @@ class EncodedFolder:
     ----------
     path, meta
         The folder and its meta.json.
-    vocabulary, gene_medians, class_names
+    vocabulary, class_names
         What was learned from the train cells.
 
     Raises
@@ -111,17 +109,16 @@ class EncodedFolder:
             raise EncodedFolderError(f"{file}: its content is not what was written; {ADVICE}")
         if fault := fault_of_meta(self.meta):
             raise self._damaged("meta.json", fault)
+        for name in tokenizer_files(self.meta):
+            self._check(name in self._checksums, name, "without a checksum")
         self.n_tokens: int = self.meta["n_tokens"]
         self.n_segments: int = self.meta["n_segments"]
         self.n_cells: dict[str, int] = {split: self.meta["n_cells"][split] for split in SPLITS}
         try:
-            self._facts = read_facts(
-                self.path, row_length=self.n_tokens, n_segments=self.n_segments
-            )
+            self._facts = read_facts(self.path, self.meta)
         except FactsError as error:
             raise self._damaged(error.file, error.fault) from None
         self.vocabulary, self.class_names = self._facts.vocabulary, self._facts.class_names
-        self.gene_medians: NDArray[np.float32] = self._facts.learned["medians"]
         self._splits = {split: self._open_split(split) for split in SPLITS}
         self._matrix, self._library_size = self._open_expression()
         self._cells_csv = os.open(self.path / "cells.csv", os.O_RDONLY)
@@ -207,8 +204,11 @@ class EncodedFolder:
         Rows are in the order of ``split(name)``.
         """
         rows = np.asarray(self.split(split).rows)
-        counts = self._checked_matrix.take(rows).to_csr(self.vocabulary.n_genes)
-        return counts, self._library_size[rows]
+        return self.counts(rows), self._library_size[rows]
+
+    def counts(self, rows: NDArray[np.integer]) -> csr_matrix:
+        """Return raw counts of any lines of cells.csv, ``(n, n_genes)`` float32 in memory."""
+        return self._checked_matrix.take(rows).to_csr(self.vocabulary.n_genes)
 
     def check_unchanged(self) -> None:
         """Raise if the folder at this path is no longer the one that was opened.
@@ -224,21 +224,29 @@ class EncodedFolder:
 
     def _open_split(self, name: str) -> EncodedSplit:
         n, t, s = self.n_cells[name], self.n_tokens, self.n_segments
-        ids = (self.vocabulary.token_dtype.name,)
-        token_ids = self._array(f"{name}/token_ids.npy", (n, t), ids)
-        counts = self._array(f"{name}/counts.npy", (n, t), ("uint16", "int32"))
+        arrays = {
+            array: self._array(f"{name}/{array}.npy", (n, t), (dtype,))
+            for array, dtype in self.meta["arrays"].items()
+        }
         lengths = self._array(f"{name}/lengths.npy", (n,), ("int32",))
         labels = self._array(f"{name}/labels.npy", (n,), ("int64",))
         rows = self._array(f"{name}/rows.npy", (n,), ("int64",))
         library_size = self._array(f"{name}/library_size.npy", (n, s), ("float32",))
+        n_names = np.array(
+            [len(names) for names in self._facts.conditions.values()], dtype=np.int64
+        )
+        conditions = self._array(f"{name}/conditions.npy", (n, len(n_names)), ("int64",))
+        known = bool(((conditions >= -1) & (conditions < n_names)).all())
+        self._check(known, f"{name}/conditions.npy", "codes without a name")
+        least_label = 0 if self.class_names else -1
         for file, values, low, high in (
             ("lengths.npy", lengths, s, t),
-            ("labels.npy", labels, 0, len(self.class_names) - 1),
+            ("labels.npy", labels, least_label, len(self.class_names) - 1),
             ("rows.npy", rows, 0, sum(self.n_cells.values()) - 1),
         ):
             inside = n == 0 or (values.min() >= low and values.max() <= high)
             self._check(inside, f"{name}/{file}", f"values outside {low} to {high}")
-        return EncodedSplit(name, token_ids, counts, lengths, labels, rows, library_size, self)
+        return EncodedSplit(name, arrays, lengths, labels, rows, library_size, conditions, self)
 
     def _array(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> NDArray:
         """Open an array without reading it, if it is what it should be."""

@@ -1,8 +1,32 @@
-"""What meta.json of an encoded folder holds, by type."""
+"""The types of what meta.json of an encoded folder holds."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
+
+from dataset.store.layout import check_array_names
+
+
+def _array_name(name: str) -> str:
+    check_array_names([name])
+    return name
+
+
+def _dtype_name(name: str) -> str:
+    if name not in ("bool", "uint8", "int16", "uint16", "int32", "int64", "float32", "float64"):
+        raise ValueError(f"{name!r} is no type of an array")
+    return name
+
+
+DtypeName = Annotated[str, AfterValidator(_dtype_name)]
+ArrayName = Annotated[str, AfterValidator(_array_name)]
 
 
 class _Exact(BaseModel):
@@ -31,16 +55,25 @@ class _SplitSizes(_Exact):
     test: NonNegativeInt
 
 
+class _Learned(_Exact):
+    dtype: DtypeName
+    shape: list[NonNegativeInt]
+    range: list[float]
+
+
 class _Meta(_Exact):
     name: str
     source: _Source
-    label_key: str
+    label_key: str | None
     batch_key: str | None
     time_key: str | None
+    condition_keys: list[str]
     organism: str | None
     quality_control: dict[str, Any]
     min_detected_genes: NonNegativeInt
     tokenizer: dict[str, Any]
+    learned: dict[ArrayName, _Learned]
+    arrays: dict[ArrayName, DtypeName]
     n_tokens: PositiveInt
     n_segments: PositiveInt
     n_cells: _SplitSizes

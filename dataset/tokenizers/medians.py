@@ -19,17 +19,11 @@ from scipy.sparse import csr_matrix
 from dataset.compiled import compiled
 from dataset.log_expression import TARGET_SUM
 from dataset.store.csr_file import Rows
+from dataset.tokenizers.tokenizer import CellCounts
 from dataset.workers import Workers, start_workers
 
 DIGIT_BITS = 7  # 10 MB of histogram at 20,000 genes: larger ones fall out of the cache
 NONE_ABOVE = np.int32(2**31 - 1)
-
-
-class Block(NamedTuple):
-    """Cells to count: their rows and how many counts each cell has over all genes."""
-
-    rows: Rows
-    library_size: NDArray[np.float64]  # (n_rows,); 0 = leave this cell out
 
 
 class Digit(NamedTuple):
@@ -42,7 +36,7 @@ class Digit(NamedTuple):
 
 def gene_medians(
     workers: Workers,
-    groups: Sequence[Callable[[], Iterable[Block]]],
+    groups: Sequence[Callable[[], Iterable[CellCounts]]],
     n_genes: int,
     *,
     largest_library: float,
@@ -55,7 +49,7 @@ def gene_medians(
         Each counts a group of cells at a time.
     groups
         Each gives the same cells every time it is called, a block at a time; called once a pass.
-        How the cells are grouped does not change the result.
+        How the cells are grouped does not change the result. A cell without counts is left out.
     n_genes
         Columns of the rows.
     largest_library
@@ -99,7 +93,7 @@ def gene_medians(
 
 
 def count_digit(
-    blocks: Callable[[], Iterable[Block]], prefix: NDArray[np.int32], digit: Digit
+    blocks: Callable[[], Iterable[CellCounts]], prefix: NDArray[np.int32], digit: Digit
 ) -> NDArray[np.uint32]:
     """Count one digit of the values of some cells, those that share the gene's prefix.
 
@@ -114,7 +108,7 @@ def count_digit(
 
 
 def next_values(
-    blocks: Callable[[], Iterable[Block]],
+    blocks: Callable[[], Iterable[CellCounts]],
     beyond: NDArray[np.bool_],
     lower: NDArray[np.int32],
     smallest: int,
@@ -137,7 +131,7 @@ def gene_medians_of(
     """Take the medians of a matrix in memory; ``library_size`` defaults to its row sums."""
     if library_size is None:
         library_size = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    block = Block(Rows.from_csr(counts), np.asarray(library_size, dtype=np.float64))
+    block = CellCounts(Rows.from_csr(counts), np.asarray(library_size, dtype=np.float64))
     largest = float(block.library_size.max(initial=1))
     with start_workers(1) as workers:
         return gene_medians(workers, [lambda: [block]], counts.shape[1], largest_library=largest)

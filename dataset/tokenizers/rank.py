@@ -1,6 +1,6 @@
 """Rank tokens: the detected genes of a cell, ordered by median-scaled expression."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +12,10 @@ from configs.base import Config
 from dataset.compiled import compiled
 from dataset.previous.config import PreviousConfig
 from dataset.store.csr_file import Rows, counts_dtype, index_dtype
+from dataset.tokenizers.medians import gene_medians
+from dataset.tokenizers.tokenizer import CellCounts, Tokens, TrainCounts
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
+from dataset.workers import Workers
 
 
 class RankConfig(Config):
@@ -33,6 +36,37 @@ class RankConfig(Config):
     def row_length(self) -> int:
         """Tokens in a stored row: the genes and ``<cls>``, and ``<sep>`` between two halves."""
         return self.n_segments * (1 + self.n_tokens)
+
+    def fit(self, train: TrainCounts, workers: Workers) -> dict[str, NDArray]:
+        """Learn the median of each gene's non-zero values, in counts per 10,000."""
+        medians = gene_medians(
+            workers,
+            train.groups(workers.n_workers),
+            train.n_genes,
+            largest_library=float(train.library_size.max()),
+        )
+        return {"medians": medians}
+
+    def arrays(self, n_genes: int, counts_dtype: np.dtype) -> dict[str, np.dtype]:
+        """Store the token and the count behind it."""
+        return {"token_ids": token_dtype(n_genes), "counts": counts_dtype}
+
+    def encode(
+        self,
+        segments: Sequence[CellCounts],
+        learned: Mapping[str, NDArray],
+        dtypes: Mapping[str, np.dtype],
+    ) -> Tokens:
+        """Rank the genes of each segment by count over median."""
+        ranked = rank_rows(
+            [segment.rows for segment in segments],
+            learned["medians"],
+            n_tokens=self.n_tokens,
+            token_dtype=dtypes["token_ids"],
+            counts_dtype=dtypes["counts"],
+        )
+        arrays = {"token_ids": ranked.token_ids, "counts": ranked.counts}
+        return Tokens(arrays, ranked.lengths)
 
 
 class RankedCells(NamedTuple):
@@ -193,10 +227,10 @@ def _append_ranked(
             for i in range(n):
                 key = keys[now, i]
                 b = base + ((key >> shift) & 2047)
-                place = filled[b]
-                filled[b] = place + 1
-                keys[1 - now, place] = key
-                order[1 - now, place] = order[now, i]
+                index = filled[b]
+                filled[b] = index + 1
+                keys[1 - now, index] = key
+                order[1 - now, index] = order[now, i]
             now = 1 - now
 
         for i in range(min(n, n_tokens)):

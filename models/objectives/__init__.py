@@ -10,6 +10,6 @@ from models.objectives.masked_gene import MaskedGeneConfig
 ObjectiveConfig = Annotated[ClassifyConfig | MaskedGeneConfig, Field(discriminator="kind")]
 
 
-def default_objectives() -> list[ClassifyConfig]:
+def default_objectives() -> list[ClassifyConfig | MaskedGeneConfig]:
     """Name cell types, and nothing else."""
     return [ClassifyConfig()]

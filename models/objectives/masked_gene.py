@@ -91,7 +91,7 @@ class MaskedGeneConfig(Objective):
     def _hidden(
         self, encoded: Encoded, head: nn.Module, batch: "Batch"
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return of each hidden token that was read its cell, its loss, and whether it is right."""
+        """Return the cell of each hidden token that was read, its loss, if it is right."""
         from dataset.batches import cell_of_token
 
         target, cell = cast("dict[str, Tensor]", batch)[TARGET], cell_of_token(batch)  # (n,)

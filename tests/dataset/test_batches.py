@@ -36,8 +36,8 @@ def test_a_batch_holds_the_rows_asked_for(cells):
     batch = collate(NpyDataset(cells).__getitems__(rows))
     t = batch["token_ids"].shape[1]
     assert batch["token_ids"].dtype == batch["counts"].dtype == torch.uint16
-    np.testing.assert_array_equal(batch["token_ids"].numpy(), cells.token_ids[rows, :t])
-    np.testing.assert_array_equal(batch["counts"].numpy(), cells.counts[rows, :t])
+    np.testing.assert_array_equal(batch["token_ids"].numpy(), cells.arrays["token_ids"][rows, :t])
+    np.testing.assert_array_equal(batch["counts"].numpy(), cells.arrays["counts"][rows, :t])
     assert batch["labels"].tolist() == cells.labels[rows].tolist()
     assert batch["cell_index"].tolist() == rows
     assert batch["library_size"].shape == (3, 1)
@@ -48,7 +48,7 @@ def test_rows_widen_on_the_device(cells):
     assert batch["token_ids"].dtype == batch["labels"].dtype == torch.int64
     assert batch["counts"].dtype == batch["library_size"].dtype == torch.float32
     np.testing.assert_array_equal(
-        batch["counts"].numpy(), cells.counts[[1, 2], : batch["counts"].shape[1]]
+        batch["counts"].numpy(), cells.arrays["counts"][[1, 2], : batch["counts"].shape[1]]
     )
 
 
@@ -125,7 +125,7 @@ def test_batches_keep_to_the_budget_of_tokens(cells, budget):
     ]
     assert max(sizes) <= budget
     # No two neighbours would have fitted together.
-    row = cells.token_ids.shape[1]
+    row = cells.arrays["token_ids"].shape[1]
     for a, b in zip(batches, batches[1:], strict=False):
         longest = padded_length(int(cells.lengths[b[0]]), row)
         assert (len(a) + 1) * longest > budget

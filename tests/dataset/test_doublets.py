@@ -5,7 +5,7 @@ from scipy.sparse import csr_matrix
 
 from configs.schema import QualityControlConfig
 from dataset.doublets import drop_doublets, score_doublets
-from dataset.reading.cells import open_cells
+from dataset.reading.cells import Cells, open_cells
 from dataset.reasons import Reasons
 from dataset.sources import synthetic_cells
 
@@ -47,6 +47,13 @@ def test_doublets_are_scored_within_a_batch_and_repeatably(adata, donors, write)
     ]
     alone, _ = score_doublets(write(adata[:80].copy(), "first"), ALL[:80], TRAIN[:80])
     np.testing.assert_array_equal(alone, scores[:80])
+
+
+def test_obs_is_not_read_whole(adata, donors, write, monkeypatch):
+    cells = write(adata)
+    monkeypatch.setattr(Cells, "obs", property(lambda _: pytest.fail("obs was read whole")))
+    scores, _ = score_doublets(cells, ALL, TRAIN, donors)
+    assert not np.isnan(scores[:160]).any()
 
 
 def test_cells_of_one_batch_in_two_splits_are_scored_apart(adata, write):

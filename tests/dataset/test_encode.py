@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
 import anndata as ad
 import h5py
@@ -13,7 +14,9 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 import dataset.describe
 import dataset.encode
-import dataset.encode_steps
+import dataset.spill
+import dataset.store.blocks
+from configs.base import Config
 from configs.schema import PreprocessConfig
 from dataset.encode import encode
 from dataset.encode_error import EncodeError
@@ -25,9 +28,26 @@ from dataset.store.checksums import write_checksums
 from dataset.store.csr_file import NpyWriter
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
 from dataset.store.layout import check_replaceable
+from dataset.tokenizers.tokenizer import Tokens
 from dataset.vocabulary import CLS, N_SPECIALS, SEP
 
 N_TOKENS = 30
+# sha256 of what the first version of the rank tokenizer wrote of made-up cells.
+GOLDEN = {
+    "expression/counts.npy": "c28d5e72", "expression/gene_index.npy": "6c894185",
+    "expression/indptr.npy": "6fb5e63a", "expression/library_size.npy": "a12a3c4f",
+    "learned/medians.npy": "2824f1b3", "test/counts.npy": "991fb3f1",
+    "test/labels.npy": "f1fe217a", "test/lengths.npy": "17807d0a",
+    "test/library_size.npy": "6b1baf5f", "test/rows.npy": "586cd241",
+    "test/token_ids.npy": "29661d26", "train/counts.npy": "80769cfa",
+    "train/labels.npy": "d0639551", "train/lengths.npy": "5b59cb05",
+    "train/library_size.npy": "db0d074d", "train/rows.npy": "6108122e",
+    "train/token_ids.npy": "55c00cf7", "val/counts.npy": "c794bce2",
+    "val/labels.npy": "f1fe217a", "val/lengths.npy": "a0bd48ef",
+    "val/library_size.npy": "31e58839", "val/rows.npy": "e6439a60",
+    "val/token_ids.npy": "c22a7fe4", "vocabulary.json": "e7655e05",
+    "class_names.json": "d8a8383c",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -119,15 +139,15 @@ def test_equal_to_a_plain_numpy_reference(cells, config_of, kind):
     train = donors_of(cells, 0, 1)
     genes, medians, token_ids, behind, library_size = numpy_reference(cells, train)
     assert folder.vocabulary.gene_ids == tuple(cells.var_names[genes])
-    np.testing.assert_array_equal(folder.gene_medians, medians)
+    np.testing.assert_array_equal(folder.learned["medians"], medians)
     for name, mask in (
         ("train", train),
         ("val", donors_of(cells, 2)),
         ("test", donors_of(cells, 3)),
     ):
         split = folder.split(name)
-        np.testing.assert_array_equal(split.token_ids, token_ids[mask])
-        np.testing.assert_array_equal(split.counts, behind[mask])
+        np.testing.assert_array_equal(split.arrays["token_ids"], token_ids[mask])
+        np.testing.assert_array_equal(split.arrays["counts"], behind[mask])
         np.testing.assert_array_equal(split.lengths, (token_ids[mask] > 0).sum(axis=1))
         np.testing.assert_array_equal(split.library_size[:, 0], library_size[mask])
         assert split.cell_names.tolist() == cells.obs_names[mask].tolist()
@@ -142,8 +162,8 @@ def test_blocks_and_threads_change_no_byte(cells, config_of, monkeypatch):
     settings = {"time_key": "time", "tokenizer": {"n_tokens": 20, "previous": {}}}
     expected = contents(run(config_of(cells, "a", n_threads=1, **settings)))
     for block, n_threads in ((7, 1), (64, 3)):
-        monkeypatch.setattr(dataset.encode_steps, "BLOCK_CELLS", block)
-        monkeypatch.setattr(dataset.encode, "SHARE_CELLS", 10 + 2 * block)
+        monkeypatch.setattr(dataset.store.blocks, "BLOCK_CELLS", block)
+        monkeypatch.setattr(dataset.store.blocks, "SHARE_CELLS", 10 + 2 * block)
         monkeypatch.setattr(dataset.describe, "TABLE_CELLS", 3 * block)
         config = config_of(None, f"b{block}", n_threads=n_threads, **settings)
         assert contents(run(config)) == expected
@@ -170,9 +190,9 @@ def test_val_and_test_cells_change_nothing_that_is_learned(cells, config_of):
     changed.obs["cell_type"] = changed.obs["cell_type"].astype(str)
     changed.obs.loc[held_out, "cell_type"] = rng.permutation(changed.obs["cell_type"][held_out])
     after = contents(run(config_of(changed, "after", file="changed.h5ad")))
-    learned = ["vocabulary.json", "gene_medians.npy", "class_names.json"]
+    learned = ["vocabulary.json", "learned/medians.npy", "class_names.json", "conditions.json"]
     learned += [name for name in before if name.startswith("train/")]
-    assert len(learned) == 9
+    assert len(learned) == 11
     for name in learned:
         assert after[name] == before[name], name
     assert after["val/token_ids.npy"] != before["val/token_ids.npy"]
@@ -184,7 +204,7 @@ def learned(folder):
     ``train/rows.npy`` counts all cells that stay, so it moves when one of another split goes.
     """
     hashes = contents(folder)
-    facts = ("vocabulary.json", "gene_medians.npy", "class_names.json")
+    facts = ("vocabulary.json", "learned/medians.npy", "class_names.json", "conditions.json")
     found = {n: h for n, h in hashes.items() if n in facts or n.startswith(("train/", "history/"))}
     del found["train/rows.npy"]
     return found, folder.split("train").cell_names.tolist()
@@ -197,6 +217,7 @@ LEAKS = {
     "groups chosen by seed": {"split": {"key": "donor", "seed": 3}},
     "histories": {"time_key": "time", "tokenizer": HISTORY},
     "shuffled histories": {"time_key": "time", "tokenizer": SHUFFLED},
+    "conditions": {"condition_keys": ["plate", "time"]},
     "doublets of batches in all splits": {
         "batch_key": "plate",
         "quality_control": {"min_genes": 5, "scrublet": True, "max_doublet_score": 0.1},
@@ -300,8 +321,8 @@ def test_a_count_beyond_16_bits(cells, config_of):
     folder = run(config_of(cells))
     split = next(s for s in map(folder.split, ("train", "val", "test")) if 100 in s.rows)
     row = split.rows.tolist().index(100)
-    assert split.counts.dtype == np.int32
-    assert split.counts[row].max() == 70_000
+    assert split.arrays["counts"].dtype == np.int32
+    assert split.arrays["counts"][row].max() == 70_000
 
 
 def test_a_cell_without_any_gene_of_the_vocabulary_is_cls_alone(cells, config_of):
@@ -314,7 +335,7 @@ def test_a_cell_without_any_gene_of_the_vocabulary_is_cls_alone(cells, config_of
     folder = run(config_of(cells, quality_control={"min_genes": 0}))
     val = folder.split("val")
     assert val.lengths[0] == 1
-    assert val.token_ids[0].tolist() == [CLS] + [0] * N_TOKENS
+    assert val.arrays["token_ids"][0].tolist() == [CLS] + [0] * N_TOKENS
     assert val.library_size[0, 0] == 9
 
 
@@ -409,6 +430,150 @@ def test_a_type_named_na_and_names_with_commas_survive(cells, config_of):
     assert folder.split("train").cell_names[:2].tolist() == ["cell, 0", "cell\r1"]
 
 
+def test_the_bytes_are_those_of_the_first_version(config_of):
+    """Whole numbers alone, so that no machine and no version of numpy makes other cells."""
+    rng = np.random.default_rng(11)
+    counts = rng.integers(0, 9, (60, 40)) * (rng.integers(0, 3, (60, 40)) == 0)
+    obs = {"cell_type": np.arange(60) % 3, "donor": [f"donor_{i // 15}" for i in range(60)]}
+    adata = ad.AnnData(csr_matrix(counts), pd.DataFrame(obs, index=[f"c{i}" for i in range(60)]))
+    hashes = contents(run(config_of(adata, tokenizer={"n_tokens": 9})))
+    assert {name: hashes[name][:8] for name in GOLDEN} == GOLDEN
+
+
+# ---------------------------------------------------------- unlabelled cells, conditions
+
+
+@pytest.mark.parametrize("split", [{"key": "donor"}, {"key": None}])
+def test_unlabelled_cells(cells, config_of, split):
+    labelled = run(config_of(cells, "labelled", split=split | {"seed": 2}))
+    folder = run(config_of(None, "unlabelled", label_key=None, split=split | {"seed": 2}))
+    assert folder.class_names == folder.facts.class_names == []
+    assert sum(folder.n_cells.values()) == 160
+    for name in ("train", "val", "test"):
+        assert (folder.split(name).labels == -1).all()
+        assert len(folder.split(name).batches) == folder.n_cells[name] > 0
+    if split["key"]:
+        for name, array in labelled.split("train").arrays.items():
+            np.testing.assert_array_equal(folder.split("train").arrays[name], array)
+    assert folder.meta["label_key"] is None
+    assert (folder.cells["label"] == "").all()
+
+
+def test_without_labels_neither_types_nor_their_number_drop_a_cell(cells, config_of):
+    cells.obs["cell_type"] = [f"type_{i}" for i in range(160)]
+    folder = run(config_of(cells, label_key=None, min_cells_per_class=50))
+    assert folder.meta["dropped"] == {}
+    with pytest.raises(ValueError, match="ignore_labels names values of an obs column"):
+        config_of(None, label_key=None, ignore_labels=["type_1"])
+
+
+def test_conditions_are_codes_of_the_names_in_train(cells, config_of):
+    plate = np.array([f"plate_{i % 3}" for i in range(160)], dtype=object)
+    plate[donors_of(cells, 3)] = "plate_new"
+    plate[0] = np.nan
+    cells.obs["plate"] = plate
+    folder = run(config_of(cells, condition_keys=["time", "plate", "donor"]))
+    names = folder.facts.conditions
+    assert list(names) == ["time", "plate", "donor"]
+    assert names["time"] == ["0", "1"]
+    assert names["plate"] == ["plate_0", "plate_1", "plate_2"]
+    assert names["donor"] == ["donor_0", "donor_1"]
+    for name in ("train", "val", "test"):
+        split = folder.split(name)
+        assert split.conditions.shape == (len(split), 3)
+        assert split.conditions.dtype == np.int64
+        for column, (key, known) in enumerate(names.items()):
+            code_of = {value: code for code, value in enumerate(known)}
+            values = cells.obs.loc[split.cell_names, key].astype(str)
+            expected = [code_of.get(value, -1) for value in values]
+            assert split.conditions[:, column].tolist() == expected
+    assert (folder.split("test").conditions[:, 1:] == -1).all()
+    assert folder.split("train").conditions[0, 1] == -1
+    assert run(config_of(None, "none")).split("train").conditions.shape == (80, 0)
+
+
+def test_a_condition_that_is_not_there_or_named_twice_is_said(cells, config_of):
+    with pytest.raises(CellFileError, match="no obs column 'nothing'"):
+        run(config_of(cells, condition_keys=["nothing"]))
+    with pytest.raises(ValueError, match="names a column twice"):
+        config_of(None, condition_keys=["time", "time"])
+
+
+# ----------------------------------------------------------------- another tokenizer
+
+
+class Presence(Config):
+    """Detected genes in the order of the vocabulary; its learned table has two columns."""
+
+    kind: Literal["presence"] = "presence"
+    previous: None = None
+    n_segments: int = 1
+    row_length: int = 12
+
+    def fit(self, train, workers):
+        n_cells, total = np.zeros(train.n_genes), np.zeros(train.n_genes)
+        for block in (block for group in train.groups(workers.n_workers) for block in group()):
+            assert (block.library_size > 0).all()
+            np.add.at(n_cells, block.rows.gene_index, 1)
+            np.add.at(total, block.rows.gene_index, block.rows.counts)
+        return {"sums": np.stack([n_cells, total], axis=1), "known": n_cells > 0}
+
+    def arrays(self, n_genes, counts_dtype):
+        return {"token_ids": np.dtype(np.int32), "is_rare": np.dtype(bool)}
+
+    def encode(self, segments, learned, dtypes):
+        (cells,) = segments
+        n = np.minimum(np.diff(cells.rows.indptr), self.row_length)
+        arrays = {name: np.zeros((len(n), self.row_length), d) for name, d in dtypes.items()}
+        for row, start in enumerate(cells.rows.indptr[:-1]):
+            genes = cells.rows.gene_index[start : start + n[row]]
+            arrays["token_ids"][row, : n[row]] = genes + N_SPECIALS
+            arrays["is_rare"][row, : n[row]] = learned["sums"][genes, 0] < 20
+        return Tokens(arrays, n.astype(np.int32))
+
+
+def test_another_tokenizer_names_its_own_arrays(cells, config_of):
+    ranked = run(config_of(cells, "ranked"))
+    config = config_of(None, "presence").model_copy(update={"tokenizer": Presence()})
+    folder = run(config)
+    assert folder.vocabulary == ranked.vocabulary
+    assert sorted(folder.facts.learned) == ["known", "sums"]
+    detected = cells.X[donors_of(cells, 0, 1)].toarray() > 0
+    genes = np.flatnonzero(detected.any(axis=0))
+    np.testing.assert_array_equal(folder.learned["sums"][:, 0], detected.sum(axis=0)[genes])
+    split = folder.split("val")
+    assert sorted(split.arrays) == ["is_rare", "token_ids"]
+    assert split.arrays["is_rare"].dtype == bool
+    counts = cells.X[donors_of(cells, 2)].toarray()[:, genes]
+    for row, cell in enumerate(counts):
+        expected = np.flatnonzero(cell)[:12] + N_SPECIALS
+        assert split.arrays["token_ids"][row, : split.lengths[row]].tolist() == expected.tolist()
+    check_replaceable(folder.path)
+    assert not any(name.endswith("medians.npy") for name in contents(folder))
+
+
+@pytest.mark.parametrize(
+    ("learned", "said"),
+    [
+        ({"labels": np.ones(3)}, "array 'labels'"),
+        ({"../x": np.ones(3)}, "array '../x'"),
+        ({"x": np.ones(3)}, "learned 'x': expected finite numbers"),
+        ({"x": None}, "learned 'x': expected finite numbers"),
+    ],
+)
+def test_what_a_tokenizer_cannot_have_learned_is_refused(cells, config_of, learned, said):
+    class Wrong(Presence):
+        def fit(self, train, workers):
+            return {
+                n: np.full(train.n_genes, np.nan) if a is None else a for n, a in learned.items()
+            }
+
+    config = config_of(cells).model_copy(update={"tokenizer": Wrong()})
+    with pytest.raises(ValueError, match=said):
+        run(config)
+    assert leftovers(config) == []
+
+
 # --------------------------------------------------------------------- two time points
 
 
@@ -419,12 +584,12 @@ def test_the_previous_profile_of_a_layer(cells, config_of):
     tokenizer = {"n_tokens": 20, "previous": {"layer": "X_previous"}}
     folder = run(config_of(cells, tokenizer=tokenizer))
     assert (folder.n_tokens, folder.n_segments) == (42, 2)
-    medians = pd.Series(folder.gene_medians, index=folder.vocabulary.gene_ids)
+    medians = pd.Series(folder.learned["medians"], index=folder.vocabulary.gene_ids)
     columns = [cells.var_names.get_loc(gene) for gene in folder.vocabulary.gene_ids]
     for name in ("train", "val", "test"):
         split = folder.split(name)
         for row, cell in enumerate(split.rows):
-            tokens = split.token_ids[row, : split.lengths[row]].astype(int)
+            tokens = split.arrays["token_ids"][row, : split.lengths[row]].astype(int)
             half = tokens.tolist().index(SEP)
             before = previous[cell, columns]
             found = np.flatnonzero(before)
@@ -442,7 +607,7 @@ def test_a_layer_of_fractions_is_ranked_and_counted_per_100_000(cells, config_of
     tokenizer = {"n_tokens": 20, "previous": {"layer": "X_previous"}}
     split = run(config_of(cells, tokenizer=tokenizer)).split("train")
     for row in range(len(split)):
-        tokens = split.token_ids[row, : split.lengths[row]].astype(int).tolist()
+        tokens = split.arrays["token_ids"][row, : split.lengths[row]].astype(int).tolist()
         half = tokens.index(SEP)
         assert set(tokens[half + 1 :]) == set(tokens[1:half])
         assert split.library_size[row, 1] == pytest.approx(100_000, rel=0.01)
@@ -481,11 +646,11 @@ def test_the_previous_profile_by_transport(cells, timed):
         np.testing.assert_array_equal(split.library_size[:, 1], library)
         assert not split.library_size[first, 1].any()
         for row in range(len(split)):
-            tokens = split.token_ids[row, : split.lengths[row]].astype(int)
+            tokens = split.arrays["token_ids"][row, : split.lengths[row]].astype(int)
             half = tokens.tolist().index(SEP)
             genes = tokens[half + 1 :] - N_SPECIALS
             assert len(genes) == min(previous[row].nnz, 20)
-            behind = split.counts[row, half + 1 : split.lengths[row]]
+            behind = split.arrays["counts"][row, half + 1 : split.lengths[row]]
             np.testing.assert_array_equal(behind, previous[row].toarray()[0, genes])
 
 
@@ -519,9 +684,11 @@ def test_the_control_has_the_histories_of_others(config_of, timed):
         moved = true.library_size[later, 1] != shuffled.library_size[later, 1]
         assert moved.mean() > 0.5
         assert sorted(true.library_size[later, 1]) == sorted(shuffled.library_size[later, 1])
-        half = [list(row).index(SEP) for row in true.token_ids]
+        half = [list(row).index(SEP) for row in true.arrays["token_ids"]]
         for row, at in enumerate(half):
-            np.testing.assert_array_equal(true.token_ids[row, :at], shuffled.token_ids[row, :at])
+            np.testing.assert_array_equal(
+                true.arrays["token_ids"][row, :at], shuffled.arrays["token_ids"][row, :at]
+            )
 
 
 def test_a_history_needs_a_layer_or_a_time(cells, config_of):
@@ -647,12 +814,15 @@ def test_a_full_disk_is_said_and_nothing_stays(cells, config_of, monkeypatch):
     run(config)
 
 
-@pytest.mark.parametrize("step", ["put_aside", "learn_genes", "rank_cells", "EncodedFolder"])
+@pytest.mark.parametrize(
+    "step", ["spill_counts", "find_vocabulary", "fit_tokenizer", "encode_cells", "EncodedFolder"]
+)
 def test_an_error_or_ctrl_c_leaves_nothing(cells, config_of, monkeypatch, step):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset.encode, step, stop)
+    module = dataset.spill if step == "spill_counts" else dataset.encode
+    monkeypatch.setattr(module, step, stop)
     config = config_of(cells)
     with pytest.raises(KeyboardInterrupt):
         run(config)
@@ -710,7 +880,7 @@ def test_a_mended_file_gives_what_it_gave_before_it_broke(
     monkeypatch.setattr(
         "dataset.reading.find_counts.PEEK_CELLS", 4
     )  # the first look passes over the damage
-    monkeypatch.setattr("dataset.encode.SHARE_CELLS", 50)
+    monkeypatch.setattr("dataset.store.blocks.SHARE_CELLS", 50)
     path = tmp_path / "cells.h5ad"
     cells.write_h5ad(path, compression="gzip")
     whole, expected = path.read_bytes(), contents(run(config_of(None, "before")))
@@ -725,15 +895,15 @@ def test_a_mended_file_gives_what_it_gave_before_it_broke(
 
 def test_a_file_that_changes_meanwhile_is_noticed(cells, config_of, monkeypatch):
     config = config_of(cells)
-    learn_genes = dataset.encode.learn_genes
+    find_vocabulary = dataset.encode.find_vocabulary
 
     def meanwhile(*arguments):
         with Path(config.input).open("r+b") as file:
             file.write(b"\x89")
         os.utime(config.input, ns=(1, 1))
-        return learn_genes(*arguments)
+        return find_vocabulary(*arguments)
 
-    monkeypatch.setattr(dataset.encode, "learn_genes", meanwhile)
+    monkeypatch.setattr(dataset.encode, "find_vocabulary", meanwhile)
     with pytest.raises(CellFileError, match="changed"):
         run(config)
     assert leftovers(config) == []
@@ -741,14 +911,14 @@ def test_a_file_that_changes_meanwhile_is_noticed(cells, config_of, monkeypatch)
 
 def test_two_processes_do_not_write_one_folder(cells, config_of, monkeypatch):
     config = config_of(cells)
-    learn_genes = dataset.encode.learn_genes
+    find_vocabulary = dataset.encode.find_vocabulary
 
     def meanwhile(*arguments):
         with pytest.raises(FolderError, match="another process"):
             encode(config, progress=False)
-        return learn_genes(*arguments)
+        return find_vocabulary(*arguments)
 
-    monkeypatch.setattr(dataset.encode, "learn_genes", meanwhile)
+    monkeypatch.setattr(dataset.encode, "find_vocabulary", meanwhile)
     run(config)
 
 

@@ -107,7 +107,9 @@ def write_run(tmp_path):
         (folder / "data" / "meta.json").write_text(json.dumps(meta))
         (folder / "data" / "class_names.json").write_text(json.dumps(class_names))
         Vocabulary(("g0", "g1"), ("G0", "G1")).save(folder / "data" / "vocabulary.json")
-        np.save(folder / "data" / "gene_medians.npy", np.ones(2, dtype=np.float32))
+        (folder / "data" / "conditions.json").write_text("{}")
+        (folder / "data" / "learned").mkdir()
+        np.save(folder / "data/learned/medians.npy", np.ones(2, dtype=np.float32))
         if is_network:
             lines = [
                 {"step": step, "train/loss": 1 / step, "val/macro_f1": step / 10, "optim/lr": 1e-3}

@@ -32,6 +32,7 @@ config = "configs/preprocess/baron_human_rank.yaml"
 overwrite = False
 
 # %%
+import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -68,7 +69,8 @@ print(
     f"{cells.n_cells:,} cells x {cells.n_genes:,} genes, {cells.found} in {cells.counts_location}"
 )
 print("\n".join(cells.messages))
-cells.obs.head()
+keys = [settings.label_key, settings.batch_key, settings.time_key, *settings.condition_keys]
+pd.DataFrame({key: cells.column(key) for key in keys if key}).head()
 
 # %% [markdown]
 # ## Quality control
@@ -103,6 +105,7 @@ pd.Series(folder.meta["dropped"], name="cells dropped", dtype=int).to_frame()
 
 # %% [markdown]
 # Look for types with a handful of cells in train (hard to learn) or in test (hard to judge).
+# Unlabelled cells are one bar without a name.
 
 # %%
 plots.class_counts(folder.cells)
@@ -122,9 +125,9 @@ pd.crosstab(folder.cells[by[0]], folder.cells["split"])
 # %%
 rng = np.random.default_rng(0)
 n_shown = min(20_000, len(folder.cells))
-shown = folder.cells.iloc[np.sort(rng.choice(len(folder.cells), n_shown, replace=False))]
-adata = cells.to_anndata(cells.obs.index.get_indexer(shown["cell_name"]))
-adata.obs = shown.set_index("cell_name")
+shown = np.sort(rng.choice(len(folder.cells), n_shown, replace=False))
+obs = folder.cells.iloc[shown].set_index("cell_name")
+adata = ad.AnnData(folder.counts(shown), obs, pd.DataFrame(index=folder.vocabulary.gene_ids))
 add_components(adata)
 
 # %% [markdown]
@@ -158,8 +161,10 @@ plots.token_lengths(lengths, folder.meta["n_tokens"])
 picked = rng.choice(
     len(splits["train"].labels), min(6, len(splits["train"].labels)), replace=False
 )
-tokens = np.array(folder.vocabulary.token_names)[splits["train"].token_ids[np.sort(picked), :11]]
-types = np.array(folder.class_names)[splits["train"].labels[np.sort(picked)]]
+tokens = np.array(folder.vocabulary.token_names)[
+    splits["train"].arrays["token_ids"][np.sort(picked), :11]
+]
+types = splits["train"].cells["label"].to_numpy()[np.sort(picked)]
 pd.DataFrame(tokens, index=pd.Index(types, name="cell type"))
 
 # %%

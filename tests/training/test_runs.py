@@ -67,8 +67,8 @@ def refused(folder, match):
 
 NAMES = [
     "metrics.json", "metrics.jsonl", "config.yaml", "model.safetensors", "predictions_val.npz",
-    "predictions_test.npz", "data/vocabulary.json", "data/gene_medians.npy",
-    "data/class_names.json", "data/meta.json",
+    "predictions_test.npz", "data/vocabulary.json", "data/learned/medians.npy",
+    "data/class_names.json", "data/conditions.json", "data/meta.json",
 ]  # fmt: skip
 
 
@@ -229,9 +229,9 @@ def test_predictions_are_what_they_should_be(copy, key, change, message):
 
 @pytest.mark.parametrize("value", [np.nan, 0.0, -1.0])
 def test_medians_are_positive_numbers(copy, value):
-    medians = np.load(copy / "data" / "gene_medians.npy")
+    medians = np.load(copy / "data/learned/medians.npy")
     medians[0] = value
-    np.save(copy / "data" / "gene_medians.npy", medians)
+    np.save(copy / "data/learned/medians.npy", medians)
     write_checksums(copy)
     refused(copy, "not all are positive")
 
@@ -351,13 +351,15 @@ def test_the_facts_are_those_of_the_encoded_folder(network_run, encoded_folder):
 
 def test_whatever_a_tokenizer_learned_is_read_by_name(copy):
     n = Run(copy).facts.vocabulary.n_genes
-    (copy / "data" / "learned").mkdir()
     np.save(copy / "data" / "learned" / "bin_edges.npy", np.ones((n, 5), dtype=np.float32))
     (copy / "data" / "conditions.json").write_text('{"donor": ["a", "b"]}')
+    edges = {"dtype": "float32", "shape": [n, 5], "range": [0.0, 2.0]}
+    more = {"learned": {"bin_edges": edges}, "condition_keys": ["donor"]}
+    edit_json(copy, "data/meta.json", lambda meta: meta | more)
     write_checksums(copy)
     facts = Run(copy).facts
     assert facts.learned["bin_edges"].shape == (n, 5)
     assert facts.conditions == {"donor": ["a", "b"]}
     np.save(copy / "data" / "learned" / "bin_edges.npy", np.ones((n - 1, 5)))
     write_checksums(copy)
-    refused(copy, r"data/learned/bin_edges.npy: .*expected \d+ genes")
+    refused(copy, rf"data/learned/bin_edges.npy: .*expected float32 \({n}, 5\)")

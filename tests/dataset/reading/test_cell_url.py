@@ -236,7 +236,7 @@ def far_size(put, far, monkeypatch):
 
 @pytest.mark.parametrize(("change", "passes"), [(csr_matrix, 1), (csc_matrix, 1.5)])
 def test_every_byte_is_fetched_about_once(far_size, far, change, passes):
-    # A column-wise matrix is turned: its row numbers, half of the file, are read twice.
+    # A column-wise matrix is transposed: its row numbers, half of the file, are read twice.
     size = far_size(change)
     cells = open_cells("far://atlas/cells.h5ad")
     assert sum(far.fetched) < size  # a look needs a part of it

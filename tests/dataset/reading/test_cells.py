@@ -76,7 +76,7 @@ def test_zarr(cells_adata, tmp_path, stored):
             open_cells(tmp_path / "cells.zarr")
 
 
-def test_columns_are_turned_in_many_stripes(cells_adata, tmp_path, monkeypatch):
+def test_columns_are_transposed_in_many_stripes(cells_adata, tmp_path, monkeypatch):
     counts = cells_adata.X
     cells_adata.X = csc_matrix(counts)
     cells_adata.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")

@@ -9,7 +9,7 @@ from dataset.encode import encode
 from dataset.store.atomic import FolderError
 from dataset.store.checksums import write_checksums
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
-from dataset.store.layout import FILES, check_replaceable
+from dataset.store.layout import FILES, check_replaceable, tokenizer_files
 from dataset.vocabulary import Vocabulary
 
 
@@ -22,14 +22,14 @@ def copy(encoded_folder, tmp_path):
 def test_what_is_in_it(encoded_folder):
     folder = EncodedFolder(encoded_folder)
     assert folder.class_names == ["type_0", "type_1", "type_2", "type_3"]
-    assert folder.gene_medians.dtype == np.float32
-    assert folder.vocabulary.n_genes == len(folder.gene_medians)
+    assert folder.learned["medians"].dtype == np.float32
+    assert folder.vocabulary.n_genes == len(folder.learned["medians"])
     assert sum(folder.n_cells.values()) == len(folder.cells) == 300
     donors = {}
     for name in ("train", "val", "test"):
         split = folder.split(name)
         assert len(split) == folder.n_cells[name]
-        assert isinstance(split.token_ids, np.memmap)
+        assert isinstance(split.arrays["token_ids"], np.memmap)
         counts, library_size = folder.expression(name)
         assert counts.shape == (len(split), folder.vocabulary.n_genes)
         assert counts.dtype == np.float32
@@ -50,8 +50,10 @@ def test_the_counts_at_the_tokens_are_the_expression(encoded_folder):
     counts, _ = folder.expression("val")
     for row in range(len(split)):
         n = split.lengths[row]
-        genes = split.token_ids[row, 1:n].astype(int) - 4
-        np.testing.assert_array_equal(counts[row].toarray()[0, genes], split.counts[row, 1:n])
+        genes = split.arrays["token_ids"][row, 1:n].astype(int) - 4
+        np.testing.assert_array_equal(
+            counts[row].toarray()[0, genes], split.arrays["counts"][row, 1:n]
+        )
 
 
 def test_a_folder_that_is_not_there(tmp_path):
@@ -60,7 +62,8 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 DAMAGED = [
-    "meta.json", "vocabulary.json", "gene_medians.npy", "class_names.json", "cells.csv",
+    "meta.json", "vocabulary.json", "learned/medians.npy", "class_names.json", "cells.csv",
+    "conditions.json", "val/conditions.npy",
     "expression/indptr.npy", "expression/gene_index.npy", "expression/counts.npy",
     "expression/library_size.npy", "train/token_ids.npy", "val/counts.npy", "test/lengths.npy",
     "train/labels.npy", "val/rows.npy", "test/library_size.npy",
@@ -112,7 +115,7 @@ def test_an_array_of_another_type_or_shape_is_refused(copy, name, change):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("train/labels.npy", 4), ("train/rows.npy", 300), ("train/lengths.npy", 98),
-     ("gene_medians.npy", 0), ("expression/gene_index.npy", 60_000)],
+     ("learned/medians.npy", 0), ("expression/gene_index.npy", 60_000)],
 )  # fmt: skip
 def test_values_that_cannot_be_are_refused(copy, name, value):
     array = np.load(copy / name)
@@ -126,7 +129,7 @@ def test_values_that_cannot_be_are_refused(copy, name, value):
 def test_another_format_is_refused(copy):
     meta = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps(meta | {"schema_version": 99}))
-    with pytest.raises(EncodedFolderError, match=r"format 99, this code reads 2\); encode again"):
+    with pytest.raises(EncodedFolderError, match=r"format 99, this code reads 3\); encode again"):
         EncodedFolder(copy)
 
 
@@ -134,7 +137,7 @@ def test_a_folder_from_before_there_were_checksums_is_refused(copy):
     meta = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps(meta | {"schema_version": 1}))
     (copy / "checksums.json").unlink()
-    with pytest.raises(EncodedFolderError, match=r"format 1, this code reads 2\); encode again"):
+    with pytest.raises(EncodedFolderError, match=r"format 1, this code reads 3\); encode again"):
         EncodedFolder(copy)
 
 
@@ -186,7 +189,7 @@ def two_cells_of_the_table(folder):
     + [
         (name, permute(name))
         for name in ("train/labels.npy", "val/rows.npy", "test/library_size.npy",
-                     "gene_medians.npy", "train/counts.npy", "expression/counts.npy",
+                     "learned/medians.npy", "train/counts.npy", "expression/counts.npy",
                      "expression/library_size.npy")
     ],
 )  # fmt: skip
@@ -214,6 +217,7 @@ def test_json_of_another_type_is_a_sentence(copy, name, content, sealed):
 
 META_KEYS = [
     "name", "source", "label_key", "batch_key", "time_key", "organism", "tokenizer", "n_tokens",
+    "learned", "arrays", "condition_keys",
     "n_segments", "n_cells", "dropped", "messages", "data_sha256", "split_sha256", "git_commit",
 ]  # fmt: skip
 
@@ -263,8 +267,11 @@ def test_an_open_folder_keeps_to_what_it_opened(replaced, encoded_folder):
         assert split.cell_names.tolist() == whole.cell_names.tolist()
         assert split.batches.tolist() == whole.batches.tolist()
         assert split.cells.equals(whole.cells)
-        for array in ("token_ids", "counts", "lengths", "labels", "rows", "library_size"):
+        for array in ("lengths", "labels", "rows", "library_size", "conditions"):
             np.testing.assert_array_equal(getattr(split, array), getattr(whole, array))
+        assert list(split.arrays) == list(whole.arrays) == ["counts", "token_ids"]
+        for array in split.arrays:
+            np.testing.assert_array_equal(split.arrays[array], whole.arrays[array])
         counts, library_size = replaced.expression(name)
         np.testing.assert_array_equal(counts.toarray(), expected.expression(name)[0].toarray())
         np.testing.assert_array_equal(library_size, expected.expression(name)[1])
@@ -299,7 +306,8 @@ def test_a_folder_that_is_replaced_while_it_is_opened_is_refused(
 
 def test_the_layout_is_what_encode_writes(copy):
     written = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
-    assert written == {*FILES, "checksums.json"}
+    meta = EncodedFolder(copy).meta
+    assert written == {*FILES, *tokenizer_files(meta), "checksums.json"}
     check_replaceable(copy)
 
 

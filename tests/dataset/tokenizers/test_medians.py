@@ -5,7 +5,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from dataset.store.csr_file import Rows
-from dataset.tokenizers.medians import Block, gene_medians, gene_medians_of
+from dataset.tokenizers.medians import gene_medians, gene_medians_of
+from dataset.tokenizers.tokenizer import CellCounts
 from dataset.workers import start_workers
 
 
@@ -38,7 +39,7 @@ def test_equal_to_numpys_midpoint_medians_to_the_bit(n_cells, n_genes, n_threads
 
     def blocks(group):
         for part in group:
-            yield Block(Rows.from_csr(matrix[part]), library_size[part])
+            yield CellCounts(Rows.from_csr(matrix[part]), library_size[part])
 
     groups = [partial(blocks, parts[i::n_threads]) for i in range(n_threads)]
     with start_workers(n_threads) as workers:
@@ -77,7 +78,7 @@ def test_cells_with_library_size_0_are_left_out():
     counts = simulate(60, 20)
     library_size = counts.sum(axis=1).astype(np.float64)
     of_train = np.where(np.arange(60) % 3 > 0, library_size, 0)
-    block = Block(Rows.from_csr(csr_matrix(counts)), of_train)
+    block = CellCounts(Rows.from_csr(csr_matrix(counts)), of_train)
     with start_workers(1) as workers:
         medians = gene_medians(workers, [lambda: [block]], 20, largest_library=of_train.max())
     train = of_train > 0

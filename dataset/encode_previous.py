@@ -1,0 +1,92 @@
+"""The second segment of a cell, its profile at the time before, from a layer or computed."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.schema import PreprocessConfig
+from dataset.choose_cells import ChosenCells
+from dataset.encode_error import EncodeError
+from dataset.previous.config import PreviousConfig
+from dataset.previous.history import fit_history, shuffled_within
+from dataset.previous.layer import of_layer
+from dataset.previous.profiles import PreviousProfiles
+from dataset.reading.cells import Cells
+from dataset.spill import keep_cells, read_counts
+from dataset.store.csr_file import CsrFile, open_npy
+from dataset.workers import Steps
+
+
+def previous_profiles(
+    folder: Path,
+    settings: PreviousConfig,
+    config: PreprocessConfig,
+    source: Cells,
+    chosen: ChosenCells,
+    columns: NDArray[np.int64],
+    n_genes: int,
+    steps: Steps,
+) -> tuple[PreviousProfiles, list[str]]:
+    """Take the previous profiles from a layer, or fit how to compute them.
+
+    Parameters
+    ----------
+    folder
+        The encoded folder, with its ``expression/``.
+    settings, config
+        Of the previous profiles, and of the data set.
+    source, chosen
+        All cells, and those that stay.
+    columns, n_genes
+        Column in the vocabulary of every gene (-1: none), and how many there are.
+
+    Returns
+    -------
+    What gives any of the cells that stay its previous profile, and messages.
+    """
+    messages: list[str] = []
+    index = np.arange(len(chosen.rows))
+    if settings.shuffle:
+        groups = np.asarray(chosen.split, dtype=object)
+        if chosen.time is not None:
+            groups = groups + "\t" + np.asarray(chosen.time, dtype=object)
+        index = shuffled_within(groups.astype(str), settings.seed)
+        messages.append("history: shuffled between the cells of a split and time point (control)")
+    previous = folder / "work" / "previous"
+    previous.mkdir()
+    np.save(previous / "index.npy", index)
+
+    if settings.layer is not None:
+        layer = of_layer(source, settings.layer)
+        prefix = config.quality_control.mitochondrial_prefix
+        shares, measures = read_counts(layer, folder / "work" / "layer", prefix, steps)
+        keep_cells(shares, chosen.rows, columns, n_genes, previous, steps)
+        np.save(previous / "library_size.npy", measures.total_counts[chosen.rows])
+        dtype = CsrFile(previous).counts.dtype
+        return PreviousProfiles(previous, dtype, n_genes), messages
+
+    if chosen.time is None:
+        raise EncodeError(
+            "tokenizer.previous: the time point before is needed: name a layer that holds the "
+            "previous profile (previous.layer), or the obs column of the time (time_key)"
+        )
+    time = np.asarray(chosen.time).astype(str)
+    in_train = np.unique(time[chosen.of_split("train")])
+    if len(in_train) < 2:
+        raise EncodeError(
+            f"time_key {config.time_key!r}: one time point only ({in_train[0]}) in train; a "
+            "history needs two"
+        )
+    messages.append(f"history: time points in order: {', '.join(chosen.time_points)}")
+    np.save(previous / "time.npy", time)
+    expression = folder / "expression"
+    history, notes = fit_history(
+        CsrFile(expression), open_npy(expression / "library_size.npy"), time,
+        chosen.of_split("train"), chosen.time_points, settings, n_genes,
+    )  # fmt: skip
+    messages += notes
+    history.save(folder / "history")
+    dtype = np.dtype(np.uint16 if history.largest_count() < 2**16 else np.int32)
+    profiles = PreviousProfiles(previous, dtype, n_genes, expression, folder / "history")
+    return profiles, messages

@@ -1,0 +1,19 @@
+"""How many cells are read at a time, and how many make one worker's share of a step."""
+
+BLOCK_CELLS = 512
+SHARE_CELLS = 2048
+
+
+def cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Cut a range into stretches of ``size`` cells; the last may be shorter."""
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def cut_blocks(start: int, stop: int) -> list[tuple[int, int]]:
+    """Cut a range into stretches that are read into memory at once."""
+    return cut(start, stop, BLOCK_CELLS)
+
+
+def cut_shares(start: int, stop: int) -> list[tuple[int, int]]:
+    """Cut a range into what a worker does at a time."""
+    return cut(start, stop, SHARE_CELLS)

@@ -1,0 +1,197 @@
+"""A family that nobody knows, a file each and a line in each union, goes through the pipeline."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from dataset.sources import synthetic_cells
+from tests.two_processes import ROOT
+
+TOYS = Path(__file__).parent / "new_family"
+PACKAGES = ("configs", "dataset", "models", "training", "evaluation", "tests")
+# Where a toy goes: its file, the union, and what the union's line becomes.
+MOVES_IN = (
+    ("toy_tokenizer", "dataset/tokenizers", "dataset/__init__.py", "ToyTokenizerConfig"),
+    ("toy_network", "models", "models/__init__.py", "ToyNetworkConfig"),
+    ("toy_objective", "models/objectives", "models/objectives/__init__.py", "ToyObjectiveConfig"),
+)
+FIRST_MEMBER = {
+    "dataset/__init__.py": ("TokenizerConfig = RankConfig", "TokenizerConfig = RankConfig | {}"),
+    "models/__init__.py": ("    RankTransformerConfig\n", "    RankTransformerConfig | {}\n"),
+    "models/objectives/__init__.py": ("Annotated[ClassifyConfig", "Annotated[{} | ClassifyConfig"),
+}
+OBJECTIVES = [{"kind": "classify"}, {"kind": "toy_objective", "weight": 0.1}]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> Path:
+    """Copy the project, and let the toys move in."""
+    copy = tmp_path_factory.mktemp("house")
+    for package in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, copy / package, ignore=ignored)
+    for file in ("02_train_model.py", "pyproject.toml"):
+        shutil.copy(ROOT / file, copy / file)
+    for toy, folder, union, config in MOVES_IN:
+        shutil.copy(TOYS / f"{toy}.py", copy / folder / f"{toy}.py")
+        text = (copy / union).read_text()
+        line, changed = FIRST_MEMBER[union]
+        assert text.count(line) == 1
+        module = f"{folder.replace('/', '.')}.{toy}"
+        text = text.replace(line, changed.format(config))
+        docstring, rest = text.split('"""\n', 1)
+        (copy / union).write_text(f'{docstring}"""\nfrom {module} import {config}\n{rest}')
+    return copy
+
+
+@pytest.fixture(scope="module")
+def python(house):
+    """Return a function that runs Python in the copy, and returns what it prints."""
+
+    def run(*arguments, **environment):
+        found = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=house,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            capture_output=True,
+            text=True,
+        )
+        assert found.returncode == 0, found.stderr[-3000:]
+        return found.stdout + found.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(house, python) -> Path:
+    """Encode twice, pretrain without labels, fine-tune whole, in two halves and on two."""
+    cells = synthetic_cells(np.random.default_rng(0), n_cells=240, n_genes=80)
+    cells.write_h5ad(house / "cells.h5ad")
+    encode = "from configs.schema import PreprocessConfig as C; from dataset.encode import encode;"
+    for name, label_key in (("labeled", "cell_type"), ("unlabeled", None)):
+        config = {
+            "name": name, "input": "cells.h5ad", "label_key": label_key,
+            "quality_control": {"min_genes": 5}, "split": {"key": "donor"},
+            "tokenizer": {"kind": "toy"},
+        }  # fmt: skip
+        (house / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        python("-c", f"{encode} encode(C.load('{name}.yaml'), progress=False)")
+    config = {
+        "name": "one", "data": "data/labeled", "model": {"kind": "toy_network"},
+        "optim": {"max_epochs": 4, "batch_size": 31, "lr": 0.03},
+        "augment": {"token_dropout": 0.1, "count_thinning": 0.3},
+        "tracking": {"wandb": "disabled"}, "device": "cpu",
+    }  # fmt: skip
+    (house / "train.yaml").write_text(yaml.safe_dump(config))
+    pretrain = ["data=data/unlabeled", "name=pretrained", 'objectives=[{"kind":"toy_objective"}]']
+    python("02_train_model.py", "--config", "train.yaml", *pretrain)
+    config |= {"objectives": OBJECTIVES, "init_from": "runs/pretrained"}
+    (house / "train.yaml").write_text(yaml.safe_dump(config))
+    python("02_train_model.py", "--config", "train.yaml", "name=one")
+    lines = ("-1 --config train.yaml name=two", "2 --config train.yaml name=halves")
+    _two_processes(house, lines)
+    python("02_train_model.py", "--config", "train.yaml", "name=halves")
+    return house / "runs"
+
+
+def _two_processes(house, lines):
+    listening = [socket.create_server(("127.0.0.1", 0)) for _ in lines]
+    ports = [free.getsockname()[1] for free in listening]
+    for free in listening:
+        free.close()
+    text = "".join(f"{port} {line}\n" for port, line in zip(ports, lines, strict=True))
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "tests/two_processes.py"],
+            cwd=house,
+            env=os.environ | shared | {"RANK": str(rank)},
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(text, timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+
+
+def test_the_toys_are_small():
+    n = {toy: len((TOYS / f"{toy}.py").read_text().splitlines()) for toy, *_ in MOVES_IN}
+    assert n["toy_tokenizer"] <= 45  # with imports and blank lines
+    assert n["toy_network"] + n["toy_objective"] <= 90
+
+
+def test_what_the_tokenizer_wrote_and_learned_is_stored_by_name(house):
+    folder = house / "data" / "labeled"
+    token_ids, values = (np.load(folder / "train" / f"{n}.npy") for n in ("token_ids", "values"))
+    assert values.shape == token_ids.shape
+    assert (values[token_ids >= 4] > 0).all()
+    assert np.load(folder / "learned" / "weight.npy").max() == 2
+
+
+def test_pretraining_needs_no_labels_and_its_weights_are_taken_over(runs):
+    metrics = json.loads((runs / "pretrained" / "metrics.json").read_text())
+    assert metrics["val"].keys() == {"toy_loss"}
+    lines = (runs / "pretrained" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["val/toy_loss"] for line in lines if "val/toy_loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    report = json.loads((runs / "one" / "metrics.json").read_text())["init_from"]
+    assert report["genes_matched"] == report["n_genes"]
+    assert report["copied"] > 3
+    assert all(name.startswith("heads.classify") for name in report["not_found"])
+
+
+@pytest.mark.parametrize("other", ["two", "halves"])
+def test_processes_and_a_resume_change_nothing(runs, other):
+    one, found = (load_file(runs / name / "model.safetensors") for name in ("one", other))
+    assert one.keys() == found.keys()
+    a, b = (np.load(runs / name / "predictions_test.npz") for name in ("one", other))
+    for name in ("probabilities", "embeddings", "toy_error"):
+        np.testing.assert_allclose(a[name], b[name], atol=1e-3, err_msg=name)
+
+
+def test_the_loop_logs_every_objective(runs):
+    lines = [
+        json.loads(line) for line in (runs / "one" / "metrics.jsonl").read_text().splitlines()
+    ]
+    points = [line for line in lines if "train/loss" in line]
+    for point in points:
+        expected = point["train/classify_loss"] + 0.1 * point["train/toy_objective_loss"]
+        assert point["train/loss"] == pytest.approx(expected, rel=1e-5)
+    assert not any("flop" in name for point in points for name in point)  # nobody counts them
+    assert json.loads((runs / "one" / "metrics.json").read_text())["test"]["macro_f1"] > 0.8
+
+
+def test_runs_are_compared_and_new_cells_annotated(house, runs, python):
+    config = ROOT / "configs" / "train" / "majority_baron_human.yaml"
+    python("02_train_model.py", "--config", str(config), "name=majority", "data=data/labeled",
+           "tracking.wandb=disabled")  # fmt: skip
+    compare = (
+        "from evaluation.compare import compare_runs; from evaluation import results;"
+        "c = compare_runs('runs', n_resamples=50, seed=0, margin=.02);"
+        "results.write_results(c, 'RESULTS.md', 'a command')"
+    )
+    python("-c", compare)
+    report = (house / "RESULTS.md").read_text()
+    assert "toy_network" in report or "one" in report
+    annotate = (
+        "from evaluation.annotate import annotate; annotate('runs/one', 'cells.h5ad', 'a.h5ad')"
+    )
+    python("-c", annotate)
+    annotated = ad.read_h5ad(house / "a.h5ad")
+    right = annotated.obs["predicted_cell_type"].astype(str) == annotated.obs["cell_type"].astype(
+        str
+    )
+    assert right.mean() > 0.8
+    assert annotated.obsm["X_nanocell"].shape == (240, 16)

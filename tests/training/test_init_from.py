@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+
+from dataset.vocabulary import N_SPECIALS, Vocabulary
+from models.rank_transformer import RankTransformerConfig
+from tests import made_up
+from training import init_from as module
+from training.init_from import init_from, shared_rows
+
+
+class OtherRun:
+    """Stands for a finished run of a network with other genes."""
+
+    is_baseline = False
+
+    def __init__(self, model, gene_ids):
+        self.config = type("Config", (), {"model": model.network.config})
+        self.facts = made_up.facts()
+        object.__setattr__(self.facts, "vocabulary", Vocabulary(gene_ids, gene_ids))
+        self.arrays = {name: t.numpy().copy() for name, t in model.state_dict().items()}
+
+    def weights(self):
+        return self.arrays
+
+
+@pytest.fixture
+def small():
+    """Return a function: settings -> a learner of genes gene0 ... of a vocabulary of 21 tokens."""
+
+    def make(seed, **settings):
+        torch.manual_seed(seed)
+        values = {"d_model": 8, "n_heads": 2, "gene_init": "random"} | settings
+        return made_up.learner(RankTransformerConfig(**values))
+
+    return make
+
+
+def taken_from(monkeypatch, run):
+    monkeypatch.setattr(module, "Run", lambda path: run)
+
+
+def test_rows_are_matched_by_gene_and_special_tokens_by_name():
+    ours, theirs = (
+        Vocabulary(("a", "b", "c"), ("", "", "")),
+        Vocabulary(("c", "x", "a"), ("",) * 3),
+    )
+    rows, other = shared_rows(ours, theirs)
+    assert rows.tolist() == [*range(N_SPECIALS), N_SPECIALS, N_SPECIALS + 2]
+    assert other.tolist() == [*range(N_SPECIALS), N_SPECIALS + 2, N_SPECIALS]
+
+
+def test_weights_come_by_name_and_genes_by_id(small, monkeypatch):
+    ours, theirs = small(0), small(1)
+    facts = made_up.facts()
+    gene_ids = tuple(reversed(facts.vocabulary.gene_ids[3:])) + ("new1", "new2", "new3")
+    taken_from(monkeypatch, OtherRun(theirs, gene_ids))
+    before = {name: t.clone() for name, t in ours.state_dict().items()}
+    report = init_from(ours, "runs/other", facts)
+    after = ours.state_dict()
+    for name, weight in theirs.state_dict().items():
+        if name != "network.gene_embedding.weight":
+            assert torch.equal(after[name], weight), name
+    genes, new = (m["network.gene_embedding.weight"] for m in (theirs.state_dict(), after))
+    for row, gene in enumerate(facts.vocabulary.gene_ids, start=N_SPECIALS):
+        if gene in gene_ids:
+            assert torch.equal(new[row], genes[N_SPECIALS + gene_ids.index(gene)])
+        else:
+            assert torch.equal(new[row], before["network.gene_embedding.weight"][row])
+    assert torch.equal(new[:N_SPECIALS], genes[:N_SPECIALS])
+    n = len(before)
+    assert (report["copied"], report["n_weights"]) == (n, n)
+    assert (report["genes_matched"], report["n_genes"]) == (14, 17)
+    assert report["not_found"] == report["other_shape"] == []
+
+
+def test_what_has_no_match_keeps_its_start_and_is_named(small, monkeypatch):
+    ours = small(0, n_layers=3, d_feed_forward=12)
+    theirs = small(1)
+    taken_from(monkeypatch, OtherRun(theirs, made_up.facts().vocabulary.gene_ids))
+    before = {name: t.clone() for name, t in ours.state_dict().items()}
+    report = init_from(ours, "runs/other", made_up.facts())
+    kept = report["not_found"] + report["other_shape"]
+    assert any("blocks.2" in name for name in report["not_found"])
+    assert any("feed_forward" in name for name in report["other_shape"])
+    for name, weight in ours.state_dict().items():
+        expected = before if name in kept else theirs.state_dict()
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_a_run_that_nothing_can_come_from_is_refused(small, monkeypatch):
+    run = OtherRun(small(1), made_up.facts().vocabulary.gene_ids)
+    run.arrays = {"something": np.zeros(3)}
+    taken_from(monkeypatch, run)
+    with pytest.raises(module.ConfigError, match="no weight of runs/other"):
+        init_from(small(0), "runs/other", made_up.facts())
+    run.is_baseline = True
+    with pytest.raises(module.ConfigError, match="expected the run of a network"):
+        init_from(small(0), "runs/other", made_up.facts())

@@ -1,0 +1,31 @@
+import pytest
+
+from configs.base import ConfigError
+from training.monitor import monitored, rating
+
+SCORES = {"accuracy": 0.9, "macro_f1": 0.8, "log_loss": 0.4, "masked_gene_loss": 2.0}
+
+
+def test_macro_f1_decides_and_without_classes_the_first_loss():
+    assert monitored(SCORES, None) == "macro_f1"
+    assert monitored({"masked_gene_accuracy": 0.1, "masked_gene_loss": 2.0}, None) == (
+        "masked_gene_loss"
+    )
+    assert monitored(SCORES, "accuracy") == "accuracy"
+
+
+def test_a_score_that_is_not_there_is_named_beside_those_that_are():
+    with pytest.raises(ConfigError, match=r"found 'f1'.*accuracy, macro_f1, log_loss"):
+        monitored(SCORES, "f1")
+
+
+@pytest.mark.parametrize(
+    ("name", "better", "worse"),
+    [("macro_f1", 0.9, 0.8), ("log_loss", 0.1, 0.2), ("ece", 0.0, 0.1), ("brier", 0.2, 0.4)],
+)
+def test_of_scores_more_is_better_and_of_losses_less(name, better, worse):
+    assert rating(SCORES | {name: better}, name) > rating(SCORES | {name: worse}, name)
+
+
+def test_ties_go_to_the_lower_log_loss():
+    assert rating(SCORES | {"log_loss": 0.3}, "macro_f1") > rating(SCORES, "macro_f1")
