@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 # Threads that wait for work sleep. Spinning, they fight over the cores with whatever else runs:
 # on two shared cores an update then took 5 times as long. OpenMP reads this when torch loads it.
@@ -28,6 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.base import ConfigError
 from configs.schema import TrainConfig
+from dataset import read_tokenizer
 from dataset.batches import (
     Batch,
     LengthBucketSampler,
@@ -38,7 +40,6 @@ from dataset.batches import (
     to_device,
 )
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
-from dataset.vocabulary import N_SPECIALS
 from models.learner import Learner
 from models.network import TrainCells
 from models.objectives.base import Objective
@@ -233,8 +234,8 @@ def train_epoch(
     """Make one pass over the training cells."""
     optim, cells, ranks = config.optim, data.split("train"), training.ranks
     rows = NpyDataset(cells)
-    medians = np.concatenate([np.ones(N_SPECIALS, np.float32), data.learned["medians"]])
-    medians = torch.from_numpy(medians).to(ranks.device)
+    learned = {k: torch.tensor(v).to(ranks.device) for k, v in data.facts.learned.items()}
+    reorder = partial(read_tokenizer(data.meta["tokenizer"]).reorder, learned=learned)
     weights = torch.tensor([o.weight for o in config.objectives], device=ranks.device)
     training.learner.train()
     with training.clock.paused():  # on a card its speed is measured, the first time
@@ -247,7 +248,7 @@ def train_epoch(
             with curve.waiting(), training.clock.paused():
                 batch = collate(rows.__getitems__(some))
             batch = to_device(batch, ranks.device)
-            batch = augment(batch, medians, key=key, **dict(config.augment))
+            batch = augment(batch, reorder, key=key, **dict(config.augment))
             batch = training.learner.hide(batch, draw_for(batch, key))
             with averaging(training.model, now=i == len(update.batches) - 1):
                 with mixed_precision(config.precision, ranks.device):
@@ -256,7 +257,7 @@ def train_epoch(
                 # that division.
                 total = (losses * weights).sum()
                 (total * (ranks.world_size / update.n_cells)).backward()
-            curve.add(losses, batch["token_ids"])
+            curve.add(losses, batch["lengths"])
         norm = clip_gradients(training.learner, optim.gradient_clip)
         lr = learning_rate(
             training.step, peak=optim.lr, n_steps=bar.total, warmup_fraction=optim.warmup_fraction

@@ -48,15 +48,13 @@ def make_batches(
     n_cells: int, batch_size: int, context: int, *, bucketed: bool
 ) -> list[np.ndarray]:
     """Token ids of each batch, ``(b, t)``: bucketed by length, or all padded to the context."""
-    from dataset.batches import padded_length
-
     rng = np.random.default_rng(1)
     sizes = lengths(n_cells, context)
     sizes = np.sort(sizes) if bucketed else sizes
     batches = []
     for start in range(0, n_cells, batch_size):
         here = sizes[start : start + batch_size]
-        width = padded_length(int(here.max()), context) if bucketed else context
+        width = int(here.max()) if bucketed else context
         ids = np.zeros((len(here), width), np.int64)
         for row, n in enumerate(here):
             ids[row, 1:n] = 4 + rng.choice(N_GENES, n - 1, replace=False)
@@ -89,18 +87,22 @@ def make_model(
     )
 
 
-def make_batch(ids: np.ndarray, device: str = "cpu") -> dict:
-    """What the network reads, for these token ids."""
-    import torch
+def make_batch(ids: np.ndarray, device: str = "cpu"):
+    """What the network reads, for these token ids: without their padding."""
+    from dataset.batches import collate, to_device
 
-    token_ids = torch.from_numpy(ids).to(device)
-    b = len(ids)
-    return {
+    is_token, b = ids != 0, len(ids)
+    token_ids = ids[is_token]
+    rows = {
         "token_ids": token_ids,
-        "counts": (token_ids > 3).float(),
-        "library_size": torch.full((b, 1), 1e4, device=device),
-        "labels": torch.arange(b, device=device) % N_CLASSES,
+        "counts": (token_ids > 3).astype(np.float32),
+        "lengths": is_token.sum(axis=1),
+        "library_size": np.full((b, 1), 1e4, dtype=np.float32),
+        "labels": np.arange(b) % N_CLASSES,
+        "conditions": np.zeros((b, 0), dtype=np.int64),
+        "cell_index": np.arange(b),
     }
+    return to_device(collate(rows), device)
 
 
 def ours(

@@ -136,7 +136,7 @@ class OptimConfig(Config):
     tokens_per_batch: int | None = Field(
         default=None,
         ge=1,
-        description="most tokens, padding included, that a process computes on at once: an "
+        description="most tokens that a process computes on at once: an "
         "update's cells are cut to fit and their gradients added up, so that the device's memory "
         "does not bound batch_size; null: a process's share of the update at once",
     )

@@ -1,6 +1,5 @@
 """``TrainedModel``: a finished run that answers for new cells, one at a time in all but speed."""
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,17 @@ from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 
 from configs.schema import QualityControlConfig, TrainConfig
-from dataset.batches import collate, padded_length, to_device
+from dataset import read_tokenizer
+from dataset.batches import EncodedCells
 from dataset.previous.history import History
-from dataset.tokenizers.rank import RankConfig, rank_tokens
+from dataset.store.csr_file import Rows, counts_dtype
+from dataset.tokenizers.tokenizer import CellCounts
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from models.learner import Learner
-from models.rank_transformer import RankTransformerConfig
 from training.checkpoint import load_weights
-from training.distributed import choose_device
-from training.predict import predict_batch
+from training.distributed import Ranks, choose_device
+from training.predict import predict_cells
 from training.runs import Run
 
 WEIGHTS = "model.safetensors"
@@ -34,8 +34,8 @@ class TrainedModel:
     ----------
     run
         The run folder.
-    vocabulary, gene_medians, class_names
-        What the model was trained with.
+    facts, vocabulary, class_names
+        Of the data that the model was trained on.
     temperature, threshold
         Of the probabilities and of ``uncertain``, fitted on the run's val cells.
     quality_control, min_detected_genes
@@ -55,12 +55,17 @@ class TrainedModel:
             raise AnnotationError(f"device: {device!r}; expected one of {', '.join(DEVICES)}")
         self.run = Run(path)
         self.config: TrainConfig = self.run.config
-        facts = self.run.facts
-        self.vocabulary, self.gene_medians = facts.vocabulary, facts.learned["medians"]
+        self.facts = self.run.facts
+        self.vocabulary = self.facts.vocabulary
         self.class_names = self.run.class_names
         self._read_facts()
         self.device = choose_device(device)
         val = self.run.predictions("val")
+        if not val.has_classes:
+            raise AnnotationError(
+                f"{self.run.path}: predicts no classes; train a run with the objective classify, "
+                f"which may start from this one (init_from={self.run.path})"
+            )
         if not len(val.labels):
             raise AnnotationError(
                 f"{self.run.path}: was made without val cells, on which its probabilities are "
@@ -75,15 +80,15 @@ class TrainedModel:
                 "without pickling); annotate with another run"
             )
         model = self.config.model
-        if isinstance(model, RankTransformerConfig):
+        if hasattr(model, "fit"):
+            self.baseline = self._baseline(model)
+        else:
             self.baseline = None
             self.learner = self._learner(model)
-        else:
-            self.baseline = self._baseline(model)
 
     def _read_facts(self) -> None:
         try:
-            self.tokenizer = RankConfig(**self.run.meta["tokenizer"])
+            self.tokenizer = read_tokenizer(self.run.meta["tokenizer"])
             self.quality_control = QualityControlConfig(**self.run.meta["quality_control"])
             self.min_detected_genes = int(self.run.meta["min_detected_genes"])
         except (KeyError, TypeError, ValueError, ValidationError) as error:
@@ -94,7 +99,7 @@ class TrainedModel:
                 "train again"
             ) from None
 
-    def _learner(self, model: RankTransformerConfig) -> Learner:
+    def _learner(self, model: Any) -> Learner:
         previous = self.tokenizer.previous
         if previous is not None and previous.shuffle:
             raise AnnotationError(
@@ -106,7 +111,7 @@ class TrainedModel:
                 f"{self.run.path}: was trained on two time points, and data/history, which gives "
                 "new cells their previous profile, is missing; train again"
             )
-        learner = Learner(model, self.config.objectives, self.run.facts)
+        learner = Learner(model, self.config.objectives, self.facts)
         tensors = {name: torch.from_numpy(array) for name, array in self.run.weights().items()}
         load_weights(learner, tensors, self.run.path / WEIGHTS)
         return learner.to(self.device).eval()
@@ -164,9 +169,8 @@ class TrainedModel:
         previous
             The same of the time point before, for a network of two time points.
         batch_size
-            Cells computed at a time. It does not change a cell's answer, nor do its neighbours:
-            every cell is padded to the same multiple of 64 tokens whoever stands beside it. Float
-            sums may still differ in the last digits (below 1e-5 in a probability).
+            Cells computed at a time. It does not change a cell's answer, nor do its neighbors:
+            float sums may differ in the last digits (below 1e-5 in a probability).
 
         Returns
         -------
@@ -204,41 +208,28 @@ class TrainedModel:
                 f"{self.run.path}: the network was trained on {self.tokenizer.n_segments} "
                 f"profile(s) of a cell and is given {n_given}"
             )
-        ranked = rank_tokens(
-            counts,
-            self.gene_medians,
-            n_tokens=self.tokenizer.n_tokens,
-            previous=None if previous is None else previous[0],
-        )
-        sizes = [library_size] if previous is None else [library_size, previous[1]]
-        arrays = {
-            "token_ids": ranked.token_ids,
-            "counts": ranked.counts,
-            "library_size": np.stack(sizes, axis=1).astype(np.float32),
-            "labels": np.zeros(len(ranked.lengths), dtype=np.int64),
-            "cell_index": np.arange(len(ranked.lengths)),
-        }
-        widths = np.array(
-            [padded_length(int(n), self.tokenizer.row_length) for n in ranked.lengths]
-        )
-        n_cells = len(widths)
-        probabilities = np.zeros((n_cells, len(self.class_names)))
-        embedding = np.zeros((n_cells, self.learner.network.d_model), dtype=np.float32)
-        with torch.inference_mode():
-            for cells, longest in _batches(widths, batch_size):
-                rows = {name: array[cells] for name, array in arrays.items()}
-                for name in ("token_ids", "counts"):
-                    rows[name] = rows[name][:, :longest]
-                batch = to_device(collate(rows), self.device)
-                found = predict_batch(self.learner, batch, self.config.seed)
-                probabilities[cells] = found["probabilities"].cpu().numpy()
-                embedding[cells] = found["embeddings"].cpu().numpy()
-        return probabilities / probabilities.sum(axis=1, keepdims=True), embedding
+        cells = self._encode(counts, library_size, previous)
+        alone = Ranks(rank=0, world_size=1, device=self.device)
+        found = predict_cells(self.learner, cells, alone, batch_size=batch_size)
+        return found["probabilities"], found["embeddings"]
 
-
-def _batches(widths: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Cells of one padded length together, at most ``batch_size`` of them."""
-    for width in np.unique(widths):
-        cells = np.flatnonzero(widths == width)
-        for start in range(0, len(cells), batch_size):
-            yield cells[start : start + batch_size], int(width)
+    def _encode(
+        self,
+        counts: csr_matrix,
+        library_size: np.ndarray,
+        previous: tuple[csr_matrix, np.ndarray] | None,
+    ) -> EncodedCells:
+        """Encode cells in memory with the run's tokenizer."""
+        profiles = [(counts, library_size), *([] if previous is None else [previous])]
+        segments = [CellCounts(Rows.from_csr(rows), size) for rows, size in profiles]
+        dtype = max((counts_dtype(s.rows.counts) for s in segments), key=lambda d: d.itemsize)
+        dtypes = self.tokenizer.arrays(self.vocabulary.n_genes, dtype)
+        tokens = self.tokenizer.encode(segments, self.facts.learned, dtypes)
+        unknown = np.full((counts.shape[0], 1 + len(self.facts.conditions)), -1, dtype=np.int64)
+        return EncodedCells(
+            arrays=tokens.arrays,
+            lengths=tokens.lengths,
+            library_size=np.stack([s.library_size for s in segments], axis=1).astype(np.float32),
+            labels=unknown[:, 0],
+            conditions=unknown[:, 1:],
+        )

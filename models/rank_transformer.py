@@ -15,10 +15,10 @@ the previous profile follow. Deliberate differences:
 Presets: the defaults (width 64, 2 layers) suit some thousand cells on a CPU. For the shape of
 Geneformer V1 say ``d_model: 256, n_layers: 6, n_heads: 4, d_feed_forward: 512``.
 
-Legend: ``b`` cells, ``t`` tokens of a padded row, ``n`` real tokens of all cells, ``d`` width.
+Legend: ``b`` cells, ``n`` tokens of all cells, ``s`` segments, ``d`` width.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -26,17 +26,16 @@ from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from configs.base import ConfigError
+from dataset.batches import Batch, cell_of_token, keep_tokens, openings
 from dataset.log_expression import TARGET_SUM
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from models.flops import Flop, training_flop
 from models.gene_svd import gene_svd
 from models.network import Encoded, Network, NetworkConfig, TrainCells
-from models.packing import Cells, pack
+from models.packing import Cells, cells_of
 from models.transformer import Encoder
-
-if TYPE_CHECKING:
-    from dataset.batches import Batch
 
 
 class RankTransformerConfig(NetworkConfig):
@@ -97,7 +96,20 @@ class RankTransformerConfig(NetworkConfig):
         }
 
     def build(self, facts: DataFacts) -> "RankTransformer":
-        """Return the network for these data; its sizes come from there, not from here."""
+        """Return the network for these data; its sizes come from there, not from here.
+
+        Raises
+        ------
+        ConfigError
+            If a cell may have more ranks than have a learned position.
+        """
+        n_ranks = facts.row_length // facts.n_segments - 1
+        if self.rank_position == "learned" and self.n_tokens is None and n_ranks > MOST_RANKS:
+            raise ConfigError(
+                f"model.n_tokens: a cell of this folder may have {n_ranks:,} genes, and "
+                f"{MOST_RANKS:,} ranks have a learned position; say how many ranks to read, such "
+                f"as model.n_tokens={n_ranks}"
+            )
         return RankTransformer(
             self,
             n_vocabulary=facts.vocabulary.n_tokens,
@@ -118,6 +130,7 @@ class RankTransformerConfig(NetworkConfig):
 
 
 GENE_STD = 0.2  # of the gene embeddings at the start
+MOST_RANKS = 2048  # that have a learned position, where the config names no n_tokens
 
 
 class RankTransformer(Network):
@@ -136,13 +149,14 @@ class RankTransformer(Network):
         super().__init__()
         d = self.d_model = config.d_model
         self.gene_embedding = nn.Embedding(n_vocabulary, d, padding_idx=PAD)
-        n_positions = min(config.n_tokens or row_length, row_length - 1) + 1
+        # The weights of two folders have one shape: it does not follow the length of the rows.
+        n_positions = 1 + (config.n_tokens or MOST_RANKS)
         self.position_embedding = (
             nn.Embedding(n_positions, d) if config.rank_position == "learned" else None
         )
         if config.rank_position == "sinusoidal":
             self.sinusoids: Tensor
-            self.register_buffer("sinusoids", sinusoids(n_positions, d), persistent=False)
+            self.register_buffer("sinusoids", sinusoids(row_length, d), persistent=False)
         self.segment_embedding = nn.Embedding(n_segments, d) if n_segments > 1 else None
         self.value_embedding = (
             nn.Sequential(nn.Linear(1, d), nn.GELU(), nn.Linear(d, d))
@@ -169,15 +183,15 @@ class RankTransformer(Network):
         """Let the genes start larger than other embeddings: without positions they are all."""
         nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)
 
-    def forward(self, batch: "Batch", *, tokens: bool = False) -> Encoded:
+    def forward(self, batch: Batch, *, tokens: bool = False) -> Encoded:
         """Encode each cell; with ``tokens``, each of its tokens that enters the blocks too.
 
-        Uses ``token_ids`` and ``counts`` ``(b, t)`` and ``library_size`` ``(b, segments)``.
+        Uses ``token_ids``, ``counts`` and ``library_size``.
         """
-        x, cells = self.embed(batch)  # (n, d)
+        x, cells, read = self.embed(batch)  # (m, d)
         if tokens:
-            states = self.encoder(self.dropout(x), cells)  # (n, d)
-            return Encoded(states[cells.first], states)
+            states = self.encoder(self.dropout(x), cells)  # (m, d)
+            return Encoded(states[cells.first], states, read)
         # The last block is asked for one row a cell, <cls>: no objective reads another.
         return Encoded(self.encoder(self.dropout(x), cells, first_only=True))  # (b, d)
 
@@ -193,52 +207,53 @@ class RankTransformer(Network):
         again = config.checkpoint_activations
         return training_flop(lengths, checkpoint_activations=again, **config.encoder_shape())
 
-    def embed(self, batch: "Batch") -> tuple[Tensor, Cells]:
+    def embed(self, batch: Batch) -> tuple[Tensor, Cells, Tensor]:
         """Sum what is known of each token: gene, rank, segment, value.
 
         Returns
         -------
-        The tokens that enter the blocks, ``(n, d)``, and where each cell lies among them.
+        The tokens that enter the blocks, ``(m, d)``, where each cell lies among them, and which
+        of the batch's tokens they are, ``(m,)``.
         """
-        top = batch
+        index = torch.arange(len(batch["token_ids"]), device=batch["token_ids"].device)
+        top = cast(Batch, {**batch, "token_index": index})
         if self.config.n_tokens is not None:
-            top = highest_ranks(batch, self.config.n_tokens, self.n_segments)
-        real, cells = pack(top["token_ids"] == PAD)  # (n,) in b * t
-        token_ids = top["token_ids"].flatten()[real]  # (n,)
+            top = highest_ranks(top, self.config.n_tokens, self.n_segments)
+        token_ids, cells = top["token_ids"], cells_of(top["lengths"], top["offsets"])
         x = self.gene_embedding(token_ids)  # (n, d)
         if self.config.rank_position != "none":
-            ranks = rank_positions(top["token_ids"]).flatten()[real]  # (n,)
+            ranks = rank_positions(token_ids)  # (n,)
             if self.position_embedding is not None:
                 x = x + self.position_embedding(ranks)
             else:
                 x = x + self.sinusoids[ranks]
         if self.segment_embedding is not None:
-            x = x + self.segment_embedding(segments_of(top["token_ids"]).flatten()[real])
+            x = x + self.segment_embedding(segments_of(token_ids))
         if self.value_embedding is not None:
-            expression = token_expression(top).flatten()[real]
-            values = self.value_embedding(expression[:, None])  # (n, d)
+            values = self.value_embedding(token_expression(top)[:, None])  # (n, d)
             x = x + values * (token_ids >= N_SPECIALS)[:, None]
         if self.expression_norm is not None:
-            # Each half is summed, over the whole row, into the token that opens it.
+            # Each segment is summed, over the whole row, into the token that opens it.
+            last = cells.offsets[1:] - 1  # (b,)
             for segment, opening in enumerate((CLS, SEP)[: self.n_segments]):
                 total = self.expression_norm(self.sum_expression(batch, segment))  # (b, d)
-                is_opening = top["token_ids"] == opening  # (b, t), once in a row at most
-                place = cells.first + is_opening.long().argmax(dim=1)
-                x = x.index_add(0, place, total * is_opening.any(dim=1, keepdim=True))
-        return x, cells
+                place = cells.first if opening == CLS else openings(token_ids)[last]  # (b,)
+                x = x.index_add(0, place, total * (token_ids[place] == opening)[:, None])
+        return x, cells, cast("dict[str, Tensor]", top)["token_index"]
 
-    def sum_expression(self, batch: "Batch", segment: int) -> Tensor:
-        """Sum the embeddings of a half's genes, weighted by log1p expression, ``(b, d)``."""
+    def sum_expression(self, batch: Batch, segment: int) -> Tensor:
+        """Sum the embeddings of a segment's genes, weighted by log1p expression, ``(b, d)``."""
         token_ids = batch["token_ids"]
-        return nn.functional.embedding_bag(  # never writes (b, t, d) down
+        return nn.functional.embedding_bag(  # never writes (n, d) down
             token_ids,
             self.gene_embedding.weight,
+            batch["offsets"][:-1].long(),
             per_sample_weights=token_expression(batch) * (segments_of(token_ids) == segment),
             mode="sum",
         )
 
     @torch.no_grad()
-    def standardize_expression(self, batch: "Batch") -> None:
+    def standardize_expression(self, batch: Batch) -> None:
         """Let every dimension of the normed sums have mean 0 and deviation 1 over these cells.
 
         All cells share their housekeeping genes, so that their sums mostly point the same way;
@@ -255,39 +270,29 @@ class RankTransformer(Network):
 
 
 def segments_of(token_ids: Tensor) -> Tensor:
-    """Return 0 up to ``<sep>`` and 1 from there on, ``(b, t)``."""
-    return (token_ids == SEP).cumsum(dim=1)
+    """Return 0 up to ``<sep>`` and 1 from there on, ``(n,)``."""
+    return (token_ids[openings(token_ids)] == SEP).long()
 
 
-def highest_ranks(batch: "Batch", n_tokens: int, n_segments: int) -> "Batch":
-    """Keep the first ``n_tokens`` genes of each half of each cell, and its special tokens."""
-    if n_segments == 1:  # they stand in front, and sorting whole rows would take long
-        for_one = {name: batch[name][:, : 1 + n_tokens] for name in ("token_ids", "counts")}
-        batch = {**batch, **for_one}  # type: ignore[typeddict-item]
-    token_ids = batch["token_ids"]
-    keep = (rank_positions(token_ids) <= n_tokens) & (token_ids != PAD)
-    # What is kept moves to the front, in order.
-    order = (~keep).byte().argsort(dim=1, stable=True)[:, : n_segments * (1 + n_tokens)]
-    keep = keep.gather(1, order)
-    return {
-        **batch,
-        "token_ids": torch.where(keep, token_ids.gather(1, order), PAD),
-        "counts": torch.where(keep, batch["counts"].gather(1, order), 0),
-    }
+def highest_ranks(batch: Batch, n_tokens: int, n_segments: int) -> Batch:
+    """Keep the first ``n_tokens`` genes of each segment of each cell, and its special tokens."""
+    lengths = None  # of two segments only the device knows them
+    if n_segments == 1:
+        lengths = [min(length, 1 + n_tokens) for length in batch["lengths"]]
+    return keep_tokens(batch, rank_positions(batch["token_ids"]) <= n_tokens, lengths)
 
 
 def rank_positions(token_ids: Tensor) -> Tensor:
-    """Rank of each token in its own half: 0 for ``<cls>`` and ``<sep>``, 1 for the top gene."""
-    index = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
-    opening = torch.where(token_ids == SEP, index, 0).cummax(dim=1).values
-    return index - opening
+    """Rank of each token in its segment: 0 for ``<cls>`` and ``<sep>``, 1 for the top gene."""
+    return torch.arange(len(token_ids), device=token_ids.device) - openings(token_ids)
 
 
-def token_expression(batch: "Batch") -> Tensor:
-    """log1p(counts per 10,000) behind each token, by its own half's library size, ``(b, t)``."""
-    library_size = batch["library_size"].clamp(min=1)  # (b, segments)
-    column = segments_of(batch["token_ids"]).clamp(max=library_size.shape[1] - 1)
-    return torch.log1p(batch["counts"] * (TARGET_SUM / library_size.gather(1, column)))
+def token_expression(batch: Batch) -> Tensor:
+    """log1p(counts per 10,000) behind each token, by its segment's library size, ``(n,)``."""
+    library_size = batch["library_size"].clamp(min=1)  # (b, s)
+    segment = segments_of(batch["token_ids"]).clamp(max=library_size.shape[1] - 1)
+    library_size = library_size[cell_of_token(batch), segment]  # (n,)
+    return torch.log1p(batch["counts"] * (TARGET_SUM / library_size))
 
 
 def sinusoids(n_positions: int, d_model: int) -> Tensor:

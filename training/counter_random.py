@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.batches import Batch, cell_of_token
+
 if TYPE_CHECKING:
-    from dataset.batches import Batch
     from models.objectives.base import Draw
 
 
@@ -22,35 +23,38 @@ def update_key(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0].view(np.int64))
 
 
-def uniform(key: int, cells: Tensor, n: int, *, stream: int) -> Tensor:
-    """Draw ``n`` numbers from [0, 1) for each cell, multiples of 2^-24.
+def uniform(key: int, cells: Tensor, place: Tensor, *, stream: int) -> Tensor:
+    """Draw a number from [0, 1) for each place in the row of a cell, a multiple of 2^-24.
 
     Parameters
     ----------
     key
         Of the update, from ``update_key``.
     cells
-        Place of each cell in its split, ``(b,)``, int64.
-    n
-        Numbers a cell; the first ones do not depend on it.
+        Place of the cell in its split, int64.
+    place
+        In the cell's row, from 0, int64; of the shape of ``cells``, or broadcast with it.
     stream
         Which of several independent draws for the same cells.
 
     Returns
     -------
-    ``(b, n)``, float32, on the device of ``cells``.
+    float32, on the device of ``cells``.
     """
-    start = _mix(_mix(cells + key) + stream)[:, None]
-    counter = torch.arange(1, n + 1, device=cells.device) * _signed(0x9E3779B97F4A7C15)
+    start = _mix(_mix(cells + key) + stream)
+    counter = (place + 1) * _signed(0x9E3779B97F4A7C15)
     return _shift(_mix(start + counter), 40).float() * 2.0**-24
 
 
-def draw_for(batch: "Batch", key: int) -> "Draw":
-    """Return an objective's source of numbers: ``(n, stream) -> (b, n)``, of each cell its own.
+def draw_for(batch: Batch, key: int) -> "Draw":
+    """Return an objective's source of numbers: ``stream -> (n,)``, one for each token.
 
-    Its streams are not those of ``augment``.
+    They follow from the cell and the token's place in it. Their streams are not ``augment``'s.
     """
-    return lambda n, stream: uniform(key, batch["cell_index"], n, stream=100 + stream)
+    cell = cell_of_token(batch)
+    place = torch.arange(len(cell), device=cell.device) - batch["offsets"][cell]
+    index = batch["cell_index"][cell]
+    return lambda stream: uniform(key, index, place, stream=100 + stream)
 
 
 def binomial(n: Tensor, p: Tensor, u: Tensor) -> Tensor:

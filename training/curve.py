@@ -4,10 +4,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.vocabulary import PAD
 from models.learner import Learner
 from training.distributed import Ranks, sum_over_ranks, uses_bfloat16
 from training.speed import card_rate
@@ -43,21 +43,21 @@ class Curve:
         yield
         self.waited += time.perf_counter() - start
 
-    def add(self, losses: Tensor, token_ids: Tensor) -> None:
-        """Count one batch: its cells' losses, ``(b, objectives)``, and tokens, ``(b, t)``."""
+    def add(self, losses: Tensor, lengths: list[int]) -> None:
+        """Count a batch: its cells' losses, ``(b, objectives)``, and how many tokens each has."""
         self.losses.append(losses.detach().sum(dim=0))
-        self.lengths.append((token_ids != PAD).sum(dim=1))
+        self.lengths += lengths
 
     def read(self) -> dict[str, float]:
         """Return the point and start the next one.
 
-        Tokens are those given to the network, after augmentation and without padding. FLOP are
-        those that the network counts, by the usual formula (``model``) and done (``hardware``),
-        if it does; their ``utilization`` is the share of what matrix products alone would reach
-        on the cards (measured, see ``card_rate``); without CUDA there is none.
+        Tokens are those given to the network, after augmentation. FLOP are those that the network
+        counts, if it does, by the usual formula (``model``) and done (``hardware``); their
+        ``utilization`` is the share of what matrix products alone would reach on the cards
+        (measured, see ``card_rate``); without CUDA there is none.
         """
         losses = torch.stack(self.losses).sum(dim=0).tolist()  # of each objective
-        lengths = torch.cat(self.lengths).cpu().numpy()
+        lengths = np.array(self.lengths)
         seconds = time.perf_counter() - self.start
         flop = list(self.learner.network.training_flop(lengths) or [])
         n_tokens = float(lengths.sum())
@@ -84,6 +84,6 @@ class Curve:
 
     def _reset(self) -> None:
         self.losses: list[Tensor] = []
-        self.lengths: list[Tensor] = []
+        self.lengths: list[int] = []
         self.waited: float = 0.0
         self.start: float = time.perf_counter()

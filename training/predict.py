@@ -6,7 +6,15 @@ import numpy as np
 import torch
 
 from configs.schema import TrainConfig
-from dataset.batches import Batch, NpyDataset, collate, cut_to_budget, even_rounds, to_device
+from dataset.batches import (
+    Batch,
+    EncodedCells,
+    NpyDataset,
+    collate,
+    cut_to_budget,
+    even_rounds,
+    to_device,
+)
 from dataset.store.encoded_folder import EncodedSplit
 from models.learner import Learner
 from training.counter_random import draw_for, update_key
@@ -27,28 +35,67 @@ class Fitted(NamedTuple):
     step: int = 0
 
 
-@torch.no_grad()
 def predict(learner: Learner, cells: EncodedSplit, config: TrainConfig, ranks: Ranks) -> Arrays:
-    """Predict every cell once, each process its share, and put the shares together."""
-    order = np.argsort(cells.lengths, kind="stable")  # cells of like length need little padding
+    """Predict every cell of a split, in batches such as the config trains on."""
+    return predict_cells(
+        learner,
+        cells,
+        ranks,
+        batch_size=2 * config.optim.batch_size,
+        tokens_per_batch=config.optim.tokens_per_batch,
+        precision=config.precision,
+        seed=config.seed,
+    )
+
+
+@torch.no_grad()
+def predict_cells(
+    learner: Learner,
+    cells: EncodedSplit | EncodedCells,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    tokens_per_batch: int | None = None,
+    precision: str = "float32",
+    seed: int | None = None,
+) -> Arrays:
+    """Predict every cell once, each process its share, and put the shares together.
+
+    Parameters
+    ----------
+    learner
+        On the ranks' device; left in evaluation mode.
+    cells
+        Of an encoded folder, or encoded in memory.
+    ranks
+        All of them predict.
+    batch_size, tokens_per_batch
+        Cells computed at a time, or with ``tokens_per_batch`` as of ``cut_to_budget``. Neither
+        changes a cell's answer, nor do its neighbors; float sums may differ in the last digits.
+    precision
+        As of ``mixed_precision``.
+    seed
+        Of what objectives hide from the network; None: nothing is hidden, and only what is
+        predicted of whole cells is returned.
+    """
+    order = np.argsort(cells.lengths, kind="stable")  # attention takes cells of one length at once
     shares = [order[rank :: ranks.world_size] for rank in range(ranks.world_size)]
-    budget, size = config.optim.tokens_per_batch, 2 * config.optim.batch_size
-    if budget is None:
-        cut = [np.split(share, range(size, len(share), size)) for share in shares]
+    if tokens_per_batch is None:
+        cut = [np.split(share, range(batch_size, len(share), batch_size)) for share in shares]
     else:
-        cut = [cut_to_budget(share, cells, budget) for share in shares]
+        cut = [cut_to_budget(share, cells, tokens_per_batch) for share in shares]
     rows = NpyDataset(cells)
     learner.eval()
     parts = []
-    with mixed_precision(config.precision, ranks.device):
+    with mixed_precision(precision, ranks.device):
         for some in even_rounds(cut, ranks.rank):  # with no share, empty batches
             batch = to_device(collate(rows.__getitems__(some)), ranks.device)
-            parts.append(predict_batch(learner, batch, config.seed))
+            parts.append(predict_batch(learner, batch, seed))
     back, n = np.argsort(order, kind="stable"), len(order)
     return {name: gather_rows([part[name] for part in parts], n, ranks)[back] for name in parts[0]}
 
 
-def predict_batch(learner: Learner, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
+def predict_batch(learner: Learner, batch: Batch, seed: int | None) -> dict[str, torch.Tensor]:
     """Return what a learner says of a batch: of the whole cells, and of what objectives hide.
 
     What is hidden of a cell follows from ``seed`` and the cell alone, so that scores of two epochs
@@ -57,7 +104,7 @@ def predict_batch(learner: Learner, batch: Batch, seed: int) -> dict[str, torch.
     seen = [o.kind for o in learner.objectives if not o.hides]
     found: dict[str, torch.Tensor] = learner(batch, predict=seen)
     for objective in learner.objectives:
-        if objective.hides:
+        if objective.hides and seed is not None:
             draw = draw_for(batch, update_key(seed, 0))
             hidden = objective.hide(batch, draw, learner.facts)
             found = learner(hidden, predict=[objective.kind]) | found

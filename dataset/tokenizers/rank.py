@@ -1,7 +1,7 @@
 """Rank tokens: the detected genes of a cell, ordered by median-scaled expression."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,11 @@ from dataset.tokenizers.medians import gene_medians
 from dataset.tokenizers.tokenizer import CellCounts, Tokens, TrainCounts
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from dataset.workers import Workers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dataset.batches import Batch
 
 
 class RankConfig(Config):
@@ -67,6 +72,21 @@ class RankConfig(Config):
         )
         arrays = {"token_ids": ranked.token_ids, "counts": ranked.counts}
         return Tokens(arrays, ranked.lengths)
+
+    def reorder(self, batch: "Batch", learned: "dict[str, Tensor]") -> "Batch":
+        """Rank the genes of each cell again after its counts have changed, as ``rank_rows`` does.
+
+        Parameters
+        ----------
+        batch
+            Cells as ``to_device`` gives them.
+        learned
+            ``medians`` of the genes, ``(n_genes,)``, on the batch's device.
+        """
+        from dataset.batches import sort_segments  # torch, which encoding does without
+
+        gene = (batch["token_ids"] - N_SPECIALS).clamp(min=0)
+        return sort_segments(batch, batch["counts"] / learned["medians"][gene])
 
 
 class RankedCells(NamedTuple):

@@ -6,7 +6,7 @@ token; the count behind a masked token is hidden with it; the loss of a cell is 
 hidden tokens, so that long cells weigh no more than short ones.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -14,13 +14,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import MASK, N_SPECIALS
 from models.network import Encoded, Network
 from models.objectives.base import Draw, Objective
-
-if TYPE_CHECKING:
-    from dataset.batches import Batch
 
 TARGET = "masked_gene_target"  # of each token in the batch: the gene that was there, or -1
 
@@ -46,7 +44,7 @@ class MaskedGeneConfig(Objective):
         """Return a layer before the output, whose weights are the gene embeddings."""
         return MaskedGeneHead(network, facts.vocabulary.n_tokens)
 
-    def hide(self, batch: "Batch", draw: Draw, facts: DataFacts) -> "Batch":
+    def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Replace tokens: by ``<mask>`` without its count, by a random gene, or not at all."""
         token_ids = batch["token_ids"]
         is_hidden = (token_ids >= N_SPECIALS) & (draw(0) < self.hidden_share)
@@ -61,16 +59,16 @@ class MaskedGeneConfig(Objective):
             "counts": torch.where(is_masked, 0, batch["counts"]),
             TARGET: torch.where(is_hidden, token_ids, -1),
         }
-        return cast("Batch", changed)
+        return cast(Batch, changed)
 
-    def loss(self, encoded: Encoded, head: nn.Module, batch: "Batch") -> Tensor:
+    def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of each cell's hidden genes, ``(b,)``; 0 without any."""
         cell, losses, _ = self._hidden(encoded, head, batch)
         total = losses.new_zeros(len(batch["labels"])).index_add(0, cell, losses)
         n = torch.bincount(cell, minlength=len(total))
         return total / n.clamp(min=1)
 
-    def predict(self, encoded: Encoded, head: nn.Module, batch: "Batch") -> dict[str, Tensor]:
+    def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return how many tokens of each cell were hidden and named, and their loss, ``(b,)``."""
         cell, losses, is_right = self._hidden(encoded, head, batch)
         nothing = losses.new_zeros(len(batch["labels"]))
@@ -89,11 +87,9 @@ class MaskedGeneConfig(Objective):
         }
 
     def _hidden(
-        self, encoded: Encoded, head: nn.Module, batch: "Batch"
+        self, encoded: Encoded, head: nn.Module, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the cell of each hidden token that was read, its loss, if it is right."""
-        from dataset.batches import cell_of_token
-
         target, cell = cast("dict[str, Tensor]", batch)[TARGET], cell_of_token(batch)  # (n,)
         if encoded.token_index is not None:
             target, cell = target[encoded.token_index], cell[encoded.token_index]

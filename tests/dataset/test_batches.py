@@ -1,20 +1,25 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from dataset.batches import (
+    EncodedCells,
     LengthBucketSampler,
     NpyDataset,
     collate,
     cut_to_budget,
     deal_updates,
     even_rounds,
-    padded_length,
+    keep_tokens,
+    openings,
+    sort_segments,
     to_device,
 )
 from dataset.store.encoded_folder import EncodedFolder
-from dataset.vocabulary import PAD
+from dataset.vocabulary import CLS, PAD, SEP
 
 
 @pytest.fixture
@@ -31,49 +36,107 @@ def batches_of(lengths, size, **settings):
     return list(LengthBucketSampler(lengths, size, **settings))
 
 
-def test_a_batch_holds_the_rows_asked_for(cells):
-    rows = [5, 0, 17]
-    batch = collate(NpyDataset(cells).__getitems__(rows))
-    t = batch["token_ids"].shape[1]
-    assert batch["token_ids"].dtype == batch["counts"].dtype == torch.uint16
-    np.testing.assert_array_equal(batch["token_ids"].numpy(), cells.arrays["token_ids"][rows, :t])
-    np.testing.assert_array_equal(batch["counts"].numpy(), cells.arrays["counts"][rows, :t])
-    assert batch["labels"].tolist() == cells.labels[rows].tolist()
-    assert batch["cell_index"].tolist() == rows
-    assert batch["library_size"].shape == (3, 1)
-
-
-def test_rows_widen_on_the_device(cells):
-    batch = to_device(collate(NpyDataset(cells).__getitems__([1, 2])), "cpu")
-    assert batch["token_ids"].dtype == batch["labels"].dtype == torch.int64
-    assert batch["counts"].dtype == batch["library_size"].dtype == torch.float32
-    np.testing.assert_array_equal(
-        batch["counts"].numpy(), cells.arrays["counts"][[1, 2], : batch["counts"].shape[1]]
+def in_memory(cells, **more):
+    """Read a split whole, with more arrays per token."""
+    return EncodedCells(
+        arrays={**cells.arrays, **more},
+        lengths=cells.lengths,
+        library_size=cells.library_size,
+        labels=cells.labels,
+        conditions=np.zeros((len(cells), 0), dtype=np.int64),
     )
 
 
-def test_only_padding_is_trimmed(cells):
+def read(cells, rows):
+    return collate(NpyDataset(cells).__getitems__(rows))
+
+
+def test_a_batch_holds_the_rows_asked_for_end_to_end(cells):
+    rows = [5, 0, 17]
+    batch = read(cells, rows)
+    assert batch["token_ids"].dtype == batch["counts"].dtype == torch.uint16
+    for name, array in cells.arrays.items():
+        expected = np.concatenate([array[row, : cells.lengths[row]] for row in rows])
+        np.testing.assert_array_equal(batch[name].numpy(), expected)
+    assert batch["lengths"] == cells.lengths[rows].tolist()
+    assert batch["offsets"].tolist() == [0, *np.cumsum(batch["lengths"])]
+    assert batch["offsets"].dtype == torch.int32
+    assert batch["labels"].tolist() == cells.labels[rows].tolist()
+    assert batch["cell_index"].tolist() == rows
+    assert batch["library_size"].shape == (3, 1)
+    assert batch["conditions"].shape == (3, 0)
+
+
+def test_rows_widen_on_the_device(cells):
+    rows = read(cells, [1, 2])
+    batch = to_device(rows, "cpu")
+    assert batch["token_ids"].dtype == batch["labels"].dtype == torch.int64
+    assert batch["counts"].dtype == batch["library_size"].dtype == torch.float32
+    assert batch["counts"].tolist() == rows["counts"].tolist()
+    assert isinstance(batch["lengths"], list)  # of numbers: nobody asks the device for them
+
+
+def test_whatever_the_tokenizer_wrote_arrives_on_the_device(cells):
+    bins = np.where(cells.token_ids == PAD, 0, np.arange(cells.token_ids.shape[1]) % 7)
+    more = {"bins": bins.astype(np.uint16), "values": np.sqrt(cells.counts).astype(np.float16)}
+    conditions = np.arange(2 * len(cells)).reshape(-1, 2)
+    rows = [3, 1]
+    batch = to_device(read(replace(in_memory(cells, **more), conditions=conditions), rows), "cpu")
+    for name, dtype in (("bins", torch.int64), ("values", torch.float32)):
+        expected = np.concatenate([more[name][row, : cells.lengths[row]] for row in rows])
+        assert batch[name].dtype == dtype
+        np.testing.assert_array_equal(batch[name].numpy(), expected)
+    assert batch["conditions"].tolist() == [[6, 7], [2, 3]]
+
+
+def test_no_padding_is_read(cells):
     for batch in DataLoader(
         NpyDataset(cells),
         batch_sampler=LengthBucketSampler(cells.lengths, 16),
         collate_fn=collate,
     ):
-        rows = batch["cell_index"].numpy()
-        n_tokens = (batch["token_ids"].numpy() != PAD).sum(axis=1)
-        np.testing.assert_array_equal(n_tokens, cells.lengths[rows])
-
-
-@pytest.mark.parametrize(
-    ("longest", "row", "expected"),
-    [(1, 2049, 1), (63, 2049, 63), (64, 2049, 64), (65, 2049, 128), (2000, 2049, 2048),
-     (2049, 2049, 2049), (90, 97, 97)],
-)  # fmt: skip
-def test_lengths_are_rounded_up_to_multiples_of_64(longest, row, expected):
-    assert padded_length(longest, row) == expected
+        assert (batch["token_ids"].numpy() != PAD).all()
+        np.testing.assert_array_equal(batch["lengths"], cells.lengths[batch["cell_index"]])
 
 
 def test_an_empty_share_of_a_batch_is_an_empty_batch(cells):
-    assert collate(NpyDataset(cells).__getitems__([]))["token_ids"].shape[0] == 0
+    for batch in (read(cells, []), to_device(read(cells, []), "cpu")):
+        assert batch["token_ids"].shape == batch["counts"].shape == batch["labels"].shape == (0,)
+        assert batch["lengths"] == []
+        assert batch["offsets"].tolist() == [0]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_tokens_are_left_out_of_every_array(cells, rng, known):
+    batch = to_device(read(in_memory(cells, bins=cells.counts + 1), [4, 0, 9]), "cpu")
+    keep = torch.from_numpy(rng.random(len(batch["token_ids"])) < 0.5)
+    rows = keep.split(batch["lengths"])
+    lengths = [int(row.sum()) for row in rows]
+    kept = keep_tokens(batch, keep, lengths if known else None)
+    assert kept["lengths"] == lengths
+    assert kept["offsets"].tolist() == [0, *np.cumsum(lengths)]
+    for name in ("token_ids", "counts", "bins"):
+        assert torch.equal(kept[name], batch[name][keep])
+    assert torch.equal(kept["labels"], batch["labels"])
+    nothing = keep_tokens(batch, torch.zeros_like(keep))
+    assert nothing["lengths"] == [0, 0, 0]
+    assert len(nothing["counts"]) == 0
+
+
+def test_segments_are_sorted_each_by_itself():
+    token_ids = torch.tensor([CLS, 9, 7, 8, SEP, 5, 6, CLS, 7, 4, SEP])
+    batch = {
+        "token_ids": token_ids,
+        "counts": torch.arange(11.0),
+        "offsets": torch.tensor([0, 7, 11], dtype=torch.int32),
+        "lengths": [7, 4],
+    }
+    assert openings(token_ids).tolist() == [0, 0, 0, 0, 4, 4, 4, 7, 7, 7, 10]
+    value = torch.tensor([0.0, 1, 2, 2, 0, 1, 3, 0, 1, 5, 0])
+    found = sort_segments(batch, value)
+    assert found["token_ids"].tolist() == [CLS, 7, 8, 9, SEP, 6, 5, CLS, 4, 7, SEP]
+    assert found["counts"].tolist() == [0, 2, 3, 1, 4, 6, 5, 7, 9, 8, 10]
+    assert found["lengths"] == batch["lengths"]
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -120,15 +183,11 @@ def test_batches_keep_to_the_budget_of_tokens(cells, budget):
     asked = np.random.default_rng(0).permutation(len(cells))[:90]
     batches = cut_to_budget(asked, cells, budget)
     assert sorted(np.concatenate(batches)) == sorted(asked)
-    sizes = [
-        collate(NpyDataset(cells).__getitems__(batch))["token_ids"].numel() for batch in batches
-    ]
+    sizes = [len(read(cells, batch)["token_ids"]) for batch in batches]
     assert max(sizes) <= budget
-    # No two neighbours would have fitted together.
-    row = cells.arrays["token_ids"].shape[1]
-    for a, b in zip(batches, batches[1:], strict=False):
-        longest = padded_length(int(cells.lengths[b[0]]), row)
-        assert (len(a) + 1) * longest > budget
+    # The next cell would not have fitted: what counts is its tokens, and padding does not.
+    for size, after in zip(sizes, batches[1:], strict=False):
+        assert size + cells.lengths[after[0]] > budget
 
 
 def test_a_cell_beyond_the_budget_makes_a_batch_alone(cells):

@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 
+from dataset.batches import Batch, EncodedCells, NpyDataset, collate, to_device
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from models.network import TrainCells
 from models.rank_transformer import (
@@ -13,6 +14,7 @@ from models.rank_transformer import (
     RankTransformerConfig,
     highest_ranks,
     rank_positions,
+    segments_of,
 )
 from tests.made_up import facts, network
 
@@ -37,9 +39,33 @@ def build(n_segments: int = 1, **fields) -> RankTransformer:
     ).eval()
 
 
+def ragged(rows: dict[str, torch.Tensor], cells=None) -> Batch:
+    """Read cells out of padded rows, as a network is given them."""
+    b = len(rows["token_ids"])
+    encoded = EncodedCells(
+        arrays={name: rows[name].numpy() for name in ("token_ids", "counts")},
+        lengths=(rows["token_ids"] != PAD).sum(1).numpy(),
+        library_size=rows["library_size"].numpy(),
+        labels=np.arange(b) % N_CLASSES,
+        conditions=np.zeros((b, 0), dtype=np.int64),
+    )
+    cells = range(b) if cells is None else cells
+    return to_device(collate(NpyDataset(encoded).__getitems__(cells)), "cpu")
+
+
 @pytest.fixture
-def batch(rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """Five cells of falling length; the last has no gene at all."""
+def batch(rows) -> Batch:
+    return ragged(rows)
+
+
+@pytest.fixture
+def two_segments(rows_of_two) -> Batch:
+    return ragged(rows_of_two)
+
+
+@pytest.fixture
+def rows(rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """Return padded rows of five cells of falling length; the last has no gene at all."""
     token_ids = np.full((5, N_TOKENS), PAD)
     counts = np.zeros((5, N_TOKENS), dtype=np.int64)
     token_ids[:, 0] = CLS
@@ -50,61 +76,49 @@ def batch(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         "token_ids": torch.from_numpy(token_ids),
         "counts": torch.from_numpy(counts),
         "library_size": torch.from_numpy(np.maximum(counts.sum(1, keepdims=True), 1)).float(),
-        "labels": torch.arange(5) % N_CLASSES,
     }
 
 
 @pytest.fixture
-def two_halves(batch) -> dict[str, torch.Tensor]:
+def rows_of_two(rows) -> dict[str, torch.Tensor]:
     """Each cell above, with the genes of the next one as its previous profile."""
     token_ids, counts = torch.full((5, 2 * N_TOKENS), PAD), torch.zeros(5, 2 * N_TOKENS).long()
     for cell in range(5):
-        now = batch["token_ids"][cell][batch["token_ids"][cell] != PAD]
-        previous = batch["token_ids"][(cell + 1) % 5, 1:]
+        now = rows["token_ids"][cell][rows["token_ids"][cell] != PAD]
+        previous = rows["token_ids"][(cell + 1) % 5, 1:]
         previous = previous[previous != PAD]
         n = len(now) + 1 + len(previous)
         token_ids[cell, :n] = torch.cat([now, torch.tensor([SEP]), previous])
         counts[cell, :n] = torch.cat(
             [
-                batch["counts"][cell, : len(now)],
+                rows["counts"][cell, : len(now)],
                 torch.tensor([0]),
-                batch["counts"][(cell + 1) % 5, 1 : len(previous) + 1],
+                rows["counts"][(cell + 1) % 5, 1 : len(previous) + 1],
             ]
         )
-    size = batch["library_size"]
-    return batch | {
+    size = rows["library_size"]
+    return {
         "token_ids": token_ids,
         "counts": counts,
         "library_size": torch.cat([size, size.roll(-1, 0)], dim=1),
     }
 
 
-def permuted(batch: dict, columns: torch.Tensor) -> dict:
+def permuted(rows: dict, columns: torch.Tensor) -> Batch:
     """Reorder the genes of the first cell, which fills its row."""
-    changed = {name: value.clone() for name, value in batch.items()}
+    changed = {name: value.clone() for name, value in rows.items()}
     for name in ("token_ids", "counts"):
-        changed[name][0] = batch[name][0, columns]
-    return changed
+        changed[name][0] = rows[name][0, columns]
+    return ragged(changed)
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_extra_padding_never_moves_the_answer(batch, choice):
-    model = build(**choice)
-    short = batch | {k: batch[k][1:, :10] for k in ("token_ids", "counts")}
-    short["library_size"] = batch["library_size"][1:]
-    long, expected = model(batch), model(short)
-    torch.testing.assert_close(
-        long.cell_embedding[1:], expected.cell_embedding, atol=1e-5, rtol=1e-5
-    )
-
-
-def padded_forward(model: RankTransformer, batch: dict, *, mask: bool = True) -> torch.Tensor:
+def padded_forward(model: RankTransformer, rows: dict, *, mask: bool = True) -> torch.Tensor:
     """Embed cells over padded rows, every row in every layer, attention as a formula."""
-    ids, d = batch["token_ids"], model.config.d_model
+    ids, d = rows["token_ids"], model.config.d_model
     half = (ids == SEP).cumsum(1)
     index = torch.arange(ids.shape[1]).expand_as(ids)
     ranks = index - torch.where(ids == SEP, index, 0).cummax(1).values
-    expression = torch.log1p(1e4 * batch["counts"] / batch["library_size"].gather(1, half))
+    expression = torch.log1p(1e4 * rows["counts"] / rows["library_size"].gather(1, half))
     genes = model.gene_embedding(ids)
     x = genes + model.position_embedding(ranks) + model.segment_embedding(half)
     x = x + model.value_embedding(expression[..., None]) * (ids >= N_SPECIALS)[..., None]
@@ -125,14 +139,14 @@ def padded_forward(model: RankTransformer, batch: dict, *, mask: bool = True) ->
     return model.encoder.norm(x[:, 0])
 
 
-def test_packed_cells_give_the_embeddings_and_gradients_of_padded_rows(two_halves):
+def test_a_ragged_batch_gives_what_padded_rows_give(rows_of_two, two_segments):
     model = build(2, value_embedding="mlp", n_layers=3).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    packed, padded = model(two_halves).cell_embedding, padded_forward(model, two_halves)
+    packed, padded = model(two_segments).cell_embedding, padded_forward(model, rows_of_two)
     torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)
-    assert (packed - padded_forward(model, two_halves, mask=False)).abs().max() > 1e-2
+    assert (packed - padded_forward(model, rows_of_two, mask=False)).abs().max() > 1e-2
     names, parameters = zip(*model.named_parameters(), strict=True)
     for name, a, b in zip(
         names,
@@ -145,10 +159,11 @@ def test_packed_cells_give_the_embeddings_and_gradients_of_padded_rows(two_halve
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_batch_without_cells_has_gradients_of_zero(batch):
+@pytest.mark.parametrize("n_segments", [1, 2])
+def test_a_batch_without_cells_has_gradients_of_zero(rows, rows_of_two, n_segments):
     # A process whose share of the last batch is empty takes part in the update all the same.
-    model = build(value_embedding="mlp").train()
-    output = model({name: value[:0] for name, value in batch.items()})
+    model = build(n_segments, value_embedding="mlp", n_tokens=4).train()
+    output = model(ragged(rows if n_segments == 1 else rows_of_two, []))
     assert output.cell_embedding.shape == (0, 16)
     output.cell_embedding.sum().backward()
     for name, parameter in model.named_parameters():
@@ -157,12 +172,12 @@ def test_a_batch_without_cells_has_gradients_of_zero(batch):
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_order_of_genes_matters_with_rank_positions_only(batch, choice):
+def test_order_of_genes_matters_with_rank_positions_only(rows, batch, choice):
     model = build(**choice)
     if model.position_embedding is not None:  # they start small, and attention averages them
         torch.nn.init.normal_(model.position_embedding.weight)
     order = torch.cat([torch.tensor([0]), 1 + torch.randperm(12)])
-    moved = model(permuted(batch, order)).cell_embedding - model(batch).cell_embedding
+    moved = model(permuted(rows, order)).cell_embedding - model(batch).cell_embedding
     if choice["rank_position"] == "none":
         assert moved.abs().max() < 1e-5
     else:
@@ -172,9 +187,9 @@ def test_order_of_genes_matters_with_rank_positions_only(batch, choice):
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 @pytest.mark.parametrize("n_segments", [1, 2])
-def test_gradient_reaches_every_parameter(batch, two_halves, choice, n_segments):
+def test_gradient_reaches_every_parameter(batch, two_segments, choice, n_segments):
     model = build(n_segments, **choice)
-    output = model(batch if n_segments == 1 else two_halves)
+    output = model(batch if n_segments == 1 else two_segments)
     output.cell_embedding.pow(3).sum().backward()  # squares of a normed row add up to a constant
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -183,10 +198,16 @@ def test_gradient_reaches_every_parameter(batch, two_halves, choice, n_segments)
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_a_cell_does_not_depend_on_the_others(batch):
-    model = build(value_embedding="mlp")
-    alone = [model({k: v[i : i + 1] for k, v in batch.items()}).cell_embedding for i in range(5)]
-    torch.testing.assert_close(torch.cat(alone), model(batch).cell_embedding, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("n_tokens", [None, 4])
+@pytest.mark.parametrize("n_segments", [1, 2])
+def test_a_cell_does_not_depend_on_the_others(rows, rows_of_two, n_segments, n_tokens):
+    rows = rows if n_segments == 1 else rows_of_two
+    model = build(n_segments, value_embedding="mlp", n_tokens=n_tokens)
+    together = model(ragged(rows)).cell_embedding
+    alone = torch.cat([model(ragged(rows, [i])).cell_embedding for i in range(5)])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+    mixed = model(ragged(rows, [3, 0, 4])).cell_embedding
+    torch.testing.assert_close(mixed, together[[3, 0, 4]], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("choice", [CHOICES[0], CHOICES[-1]], ids=str)
@@ -212,59 +233,62 @@ def test_counts_are_an_input_when_the_config_says_so(batch, choice, sees_counts)
     assert (moved > 1e-5) == sees_counts
 
 
-def test_ranks_restart_in_the_second_half():
-    token_ids = torch.tensor([[CLS, 9, 8, 7, SEP, 6, 5, PAD], [CLS, 9, SEP, 6, PAD, PAD, 0, 0]])
-    assert rank_positions(token_ids)[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
-    assert rank_positions(token_ids)[1, :4].tolist() == [0, 1, 0, 1]
+def test_ranks_restart_in_the_second_segment():
+    token_ids = torch.tensor([CLS, 9, 8, 7, SEP, 6, 5, CLS, 9, SEP, 6])
+    assert rank_positions(token_ids).tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 1]
+    assert segments_of(token_ids).tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_the_halves_are_told_apart(two_halves, choice):
+def test_the_segments_are_told_apart(rows_of_two, two_segments, choice):
     model = build(2, **choice)
-    swapped = {name: value.clone() for name, value in two_halves.items()}
-    row, cell_counts = two_halves["token_ids"][0], two_halves["counts"][0]
+    swapped = {name: value.clone() for name, value in rows_of_two.items()}
+    row, cell_counts = rows_of_two["token_ids"][0], rows_of_two["counts"][0]
     sep = int((row == SEP).nonzero())
     end = int((row != PAD).sum())
     order = [0, *range(sep + 1, end), sep, *range(1, sep), *range(end, len(row))]
     swapped["token_ids"][0], swapped["counts"][0] = row[order], cell_counts[order]
-    swapped["library_size"][0] = two_halves["library_size"][0].flip(0)
-    moved = (model(swapped).cell_embedding - model(two_halves).cell_embedding).abs()
+    swapped["library_size"][0] = rows_of_two["library_size"][0].flip(0)
+    moved = (model(ragged(swapped)).cell_embedding - model(two_segments).cell_embedding).abs()
     assert moved[0].max() > 1e-4
     assert moved[1:].max() < 1e-5
 
 
-def test_cls_starts_from_the_expression_weighted_genes(batch):
+def test_cls_starts_from_the_expression_weighted_genes(rows, batch):
     model = build(rank_position="none", cls_init="expression")
-    embedded, cells = model.embed(batch)
+    embedded, cells, _ = model.embed(batch)
     genes = model.gene_embedding.weight
     cell = 2
     total = torch.zeros(16)
-    for token, count in zip(batch["token_ids"][cell], batch["counts"][cell], strict=True):
-        total += torch.log1p(count * 1e4 / batch["library_size"][cell, 0]) * genes[token]
+    for token, count in zip(rows["token_ids"][cell], rows["counts"][cell], strict=True):
+        total += torch.log1p(count * 1e4 / rows["library_size"][cell, 0]) * genes[token]
     expected = genes[CLS] + torch.nn.functional.layer_norm(total, (16,))
     first = int(cells.first[cell])
     torch.testing.assert_close(embedded[first], expected)
-    torch.testing.assert_close(embedded[first + 1], genes[batch["token_ids"][cell, 1]])
+    torch.testing.assert_close(embedded[first + 1], genes[rows["token_ids"][cell, 1]])
     assert cells.lengths == [13, 10, 6, 3, 1]
 
 
-def test_only_the_highest_ranks_enter_the_blocks(batch, two_halves):
+def test_only_the_highest_ranks_enter_the_blocks(rows, batch, rows_of_two, two_segments):
     # Without the sum of expression, which is over the whole row, cutting the row is the same.
     model, short = build(cls_init="learned"), build(cls_init="learned", n_tokens=4)
     short.load_state_dict(
         {k: v[:5] if "position" in k else v for k, v in model.state_dict().items()}
     )
-    cut = batch | {k: batch[k][:, :5] for k in ("token_ids", "counts")}
+    cut = ragged(rows | {k: rows[k][:, :5] for k in ("token_ids", "counts")})
     torch.testing.assert_close(short(batch).cell_embedding, model(cut).cell_embedding)
+    kept = highest_ranks(batch, 4, n_segments=1)
+    assert kept["lengths"] == cut["lengths"]
+    for name in ("token_ids", "counts", "offsets"):
+        assert torch.equal(kept[name], cut[name])
 
-    kept = highest_ranks(two_halves, 4, n_segments=2)
-    for before, after in zip(two_halves["token_ids"], kept["token_ids"], strict=True):
+    kept = highest_ranks(two_segments, 4, n_segments=2)
+    for before, after in zip(
+        rows_of_two["token_ids"], kept["token_ids"].split(kept["lengths"]), strict=True
+    ):
         sep = int((before == SEP).nonzero())
         expected = torch.cat([before[:sep][:5], before[sep:][:5]])
-        expected = expected[expected != PAD]
-        assert after[: len(expected)].tolist() == expected.tolist()
-        assert (after[len(expected) :] == PAD).all()
-        assert len(after) == 10
+        assert after.tolist() == expected[expected != PAD].tolist()
 
 
 def test_svd_start_is_fitted_on_what_it_is_given_and_leaves_special_tokens(rng, batch):
@@ -294,7 +318,7 @@ def test_a_random_start_does_not_read_the_expression():
 def test_the_expression_given_to_cls_starts_standardized(batch):
     model = build(rank_position="none", cls_init="expression")
     model.standardize_expression(batch)
-    embedded, cells = model.embed(batch)
+    embedded, cells, _ = model.embed(batch)
     given = embedded[cells.first] - model.gene_embedding.weight[CLS]
     torch.testing.assert_close(given.mean(dim=0), torch.zeros(16), atol=1e-5, rtol=0)
     torch.testing.assert_close(given.std(dim=0), torch.ones(16), atol=1e-4, rtol=0)
@@ -310,7 +334,7 @@ def test_the_largest_token_and_the_longest_row_fit(batch):
         "counts": torch.ones(1, N_TOKENS).long(),
         "library_size": torch.full((1, 1), 12.0),
     }
-    assert build()(full).cell_embedding.isfinite().all()
+    assert build()(ragged(full)).cell_embedding.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,21 @@ def test_the_mixer_is_splitmix64():
 
 
 def test_numbers_belong_to_key_cell_stream_and_place():
-    cells = torch.arange(50)
-    whole = uniform(3, cells, 20, stream=1)
-    assert torch.equal(uniform(3, cells[[7, 2]], 12, stream=1), whole[[7, 2], :12])
-    for other in (uniform(4, cells, 20, stream=1), uniform(3, cells, 20, stream=0)):
+    cells, places = torch.arange(50)[:, None], torch.arange(20)
+    whole = uniform(3, cells, places, stream=1)
+    assert torch.equal(uniform(3, cells[[7, 2]], places[:12], stream=1), whole[[7, 2], :12])
+    one_each = uniform(3, torch.tensor([7, 7, 2]), torch.tensor([0, 11, 5]), stream=1)
+    assert torch.equal(one_each, whole[[7, 7, 2], [0, 11, 5]])
+    assert torch.equal(uniform(3, cells, places[4], stream=1), whole[:, 4:5])
+    for other in (uniform(4, cells, places, stream=1), uniform(3, cells, places, stream=0)):
         assert (other != whole).float().mean() > 0.99
     assert len(whole.unique()) > 990  # neither do cells share theirs
+
+
+def test_numbers_stay_as_they_were():
+    # Recorded runs are drawn from them.
+    found = uniform(3, torch.tensor([[7], [2]]), torch.arange(3), stream=1) * 2**24
+    assert found.tolist() == [[15655345, 2908238, 14535204], [7587332, 10815620, 6901040]]
 
 
 def test_keys_differ():
@@ -29,7 +38,7 @@ def test_keys_differ():
 
 
 def test_numbers_are_uniform_and_unrelated():
-    u = uniform(0, torch.arange(300), 300, stream=0).double().numpy()
+    u = uniform(0, torch.arange(300)[:, None], torch.arange(300), stream=0).double().numpy()
     assert 0 <= u.min() < 1e-4
     assert 1 - 1e-4 < u.max() < 1
     assert stats.kstest(u.ravel(), "uniform").pvalue > 0.01
