@@ -100,6 +100,8 @@ def write_run(tmp_path):
             "schema_version": SCHEMA_VERSION,
             "n_tokens": 9,
             "n_segments": 1,
+            "condition_keys": [],
+            "learned": {"medians": {"dtype": "float32", "shape": [2], "range": [1.0, 1.0]}},
             "n_cells": dict.fromkeys(("train", "val", "test"), n_cells),
             "source": {"files": [{"path": f"{data}.h5ad"}]},
             **hashes,
@@ -107,6 +109,7 @@ def write_run(tmp_path):
         (folder / "data" / "meta.json").write_text(json.dumps(meta))
         (folder / "data" / "class_names.json").write_text(json.dumps(class_names))
         Vocabulary(("g0", "g1"), ("G0", "G1")).save(folder / "data" / "vocabulary.json")
+        (folder / "data" / "conditions.json").write_text("{}")
         (folder / "data" / "conditions.json").write_text("{}")
         (folder / "data" / "learned").mkdir()
         np.save(folder / "data/learned/medians.npy", np.ones(2, dtype=np.float32))
