@@ -22,6 +22,7 @@ from configs.user_error import UserError
 from dataset import TokenizerConfig
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.store.data_facts import DataFacts, FactsError, read_class_names, read_facts
+from dataset.store.encoded_folder import SCHEMA_VERSION
 from training.checkpoint import ADVICE
 from training.same_run import model_key
 from training.tracking import MetricsError, read_metrics
@@ -158,10 +159,10 @@ class Run:
             raise other_version(self.path, error) from None
         if lacking := sorted({*ALWAYS_THERE} - {*there}):
             raise other_version(self.path, f"it has no {', '.join(lacking)}")
-        self.metrics: dict[str, Any] = self._table(METRICS, _Metrics)
-        if (version := self.metrics.get("version")) != RUN_VERSION:
-            raise other_version(self.path, f"format {version}, this code reads {RUN_VERSION}")
-        self.meta: dict[str, Any] = self._table(f"{DATA}/meta.json", _Meta)
+        self.metrics: dict[str, Any] = self._table(METRICS, _Metrics, version=RUN_VERSION)
+        self.meta: dict[str, Any] = self._table(
+            f"{DATA}/meta.json", _Meta, schema_version=SCHEMA_VERSION
+        )
         try:
             TypeAdapter(TokenizerConfig).validate_python(self.meta["tokenizer"])
         except ValidationError as error:
@@ -247,14 +248,20 @@ class Run:
         except (OSError, ValueError) as error:
             raise self._damaged(CHECKSUMS, error) from None
 
-    def _table(self, name: str, expected: type[_Table]) -> dict[str, Any]:
+    def _table(self, name: str, expected: type[_Table], **versions: int) -> dict[str, Any]:
+        """Read a JSON table; ``versions`` is the key of its format, and the one read here."""
         try:
             table = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, error) from None
+        for key, version in versions.items():
+            if isinstance(table, dict) and table.get(key) != version:
+                found = f"{name}: format {table.get(key)}, this code reads {version}"
+                raise other_version(self.path, found)
+        try:
             expected.model_validate(table)
         except ValidationError as error:
             raise self._damaged(name, _first_fault(error)) from None
-        except (OSError, ValueError) as error:
-            raise self._damaged(name, error) from None
         return table
 
     def _class_names(self) -> list[str]:

@@ -21,7 +21,7 @@ from scipy.sparse import csr_matrix
 from configs.user_error import UserError
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.store.csr_file import CsrFile, open_npy
-from dataset.store.data_facts import FactsError, read_facts
+from dataset.store.data_facts import DataFacts, FactsError, read_facts
 from dataset.store.layout import FILES, SPLITS, tokenizer_files
 from dataset.store.meta import fault_of_meta
 
@@ -117,20 +117,24 @@ class EncodedFolder:
         self.n_segments: int = self.meta["n_segments"]
         self.n_cells: dict[str, int] = {split: self.meta["n_cells"][split] for split in SPLITS}
         try:
-            self.facts = read_facts(self.path, self.meta)
+            self._facts = read_facts(self.path, self.meta)
         except FactsError as error:
             raise self._damaged(error.file, error.fault) from None
-        self.vocabulary, self.class_names = self.facts.vocabulary, self.facts.class_names
-        self.conditions, self.learned = self.facts.conditions, self.facts.learned
+        self.vocabulary, self.class_names = self._facts.vocabulary, self._facts.class_names
+        self.conditions, self.learned = self._facts.conditions, self._facts.learned
         self._splits = {split: self._open_split(split) for split in SPLITS}
-        labels = self._splits["train"].labels
-        class_sizes = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
-        self.facts = replace(self.facts, class_sizes=class_sizes)
         self._matrix, self._library_size = self._open_expression()
         self._cells_csv = os.open(self.path / "cells.csv", os.O_RDONLY)
         weakref.finalize(self, os.close, self._cells_csv)
         self._check_cells()
         self.check_unchanged()
+
+    @property
+    def facts(self) -> DataFacts:
+        """What a network needs to know of these cells."""
+        labels = self._splits["train"].labels
+        class_sizes = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
+        return replace(self._facts, class_sizes=class_sizes)
 
     def split(self, name: str) -> EncodedSplit:
         """Return ``train``, ``val`` or ``test``."""
@@ -232,7 +236,7 @@ class EncodedFolder:
         rows = self._array(f"{name}/rows.npy", (n,), ("int64",))
         library_size = self._array(f"{name}/library_size.npy", (n, s), ("float32",))
         n_names = np.array(
-            [len(names) for names in self.facts.conditions.values()], dtype=np.int64
+            [len(names) for names in self._facts.conditions.values()], dtype=np.int64
         )
         conditions = self._array(f"{name}/conditions.npy", (n, len(n_names)), ("int64",))
         known = bool(((conditions >= -1) & (conditions < n_names)).all())

@@ -139,7 +139,7 @@ def test_equal_to_a_plain_numpy_reference(cells, config_of, kind):
     train = donors_of(cells, 0, 1)
     genes, medians, token_ids, behind, library_size = numpy_reference(cells, train)
     assert folder.vocabulary.gene_ids == tuple(cells.var_names[genes])
-    np.testing.assert_array_equal(folder.learned["medians"], medians)
+    np.testing.assert_array_equal(folder.facts.learned["medians"], medians)
     for name, mask in (
         ("train", train),
         ("val", donors_of(cells, 2)),
@@ -540,7 +540,7 @@ def test_another_tokenizer_names_its_own_arrays(cells, config_of):
     assert sorted(folder.facts.learned) == ["known", "sums"]
     detected = cells.X[donors_of(cells, 0, 1)].toarray() > 0
     genes = np.flatnonzero(detected.any(axis=0))
-    np.testing.assert_array_equal(folder.learned["sums"][:, 0], detected.sum(axis=0)[genes])
+    np.testing.assert_array_equal(folder.facts.learned["sums"][:, 0], detected.sum(axis=0)[genes])
     split = folder.split("val")
     assert sorted(split.arrays) == ["is_rare", "token_ids"]
     assert split.arrays["is_rare"].dtype == bool
@@ -584,7 +584,7 @@ def test_the_previous_profile_of_a_layer(cells, config_of):
     tokenizer = {"n_tokens": 20, "previous": {"layer": "X_previous"}}
     folder = run(config_of(cells, tokenizer=tokenizer))
     assert (folder.n_tokens, folder.n_segments) == (42, 2)
-    medians = pd.Series(folder.learned["medians"], index=folder.vocabulary.gene_ids)
+    medians = pd.Series(folder.facts.learned["medians"], index=folder.vocabulary.gene_ids)
     columns = [cells.var_names.get_loc(gene) for gene in folder.vocabulary.gene_ids]
     for name in ("train", "val", "test"):
         split = folder.split(name)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from dataset.store.checksums import write_checksums
+from dataset.store.encoded_folder import SCHEMA_VERSION
 from dataset.vocabulary import Vocabulary
 from evaluation import METRICS
 from training.runs import RUN_VERSION
@@ -96,6 +97,7 @@ def write_run(tmp_path):
         meta = {
             "name": data,
             "tokenizer": {"kind": "rank", "n_tokens": 8, "previous": previous},
+            "schema_version": SCHEMA_VERSION,
             "n_tokens": 9,
             "n_segments": 1,
             "condition_keys": [],
@@ -107,6 +109,7 @@ def write_run(tmp_path):
         (folder / "data" / "meta.json").write_text(json.dumps(meta))
         (folder / "data" / "class_names.json").write_text(json.dumps(class_names))
         Vocabulary(("g0", "g1"), ("G0", "G1")).save(folder / "data" / "vocabulary.json")
+        (folder / "data" / "conditions.json").write_text("{}")
         (folder / "data" / "conditions.json").write_text("{}")
         (folder / "data" / "learned").mkdir()
         np.save(folder / "data/learned/medians.npy", np.ones(2, dtype=np.float32))

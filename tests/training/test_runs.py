@@ -271,11 +271,13 @@ def test_a_run_that_never_had_a_file_is_of_another_version(copy, name):
     refused(copy, rf"another version of this code \(it has no {name}\)")
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "data/meta.json"])
 @pytest.mark.parametrize("version", [None, 1, 99])
-def test_a_run_of_another_format_is_said_so(copy, version):
-    edit_json(copy, "metrics.json", lambda metrics: metrics | {"version": version})
+def test_a_run_of_another_format_is_said_so(copy, name, version):
+    key = "version" if name == "metrics.json" else "schema_version"
+    edit_json(copy, name, lambda content: content | {key: version})
     write_checksums(copy)
-    refused(copy, rf"another version of this code \(format {version}, this code reads")
+    refused(copy, rf"another version of this code \({name}: format {version}, this code reads")
 
 
 def test_a_tokenizer_of_another_version_is_not_called_damaged(copy):
@@ -349,11 +351,11 @@ def test_the_facts_are_those_of_the_encoded_folder(network_run, encoded_folder):
 
 def test_whatever_a_tokenizer_learned_is_read_by_name(copy):
     n = Run(copy).facts.vocabulary.n_genes
-    edges = {"dtype": "float32", "shape": [n, 5], "range": [1.0, 1.0]}
-    named = {"learned": {"bin_edges": edges}, "condition_keys": ["donor"]}
-    edit_json(copy, "data/meta.json", lambda meta: meta | named)
     np.save(copy / "data" / "learned" / "bin_edges.npy", np.ones((n, 5), dtype=np.float32))
     (copy / "data" / "conditions.json").write_text('{"donor": ["a", "b"]}')
+    edges = {"dtype": "float32", "shape": [n, 5], "range": [0.0, 2.0]}
+    more = {"learned": {"bin_edges": edges}, "condition_keys": ["donor"]}
+    edit_json(copy, "data/meta.json", lambda meta: meta | more)
     write_checksums(copy)
     facts = Run(copy).facts
     assert facts.learned["bin_edges"].shape == (n, 5)

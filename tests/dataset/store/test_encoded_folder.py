@@ -22,8 +22,8 @@ def copy(encoded_folder, tmp_path):
 def test_what_is_in_it(encoded_folder):
     folder = EncodedFolder(encoded_folder)
     assert folder.class_names == ["type_0", "type_1", "type_2", "type_3"]
-    assert folder.learned["medians"].dtype == np.float32
-    assert folder.vocabulary.n_genes == len(folder.learned["medians"])
+    assert folder.facts.learned["medians"].dtype == np.float32
+    assert folder.vocabulary.n_genes == len(folder.facts.learned["medians"])
     assert sum(folder.n_cells.values()) == len(folder.cells) == 300
     donors = {}
     for name in ("train", "val", "test"):
