@@ -18,7 +18,7 @@ from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from evaluation.run_folder import RunFolder
 from models.rank_transformer import RankTransformer, RankTransformerConfig
-from training.checkpoint import load_weights
+from training.checkpoint import CheckpointError, load_weights
 from training.distributed import choose_device
 
 WEIGHTS = "model.safetensors"
@@ -82,7 +82,7 @@ class TrainedModel:
         try:
             self.tokenizer = RankConfig(**self.run.meta["tokenizer"])
             self.quality_control = QualityControlConfig(**self.run.meta["quality_control"])
-            self.min_detected_genes = int(self.run.meta["min_detected_genes"])
+            self.min_detected_genes = _number_of_genes(self.run.meta["min_detected_genes"])
         except (KeyError, TypeError, ValueError, ValidationError) as error:
             fault = str(error).splitlines()[0]
             raise AnnotationError(
@@ -110,7 +110,10 @@ class TrainedModel:
             n_segments=self.tokenizer.n_segments,
         )
         tensors = {name: torch.from_numpy(array) for name, array in self.run.weights().items()}
-        load_weights(network, tensors, self.run.path / WEIGHTS)
+        try:
+            load_weights(network, tensors, self.run.path / WEIGHTS)
+        except CheckpointError as error:
+            raise AnnotationError(f"{error}; annotate with another run, or train again") from None
         return network.to(self.device).eval()
 
     def _baseline(self, model: Any) -> Any:
@@ -238,6 +241,12 @@ class TrainedModel:
                 embedding[cells] = output.cell_embedding.float().cpu().numpy()
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
         return exponents / exponents.sum(axis=1, keepdims=True), embedding
+
+
+def _number_of_genes(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"min_detected_genes {value!r} is no number of genes")
+    return value
 
 
 def _batches(widths: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
