@@ -58,7 +58,7 @@ def resolve(
     CellFileError
         If nothing is there, or a download fails.
     """
-    if isinstance(input, str | Path) and str(input) in SOURCES and not Path(input).exists():
+    if str(input) in SOURCES and not Path(str(input)).exists():
         return [SOURCES[str(input)].fetch(downloads)]
     if isinstance(input, str | Path | CellUrl):
         return find_files(input, names=SOURCES)

@@ -150,7 +150,11 @@ def annotate(
         )
     if not (isinstance(batch_size, int) and batch_size >= 1):
         raise AnnotationError(f"batch_size: {batch_size!r}; expected a whole number from 1")
-    path, output = _one_file(query), Path(output).expanduser()
+    path = _one_file(query)
+    try:
+        output = Path(output).expanduser()
+    except RuntimeError as error:  # a ~name of nobody
+        raise AnnotationError(f"output: {output}: {error}") from None
     check_output(output, path)
     model = TrainedModel(run, device=device)
     with open_store(path) as root:

@@ -112,7 +112,16 @@ def check_query(file: h5py.File, path: CellPath, columns: list[str]) -> None:
             )
         if link is not None and part != "obs" and not isinstance(file[part], h5py.Group):
             raise AnnotationError(f"{path}: {part} is no table; write the query anew with anndata")
+    parts = [file[part] for part in ("obs", "obsm", "uns") if part in file]
+    tables = [h5py.h5o.get_info(part.id).addr for part in parts]
+    if len(set(tables)) < len(tables):
+        raise AnnotationError(
+            f"{path}: two of obs, obsm and uns are one table, by a link between them; write the "
+            "query anew with anndata"
+        )
     obs = file.get("obs")
+    if obs is None:
+        raise AnnotationError(f"{path}: has no obs; expected what anndata's write_h5ad writes")
     if not isinstance(obs, h5py.Group) or "column-order" not in obs.attrs:
         raise AnnotationError(
             f"{path}: its obs was written before anndata 0.7 and cannot be added to; read the "

@@ -18,7 +18,7 @@ from dataset.tokenizers.tokenizer import CellCounts
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from models.learner import Learner
-from training.checkpoint import load_weights
+from training.checkpoint import CheckpointError, load_weights
 from training.distributed import Ranks, choose_device
 from training.predict import predict_cells
 from training.runs import Run
@@ -90,7 +90,7 @@ class TrainedModel:
         try:
             self.tokenizer = read_tokenizer(self.run.meta["tokenizer"])
             self.quality_control = QualityControlConfig(**self.run.meta["quality_control"])
-            self.min_detected_genes = int(self.run.meta["min_detected_genes"])
+            self.min_detected_genes = _number_of_genes(self.run.meta["min_detected_genes"])
         except (KeyError, TypeError, ValueError, ValidationError) as error:
             fault = str(error).splitlines()[0]
             raise AnnotationError(
@@ -113,7 +113,10 @@ class TrainedModel:
             )
         learner = Learner(model, self.config.objectives, self.facts)
         tensors = {name: torch.from_numpy(array) for name, array in self.run.weights().items()}
-        load_weights(learner, tensors, self.run.path / WEIGHTS)
+        try:
+            load_weights(learner, tensors, self.run.path / WEIGHTS)
+        except CheckpointError as error:
+            raise AnnotationError(f"{error}; annotate with another run, or train again") from None
         return learner.to(self.device).eval()
 
     def _baseline(self, model: Any) -> Any:
@@ -233,3 +236,9 @@ class TrainedModel:
             labels=unknown[:, 0],
             conditions=unknown[:, 1:],
         )
+
+
+def _number_of_genes(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"min_detected_genes {value!r} is no number of genes")
+    return value

@@ -32,8 +32,12 @@ def find_files(
     text = str(input)
     if "://" in text:
         return _at_address(CellUrl(text))
-    path = Path(text).expanduser()
-    if path.exists():
+    try:
+        path = Path(text).expanduser()
+        is_there = path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, a ~name of nobody
+        raise CellFileError(f"{text[:100]}: is no path that can be read ({error})"[:400]) from None
+    if is_there:
         return [_regular(path)]
     if glob.has_magic(text):
         if found := sorted(Path(name) for name in glob.glob(str(path), recursive=True)):

@@ -273,6 +273,18 @@ def test_counts_of_val_and_test_change_nothing_that_is_learned(leaky, config_of,
     assert after.n_cells["test"] < before.n_cells["test"]
 
 
+def test_a_time_point_stays_one_though_all_its_cells_lose_their_labels(leaky, config_of):
+    """Or the labels of held out cells would change whose past is whose."""
+    leaky.obs["time"] = leaky.obs["time"].astype(str).astype(object)
+    late = np.flatnonzero(~donors_of(leaky, 0, 1))[:20]
+    leaky.obs.iloc[late, leaky.obs.columns.get_loc("time")] = "day 99"
+    before = run(config_of(leaky, "before", **LEAKS["histories"]))
+    leaky.obs.iloc[late, leaky.obs.columns.get_loc("cell_type")] = np.nan
+    after = run(config_of(leaky, "after", file="changed.h5ad", **LEAKS["histories"]))
+    assert after.meta["dropped"]["no label"] == 20
+    assert learned(after) == learned(before)
+
+
 def test_doublets_are_dropped_by_the_threshold_and_their_scores_are_listed(leaky, config_of):
     settings = LEAKS["doublets of batches in all splits"] | {"min_cells_per_class": 2}
     every = settings | {"quality_control": settings["quality_control"] | {"max_doublet_score": 1}}

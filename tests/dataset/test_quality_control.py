@@ -52,6 +52,15 @@ def test_mitochondrial_genes_are_found_in_any_case(cells):
     )
 
 
+def test_symbols_in_small_letters_are_mitochondrial_too(cells, cells_adata, tmp_path):
+    """As those of mice are written."""
+    cells_adata.var_names = cells_adata.var_names.str.lower()
+    cells_adata.write_h5ad(tmp_path / "mouse.h5ad")
+    mouse = measure_cells(open_cells(tmp_path / "mouse.h5ad"))["pct_counts_mt"]
+    assert mouse.max() > 0
+    np.testing.assert_array_equal(mouse, measure_cells(cells)["pct_counts_mt"])
+
+
 def test_no_mitochondrial_gene_is_an_error_only_with_a_threshold(cells):
     metrics = measure_cells(cells, mitochondrial_prefix="mito:")
     measures = Measures(*(metrics[name].to_numpy() for name in Measures._fields))

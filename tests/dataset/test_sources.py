@@ -40,6 +40,12 @@ def test_a_pipe_is_not_waited_for(tmp_path):
             resolve(input)
 
 
+@pytest.mark.parametrize("text", ["x" * 5000 + ".h5ad", "~nobody-of-that-name/cells.h5ad"])
+def test_a_text_that_is_no_path_is_said_in_a_sentence(text):
+    with pytest.raises(CellFileError, match="is no path that can be read"):
+        resolve(text)
+
+
 def test_synthetic_cells_are_reproducible_counts():
     a, b = (synthetic_cells(np.random.default_rng(3), n_times=2) for _ in range(2))
     assert (a.X != b.X).nnz == 0

@@ -40,6 +40,13 @@ def test_val_is_chosen_from_the_rest(obs):
         assert [d for d, split in chosen.items() if split == "val"] in (["d"], ["b"])
 
 
+def test_val_is_never_a_group_of_test(obs):
+    """Not even where that group has as many cells as val should have."""
+    chosen = split_of_donor(obs, test=["e"], val_fraction=20 / 250)
+    assert chosen["e"] == "test"
+    assert list(chosen.values()).count("val") == 1
+
+
 def test_chosen_groups_come_close_to_the_fractions_and_repeat(obs):
     sizes = obs["donor"].value_counts()
     chosen = split_of_donor(obs, val_fraction=0.16, test_fraction=0.24)

@@ -150,6 +150,30 @@ def test_a_link_out_of_the_query_is_not_followed(place, how, baseline_run, query
     assert not (tmp_path / "annotated.h5ad").exists()
 
 
+@pytest.mark.parametrize(("part", "other"), [("obsm", "uns"), ("uns", "obs")])
+def test_two_tables_that_are_one_are_refused(part, other, baseline_run, query, tmp_path):
+    path = query()
+    with h5py.File(path, "r+") as file:
+        del file[part]
+        file[part] = h5py.SoftLink(f"/{other}")
+    with pytest.raises(AnnotationError, match="are one table"):
+        annotate(baseline_run, path, tmp_path / "a.h5ad")
+    assert not (tmp_path / "a.h5ad").exists()
+
+
+def test_a_query_without_obs_is_not_called_old(baseline_run, query, tmp_path):
+    path = query()
+    with h5py.File(path, "r+") as file:
+        del file["obs"]
+    with pytest.raises(AnnotationError, match="has no obs"):
+        annotate(baseline_run, path, tmp_path / "a.h5ad")
+
+
+def test_a_home_of_nobody_is_no_output(baseline_run, query):
+    with pytest.raises(AnnotationError, match="output: ~nobody-of-that-name"):
+        annotate(baseline_run, query(), "~nobody-of-that-name/a.h5ad")
+
+
 def test_the_query_is_safe_under_all_its_names(baseline_run, query, tmp_path):
     path = query()
     before = path.read_bytes()

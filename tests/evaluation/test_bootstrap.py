@@ -38,6 +38,11 @@ def test_donors_are_drawn_whole(rng):
         assert sum(times.pop() for times in drawn.values()) == 3
 
 
+def test_donors_are_drawn_with_replacement(rng):
+    draws = resample_weights(3, 200, rng, donors=np.array(list("abc")))
+    assert {tuple(sorted(weights)) for weights in draws} == {(1, 1, 1), (0, 1, 2), (0, 0, 3)}
+
+
 def test_interval_of_accuracy_is_the_binomial_one(rng):
     labels = np.zeros(400, dtype=int)
     right = rng.random(400) < 0.8

@@ -292,3 +292,18 @@ def test_content_that_fits_by_shape_alone_is_refused(change, file, network_run, 
     with pytest.raises(ValueError, match=f"{file} is changed"):
         annotate(run, query(), tmp_path / "after.h5ad")
     assert not (tmp_path / "after.h5ad").exists()
+
+
+@pytest.mark.parametrize("number", [-5, True, 2.7, float("inf"), 10**30, "many", None])
+def test_a_poorest_cell_of_no_number_of_genes_is_refused(baseline_run, changed_run, number):
+    run = changed_run(baseline_run, meta=lambda meta: meta.update(min_detected_genes=number))
+    with pytest.raises(AnnotationError, match="does not say which cells the run was trained on"):
+        TrainedModel(run)
+
+
+def test_weights_of_another_network_are_said_in_a_sentence(network_run, changed_run):
+    def shorten(meta):
+        meta["tokenizer"]["n_tokens"] = 5
+
+    with pytest.raises(AnnotationError, match=r"weights of another model.*train again"):
+        TrainedModel(changed_run(network_run, meta=shorten))

@@ -1,5 +1,7 @@
 """The sentences at the end: what is concluded, from what, and when nothing is."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -131,6 +133,23 @@ def test_log_loss_has_its_say(write_run, sure, word):
     assert sentence.startswith("pancreas: no, this data does not need a transformer")
     said = sentence[sentence.index("In log-loss, both scaled on val") :]
     assert word in said
+
+
+def test_log_loss_is_compared_at_the_temperature_of_val(write_run):
+    """One model is the other, made far too sure: scaled on val they are the same."""
+    wrong = np.random.default_rng(0).choice(2000, size=300, replace=False)
+    doubt = np.where(np.isin(np.arange(2000), wrong), 0.5, 0.9)
+    calm = _with_confidence(named(MANY, wrong), doubt)
+    given = {"class_names": list("abcd"), "labels": {"val": MANY, "test": MANY}}
+    sure = calm**3 / (calm**3).sum(axis=1, keepdims=True)
+    write_run("linear", probabilities={"val": calm, "test": calm}, **given)
+    folder = write_run(
+        "net", kind="rank_transformer", probabilities={"val": sure, "test": sure}, **given
+    )
+    comparison = compared(folder)
+    scores = comparison.scores.set_index("model")["log_loss"]
+    assert scores["net"] > scores["linear"] + 0.05
+    assert re.search(r"In log-loss, both scaled on val: [+-]0\.000 ", verdict(comparison))
 
 
 def _with_confidence(probabilities, confidence):

@@ -29,6 +29,16 @@ def test_counts_stay_and_fractions_are_per_100_000(layered, cells_adata):
         )
 
 
+def test_a_share_of_less_than_half_a_count_stays_a_count(cells_adata, tmp_path):
+    values = cells_adata.X.copy().astype(np.float64)
+    values.data[0] = 1e-6
+    cells_adata.layers["mean"] = values
+    cells_adata.write_h5ad(tmp_path / "cells.h5ad")
+    (_, block), *_ = of_layer(open_cells(tmp_path / "cells.h5ad"), "mean").blocks()
+    np.testing.assert_array_equal(block.toarray() > 0, values.toarray() > 0)
+    assert block.data[0] == 1
+
+
 def test_a_layer_that_is_not_there_is_said(layered):
     with pytest.raises(CellFileError, match=r"no layer 'median'; .*layers: mean"):
         of_layer(layered, "median")

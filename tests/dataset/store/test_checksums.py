@@ -45,6 +45,11 @@ def test_of_a_large_file_the_ends_the_size_and_a_sample_between_are_hashed(tmp_p
         assert checksums.file_checksum(file) != whole
     file.write_bytes(content + b"\0")
     assert checksums.file_checksum(file) != whole
+    zeros = set()
+    for size in (98, 99, 100):  # samples all alike
+        file.write_bytes(bytes(size))
+        zeros.add(checksums.file_checksum(file))
+    assert len(zeros) == 3
 
 
 @pytest.mark.parametrize("text", ["[]", '{"a": 1}', "{"])

@@ -71,3 +71,11 @@ def test_highly_variable_finds_the_gene_that_varies(rng):
     dense[:25, 7] = 0
     assert 7 in highly_variable(csr_matrix(dense), 1)
     assert highly_variable(csr_matrix(dense), 99).tolist() == list(range(20))
+
+
+def test_a_gene_of_one_cell_is_hardly_variable(rng):
+    """One count in one cell is all dispersion, and says nothing of a cell type."""
+    dense = rng.normal(2.0, 0.05, size=(50, 20)).astype(np.float32)
+    dense[:, 3] = 0
+    dense[0, 3] = 0.5
+    assert highly_variable(csr_matrix(dense), 19).tolist() == [g for g in range(20) if g != 3]
