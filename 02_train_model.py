@@ -28,7 +28,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.base import ConfigError
-from configs.schema import TrainConfig
 from dataset import read_tokenizer
 from dataset.batches import (
     Batch,
@@ -54,6 +53,7 @@ from training.augment import augment
 from training.baseline import fit_baseline
 from training.checkpoint import CheckpointError
 from training.clock import Clock
+from training.config import TrainConfig
 from training.counter_random import draw_for, update_key
 from training.curve import Curve
 from training.distributed import (

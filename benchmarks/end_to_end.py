@@ -19,8 +19,8 @@ def encode_train_predict(
     from benchmarks.load import read_batches
     from benchmarks.measure import PeakMemory, own_memory
     from benchmarks.tokenise import load_compiled
-    from configs.schema import PreprocessConfig
     from dataset.batches import to_device
+    from dataset.config import PreprocessConfig
     from dataset.encode import encode
     from dataset.store.encoded_folder import EncodedFolder
     from models.objectives import classify

@@ -19,7 +19,7 @@ BATCH_CELLS = 64
 
 def encoded(path: str, label_key: str, n_tokens: int = 2048) -> Path:
     """Encode a file once; later calls find the folder."""
-    from configs.schema import PreprocessConfig
+    from dataset.config import PreprocessConfig
     from dataset.encode import encode
 
     return encode(

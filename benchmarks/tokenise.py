@@ -16,7 +16,7 @@ LABEL_KEY = "cell_type1"
 
 def ours(path: str, label_key: str, n_threads: int = 1, n_tokens: int = 2048) -> dict:
     """Encode a file, after a few made-up cells for which everything is compiled."""
-    from configs.schema import PreprocessConfig
+    from dataset.config import PreprocessConfig
     from dataset.encode import encode
 
     config = PreprocessConfig(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.base import ConfigError
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode_error import EncodeError
 from dataset.store.encoded_folder import EncodedFolder
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.cut_list import cut_list
 from dataset.doublets import drop_doublets, score_doublets
 from dataset.encode_error import EncodeError

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from configs.schema import PreprocessConfig
 from dataset.choose_cells import ChosenCells
+from dataset.config import PreprocessConfig
 from dataset.provenance import git_commit
 from dataset.quality_control import Measures
 from dataset.reading.cells import Cells

@@ -8,7 +8,7 @@ import pandas as pd
 import scanpy as sc
 from numpy.typing import NDArray
 
-from configs.schema import QualityControlConfig
+from dataset.config import QualityControlConfig
 from dataset.cut_list import cut_list
 from dataset.reading.cells import Cells
 from dataset.reasons import Reasons

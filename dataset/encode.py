@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import PreprocessConfig
 from dataset.already_encoded import check_same
 from dataset.choose_cells import Annotations, ChosenCells, choose_cells
+from dataset.config import PreprocessConfig
 from dataset.describe import describe, write_cells
 from dataset.encode_error import EncodeError
 from dataset.encode_previous import previous_profiles

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import PreprocessConfig
 from dataset.choose_cells import ChosenCells
+from dataset.config import PreprocessConfig
 from dataset.encode_error import EncodeError
 from dataset.previous.config import PreviousConfig
 from dataset.previous.history import fit_history, shuffled_within

@@ -7,8 +7,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from configs.schema import QualityControlConfig
 from dataset.compiled import compiled
+from dataset.config import QualityControlConfig
 from dataset.cut_list import cut_list
 from dataset.encode_error import EncodeError
 from dataset.reading.cells import Cells

@@ -5,7 +5,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from configs.schema import SplitConfig
+from dataset.config import SplitConfig
 from dataset.cut_list import cut_list
 from dataset.encode_error import EncodeError
 from dataset.store.layout import SPLITS

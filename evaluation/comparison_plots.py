@@ -36,7 +36,7 @@ def scores(comparison: Comparison) -> Figure:
 
     The majority baseline would squeeze all others into a corner; it is in the table only.
     """
-    table = _without_majority(comparison.scores).iloc[::-1].reset_index(drop=True)
+    table = _without_controls(comparison, comparison.scores).iloc[::-1].reset_index(drop=True)
     metrics = [metric for metric in SHOWN if table[metric].notna().all()]
     figure = _figure(3.6 * len(metrics) + 2, 0.42 * len(table) + 1.1)
     axes = _row(figure, len(metrics))
@@ -67,8 +67,7 @@ def differences(comparison: Comparison) -> Figure | None:
     Between the dotted lines two models are level. A pale bar is the interval over donors. The
     majority baseline is in the table only.
     """
-    kinds = comparison.scores[["model", "kind"]]
-    table = _without_majority(comparison.differences.merge(kinds, on="model"))
+    table = _without_controls(comparison, comparison.differences)
     table = table.dropna(subset=["difference"])
     if not len(table):
         return None
@@ -149,7 +148,7 @@ def calibration(comparison: Comparison) -> Figure:
 
     Probabilities are as the models gave them. Bins of few cells are left out.
     """
-    models = [m for m in comparison.models if m.runs[0].config.model.kind != "majority"]
+    models = [m for m in comparison.models if not _is_control(m)]
     figure = _figure(7.4, 4.2)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
@@ -264,8 +263,14 @@ def _short(names: Iterable[str]) -> list[str]:
     return [plain(name, max_length=NAME) for name in names]
 
 
-def _without_majority(table: pd.DataFrame) -> pd.DataFrame:
-    others = table[table["kind"] != "majority"]
+def _is_control(model: Model) -> bool:
+    """Tell whether a model looks at no gene."""
+    return getattr(model.runs[0].config.model, "is_control", False)
+
+
+def _without_controls(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
+    controls = [model.name for model in comparison.models if _is_control(model)]
+    others = table[~table["model"].isin(controls)]
     return others if len(others) else table
 
 

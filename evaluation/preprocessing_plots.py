@@ -6,7 +6,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from configs.schema import QualityControlConfig
+from dataset.config import QualityControlConfig
 from evaluation.cell_map import OTHER, plain_names
 from evaluation.plot_text import plain
 

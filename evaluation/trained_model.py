@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 
-from configs.schema import QualityControlConfig, TrainConfig
 from dataset import read_tokenizer
 from dataset.batches import EncodedCells
+from dataset.config import QualityControlConfig
 from dataset.previous.history import History
 from dataset.store.csr_file import Rows, counts_dtype
 from dataset.tokenizers.tokenizer import CellCounts
@@ -19,6 +19,7 @@ from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from models.learner import Learner
 from training.checkpoint import CheckpointError, load_weights
+from training.config import TrainConfig
 from training.distributed import Ranks, choose_device
 from training.predict import predict_cells
 from training.runs import Run

@@ -14,7 +14,7 @@ import papermill
 import pytest
 import yaml
 
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.sources import synthetic_cells
 

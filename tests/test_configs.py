@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from configs.base import ConfigError
-from configs.schema import PreprocessConfig, TrainConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.store.encoded_folder import EncodedFolder
 from models.learner import Learner
 from tests.made_up import facts
+from training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 TRAIN = sorted((ROOT / "configs" / "train").glob("*.yaml"))

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from training.checkpoint import load_tensors
 

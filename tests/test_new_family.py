@@ -77,7 +77,7 @@ def runs(house, python) -> Path:
     """Encode twice, pretrain without labels, fine-tune whole, in two halves and on two."""
     cells = synthetic_cells(np.random.default_rng(0), n_cells=240, n_genes=80)
     cells.write_h5ad(house / "cells.h5ad")
-    encode = "from configs.schema import PreprocessConfig as C; from dataset.encode import encode;"
+    encode = "from dataset.config import PreprocessConfig as C; from dataset.encode import encode;"
     for name, label_key in (("labeled", "cell_type"), ("unlabeled", None)):
         config = {
             "name": name, "input": "cells.h5ad", "label_key": label_key,
@@ -88,7 +88,7 @@ def runs(house, python) -> Path:
         python("-c", f"{encode} encode(C.load('{name}.yaml'), progress=False)")
     config = {
         "name": "one", "data": "data/labeled", "model": {"kind": "toy_network"},
-        "optim": {"max_epochs": 4, "batch_size": 31, "lr": 0.03},
+        "optim": {"max_epochs": 8, "batch_size": 31, "lr": 0.03},
         "augment": {"token_dropout": 0.1, "count_thinning": 0.3},
         "tracking": {"wandb": "disabled"}, "device": "cpu",
     }  # fmt: skip

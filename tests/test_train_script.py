@@ -15,13 +15,13 @@ import torch
 import yaml
 from safetensors.numpy import load, load_file, save
 
-from configs.schema import TrainConfig
 from dataset.encode import encode
 from dataset.store.checksums import changed_files, read_checksums, write_checksums
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation import METRICS
 from models.learner import Learner
 from training.checkpoint import save_tensors
+from training.config import TrainConfig
 from training.distributed import Ranks
 from training.tracking import read_metrics
 

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from configs.schema import TrainConfig
 from dataset.store.encoded_folder import EncodedFolder
 from models.baselines.majority import MajorityConfig
 from models.objectives.classify import ClassifyConfig
 from tests.two_processes import load_script
 from training import checkpoint
 from training.baseline import fit_baseline
+from training.config import TrainConfig
 from training.distributed import Ranks
 from training.run_writer import RunWriter
 from training.tracking import Tracker, read_metrics

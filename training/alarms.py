@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from configs.base import ConfigError
-from configs.schema import OptimConfig
+from training.config import OptimConfig
 
 logger = logging.getLogger("train")
 

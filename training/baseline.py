@@ -1,8 +1,8 @@
 """Fit a baseline: the other side of the script's one fork."""
 
-from configs.schema import TrainConfig
 from dataset.store.encoded_folder import EncodedFolder
 from training.clock import Clock
+from training.config import TrainConfig
 from training.predict import Fitted
 
 

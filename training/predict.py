@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from configs.schema import TrainConfig
 from dataset.batches import (
     Batch,
     EncodedCells,
@@ -17,6 +16,7 @@ from dataset.batches import (
 )
 from dataset.store.encoded_folder import EncodedSplit
 from models.learner import Learner
+from training.config import TrainConfig
 from training.counter_random import draw_for, update_key
 from training.distributed import Ranks, gather_rows, mixed_precision
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from configs.base import ConfigError
-from configs.schema import TrainConfig
 from dataset.provenance import git_commit
 from dataset.store.atomic import (
     flush_folder,
@@ -36,6 +35,7 @@ from dataset.store.data_facts import learned_files
 from dataset.store.encoded_folder import EncodedFolder, EncodedSplit
 from training.alarms import check_finite
 from training.checkpoint import ADVICE
+from training.config import TrainConfig
 from training.runs import (
     CELLS,
     CONFIG,

@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from configs.base import ConfigError
-from configs.schema import TrainConfig
 from configs.user_error import UserError
 from dataset import TokenizerConfig
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.store.data_facts import DataFacts, FactsError, read_class_names, read_facts
 from dataset.store.encoded_folder import SCHEMA_VERSION
 from training.checkpoint import ADVICE
+from training.config import TrainConfig
 from training.same_run import model_key
 from training.tracking import MetricsError, read_metrics
 

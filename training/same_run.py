@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from configs.schema import TrainConfig
 from dataset.store.checksums import file_checksum
 from dataset.store.data_facts import learned_files
+from training.config import TrainConfig
 
 # How a run is watched, where it runs, and how much of an update is computed at once: no more than
 # the last digits of a number depend on it. The precision is not among it, for it changes numbers.

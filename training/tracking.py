@@ -24,10 +24,10 @@ from urllib.parse import urlparse
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
-from configs.schema import TrainConfig
 from dataset.store.atomic import write_text, writing
 from evaluation.plot_text import plain
 from training.checkpoint import ADVICE
+from training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The floor: every cell gets the class frequencies of the training cells."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -14,6 +14,7 @@ class MajorityConfig(Config):
     """Nothing to choose."""
 
     kind: Literal["majority"] = "majority"
+    is_control: ClassVar[bool] = True  # it looks at no gene, and figures leave it out
 
     def fit(
         self,

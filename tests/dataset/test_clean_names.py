@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs.schema import PreprocessConfig
 from dataset.clean_names import clean, clean_names
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.store.encoded_folder import EncodedFolder
 

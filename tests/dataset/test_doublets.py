@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from configs.schema import QualityControlConfig
+from dataset.config import QualityControlConfig
 from dataset.doublets import drop_doublets, score_doublets
 from dataset.reading.cells import Cells, open_cells
 from dataset.reasons import Reasons

@@ -17,7 +17,7 @@ import dataset.encode
 import dataset.spill
 import dataset.store.blocks
 from configs.base import Config
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.encode_error import EncodeError
 from dataset.previous.history import History

@@ -6,8 +6,8 @@ import pytest
 import scanpy as sc
 from scipy.sparse import csr_matrix
 
-from configs.schema import QualityControlConfig
 from dataset.choose_cells import categories
+from dataset.config import QualityControlConfig
 from dataset.encode_error import EncodeError
 from dataset.quality_control import (
     Measures,

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs.schema import SplitConfig
 from dataset.choose_cells import categories
+from dataset.config import SplitConfig
 from dataset.encode_error import EncodeError
 from dataset.split import split_cells
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dataset.encode
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.reading.cells import CellFileError
 from dataset.sources import synthetic_cells

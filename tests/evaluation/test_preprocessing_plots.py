@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs.schema import QualityControlConfig
+from dataset.config import QualityControlConfig
 from evaluation import preprocessing_plots as plots
 
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix, hstack
 
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.sources import synthetic_cells
 from dataset.store.encoded_folder import EncodedFolder

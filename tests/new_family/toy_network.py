@@ -1,4 +1,4 @@
-"""A cell as the mean of its tokens' embeddings."""
+"""A cell as the sum of its genes' embeddings, weighted by their values."""
 
 from typing import Literal
 
@@ -23,11 +23,9 @@ class ToyNetwork(Network):
         super().__init__()
         self.d_model = d_model
         self.embedding = nn.Embedding(n_vocabulary, d_model)
-        self.of_value = nn.Linear(1, d_model)
 
     def forward(self, batch, *, tokens=False):
-        x = self.embedding(batch["token_ids"]) + self.of_value(batch["values"][:, None])
-        cell, lengths = cell_of_token(batch), batch["offsets"].diff()
-        total = x.new_zeros(len(lengths), self.d_model).index_add(0, cell, x)
-        mean = total / lengths[:, None]
-        return Encoded(mean, x + mean[cell] if tokens else None)
+        x, cell = self.embedding(batch["token_ids"]), cell_of_token(batch)
+        total = x.new_zeros(len(batch["labels"]), self.d_model)
+        total = total.index_add(0, cell, x * batch["values"][:, None])
+        return Encoded(total, x + total[cell] if tokens else None)

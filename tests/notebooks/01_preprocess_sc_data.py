@@ -38,7 +38,7 @@ import pandas as pd
 import scanpy as sc
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.quality_control import measure_cells
 from dataset.reading.cells import open_cells

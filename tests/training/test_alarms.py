@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from configs.base import ConfigError
-from configs.schema import OptimConfig
 from training.alarms import TrainingError, check_finite, refuse_batches
+from training.config import OptimConfig
 
 
 def test_batches_must_hold_a_cell_and_serve_every_process():

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs.schema import TrainConfig
+from training.config import TrainConfig
 from training.same_run import differences, identity, model_key
 
 NETWORK = {"kind": "rank_transformer"}

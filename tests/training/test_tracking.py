@@ -12,8 +12,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from configs.schema import TrainConfig
 from training import tracking
+from training.config import TrainConfig
 from training.tracking import Tracker, read_metrics, wandb_mode
 
 ROOT = Path(__file__).parent.parent.parent
@@ -200,7 +200,7 @@ def test_the_real_client_offline_takes_everything(tmp_path, config):
 import json, sys
 from pathlib import Path
 import numpy as np
-from configs.schema import TrainConfig
+from training.config import TrainConfig
 from training import tracking
 
 tracking.umap_image = lambda *_: __import__("PIL.Image").Image.new("RGB", (8, 8))  # quicker

@@ -17,7 +17,7 @@ from fsspec.spec import AbstractBufferedFile
 from scipy.sparse import csc_matrix, csr_matrix
 
 import dataset.reading.cell_url
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.reading.cell_file import CellFileError, file_sha256
 from dataset.reading.cell_url import CellUrl

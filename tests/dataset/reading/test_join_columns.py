@@ -2,7 +2,7 @@ import anndata as ad
 import pandas as pd
 import pytest
 
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.previous.history import order_time_points
 from dataset.reading.cell_file import CellFileError

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import EncodeError, encode
 
 

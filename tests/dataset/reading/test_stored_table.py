@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import zarr
 
-from configs.schema import PreprocessConfig
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.reading.cell_file import CellFileError
 from dataset.reading.cells import open_cells

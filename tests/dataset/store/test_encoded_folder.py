@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs.schema import SplitConfig
+from dataset.config import SplitConfig
 from dataset.encode import encode
 from dataset.store.atomic import FolderError
 from dataset.store.checksums import write_checksums

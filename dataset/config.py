@@ -1,4 +1,4 @@
-"""The two configs a user writes: one encodes a dataset, the other trains on it."""
+"""The config of an encoded dataset: what is read, who stays, who is train, val and test."""
 
 from typing import Literal
 
@@ -7,8 +7,6 @@ from pydantic import Field, model_validator
 from configs.base import Config
 from dataset import TokenizerConfig
 from dataset.reading.cell_url import without_secrets
-from models import ModelConfig
-from models.objectives import ObjectiveConfig, default_objectives
 
 
 class QualityControlConfig(Config):
@@ -123,92 +121,3 @@ class PreprocessConfig(Config):
             update={"input": shown[0] if isinstance(self.input, str) else shown}
         )
         return super(PreprocessConfig, told).to_yaml()
-
-
-class OptimConfig(Config):
-    """AdamW, warm-up, cosine."""
-
-    lr: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
-    gradient_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    batch_size: int = Field(default=32, ge=1, description="cells an update, over all ranks")
-    tokens_per_batch: int | None = Field(
-        default=None,
-        ge=1,
-        description="most tokens that a process computes on at once: an "
-        "update's cells are cut to fit and their gradients added up, so that the device's memory "
-        "does not bound batch_size; null: a process's share of the update at once",
-    )
-    max_epochs: int = Field(default=25, ge=1)
-    patience: int = Field(default=8, ge=1, description="epochs without a better val score")
-
-
-class AugmentConfig(Config):
-    """Applied to training cells only."""
-
-    token_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of tokens left out")
-    count_thinning: float = Field(
-        default=0.0, ge=0, lt=1, description="largest share of the counts binomially removed"
-    )
-
-
-class TrackingConfig(Config):
-    """Weights & Biases; ``runs/<name>/`` is written whatever is chosen here."""
-
-    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        default="auto", description="auto: online when a key is set, offline otherwise"
-    )
-    project: str = "nanocell"
-    group: str | None = None
-    tags: list[str] = []
-    init_timeout: float = Field(default=5.0, gt=0, description="seconds")
-
-
-class TrainConfig(Config):
-    """One run: ``runs/<name>/``."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under runs_dir")
-    data: str = Field(description="folder that 01 wrote, such as data/baron_human_rank")
-    model: ModelConfig
-    objectives: list[ObjectiveConfig] = Field(
-        default_factory=default_objectives,
-        min_length=1,
-        description="of a network: what it is trained to do, all at once, each kind once",
-    )
-    init_from: str | None = Field(
-        default=None,
-        description="run folder whose weights a network starts from, gene embeddings by gene id; "
-        "a run that is resumed goes on from its checkpoint instead",
-    )
-    monitor: str | None = Field(
-        default=None,
-        description="val score that chooses the epoch; null: macro_f1 if there are classes, else "
-        "the first objective's loss",
-    )
-    optim: OptimConfig = OptimConfig()
-    augment: AugmentConfig = AugmentConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    runs_dir: str = "runs"
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 on CUDA cards that have it, float32 elsewhere"
-    )
-    compile: bool = Field(
-        default=False,
-        description="torch.compile of the transformer blocks: a minute or more at the start, for "
-        "faster updates on CUDA; on a CPU it was measured not to pay",
-    )
-    parallel: Literal["ddp", "fsdp"] = Field(
-        default="ddp",
-        description="of several processes, each holds the whole network (ddp), or a slice of it "
-        "and of its optimiser (fsdp), for a network that does not fit one card",
-    )
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
-        kinds = [objective.kind for objective in self.objectives]
-        if repeated := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
-            raise ValueError(f"objectives: listed twice: {', '.join(repeated)}")
-        return self
