@@ -29,8 +29,8 @@ FORMULAS = {
 # A room may use those before it, and itself.
 ROOMS = (
     "configs", "evaluation formulas", "dataset, shared", "dataset/reading", "dataset/store",
-    "dataset/previous", "dataset/batches.py", "dataset/tokenizers", "dataset", "models", "training",
-    "evaluation", "02_train_model.py",
+    "dataset/previous", "dataset/batches.py", "dataset/tokenizers", "dataset", "models",
+    "training", "evaluation", "02_train_model.py",
 )  # fmt: skip
 # Leaves of dataset/: they know nothing of the rooms, and every room may use them.
 SHARED = {

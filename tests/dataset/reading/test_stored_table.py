@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import zarr
+import zarr.dtype
 
 from dataset.config import PreprocessConfig
 from dataset.encode import encode
