@@ -23,7 +23,8 @@ def encode_train_predict(
     from dataset.config import PreprocessConfig
     from dataset.encode import encode
     from dataset.store.encoded_folder import EncodedFolder
-    from models.objectives import classify
+    from models.learner import Learner
+    from models.objectives import default_objectives
     from models.rank_transformer import RankTransformerConfig
     from training.optim import make_optimizer
 
@@ -46,16 +47,12 @@ def encode_train_predict(
     with PeakMemory() as training:
         data = EncodedFolder(folder)
         train = data.split("train")
-        model = RankTransformerConfig(**MODEL, gene_init="random", cls_init="learned").build(
-            n_vocabulary=data.vocabulary.n_tokens,
-            n_classes=len(data.class_names),
-            n_tokens=data.n_tokens,
-            n_segments=data.n_segments,
-        )
+        network = RankTransformerConfig(**MODEL, gene_init="random", cls_init="learned")
+        model = Learner(network, default_objectives(), data.facts)
         optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.01)
         for batch in read_batches(train, batch_size):
             batch = to_device(batch, "cpu")
-            classify(model(batch), batch).mean().backward()
+            model(batch).mean().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -65,7 +62,8 @@ def encode_train_predict(
         for name in ("val", "test"):
             for batch in read_batches(data.split(name), batch_size):
                 batch = to_device(batch, "cpu")
-                right += int((model(batch).logits.argmax(1) == batch["labels"]).sum())
+                found = model(batch, predict=["classify"])["probabilities"]
+                right += int((found.argmax(1) == batch["labels"]).sum())
                 n_predicted += len(batch["labels"])
     n_train = len(train)
     shutil.rmtree(folder)

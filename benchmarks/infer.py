@@ -46,13 +46,13 @@ def ours(
     from training.distributed import mixed_precision
 
     torch.manual_seed(0)
-    model = make_model(shape, n_tokens=context).to(device).eval()
+    model = make_model(shape, row_length=context).to(device).eval()
     if compiled:
         compile_blocks(model)
 
     def predict(ids: np.ndarray) -> None:
         with torch.inference_mode(), mixed_precision("auto", torch.device(device)):
-            model(make_batch(ids, device)).logits.float()
+            model(make_batch(ids, device), predict=["classify"])
 
     batches = make_batches(n_cells, batch_size, context, bucketed=True)
     return timed(predict, batches, forward_flop(lengths(n_cells, context), **shape), device)

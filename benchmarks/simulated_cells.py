@@ -43,7 +43,8 @@ def write_cells(
     if path.exists():
         return path
     rng = np.random.default_rng(seed)
-    adata = open_cells(resolve(source)).to_anndata()
+    cells = open_cells(resolve(source))
+    adata = cells.to_anndata()
     counts = csr_matrix(adata.X, dtype=np.int32)
     picked = rng.integers(0, counts.shape[0], n_cells)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def write_cells(
         data.close()
         indices.close()
         x.create_dataset("indptr", data=np.concatenate([[0], np.cumsum(lengths)]), chunks=True)
-        obs = adata.obs.iloc[picked].set_axis([f"cell{i}" for i in range(n_cells)])
+        obs = cells.obs.iloc[picked].set_axis([f"cell{i}" for i in range(n_cells)])
         write_elem(file, "obs", obs)
         write_elem(file, "var", pd.DataFrame(index=adata.var_names))
     return path

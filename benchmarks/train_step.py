@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.limits import matrix_product
 from benchmarks.measure import PeakMemory, alone, show
-from models.flops import Flop, forward_flop, training_flop
+from models.flops import Flop, forward_flop
 
 CONTEXT = 2048
 N_GENES, N_CLASSES = 20_000, 16
@@ -68,10 +68,14 @@ def make_model(
     *,
     n_vocabulary: int = N_GENES + 4,
     n_classes: int = N_CLASSES,
-    n_tokens: int = CONTEXT,
+    row_length: int = CONTEXT,
     checkpoint: bool = False,
 ):
-    """The project's own network at this shape, random and without dropout."""
+    """The project's own network and head at this shape, random and without dropout."""
+    from dataset.store.data_facts import DataFacts
+    from dataset.vocabulary import N_SPECIALS, Vocabulary
+    from models.learner import Learner
+    from models.objectives.classify import ClassifyConfig
     from models.rank_transformer import RankTransformerConfig
 
     config = RankTransformerConfig(
@@ -79,12 +83,13 @@ def make_model(
         gene_init="random",
         cls_init="learned",
         dropout=0.0,
-        d_hidden=16,
+        n_tokens=row_length - 1,
         checkpoint_activations=checkpoint,
     )
-    return config.build(
-        n_vocabulary=n_vocabulary, n_classes=n_classes, n_tokens=n_tokens, n_segments=1
-    )
+    genes = tuple(f"gene{i}" for i in range(n_vocabulary - N_SPECIALS))
+    names = [f"type{i}" for i in range(n_classes)]
+    facts = DataFacts(Vocabulary(genes, genes), names, row_length, n_segments=1, learned={})
+    return Learner(config, [ClassifyConfig(d_hidden=16)], facts)
 
 
 def make_batch(ids: np.ndarray, device: str = "cpu"):
@@ -120,13 +125,12 @@ def ours(
     """
     import torch
 
-    from models.objectives import classify
     from models.transformer import compile_blocks
     from training.distributed import mixed_precision
     from training.optim import make_optimizer
 
     torch.manual_seed(0)
-    model = make_model(shape, n_tokens=context, checkpoint=checkpoint).to(device)
+    model = make_model(shape, row_length=context, checkpoint=checkpoint).to(device)
     if compiled:
         compile_blocks(model)
     optimizer = make_optimizer(model, lr=1e-4, weight_decay=0.01)
@@ -134,13 +138,13 @@ def ours(
     def step(ids: np.ndarray) -> None:
         batch = make_batch(ids, device)
         with mixed_precision("auto", torch.device(device)):
-            output = model(batch)
-        classify(output, batch).mean().backward()
+            losses = model(batch)
+        losses.mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     batches = make_batches(n_cells, batch_size, context, bucketed=True)
-    flop = training_flop(model, lengths(n_cells, context))
+    flop = model.network.training_flop(lengths(n_cells, context))
     return timed(step, batches, flop, device)
 
 

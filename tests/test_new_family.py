@@ -88,7 +88,7 @@ def runs(house, python) -> Path:
         python("-c", f"{encode} encode(C.load('{name}.yaml'), progress=False)")
     config = {
         "name": "one", "data": "data/labeled", "model": {"kind": "toy_network"},
-        "optim": {"max_epochs": 8, "batch_size": 31, "lr": 0.03},
+        "optim": {"max_epochs": 15, "batch_size": 31, "lr": 0.03},
         "augment": {"token_dropout": 0.1, "count_thinning": 0.3},
         "tracking": {"wandb": "disabled"}, "device": "cpu",
     }  # fmt: skip
@@ -152,7 +152,7 @@ def test_pretraining_needs_no_labels_and_its_weights_are_taken_over(runs):
     assert losses[-1] < 0.8 * losses[0]
     report = json.loads((runs / "one" / "metrics.json").read_text())["init_from"]
     assert report["genes_matched"] == report["n_genes"]
-    assert report["copied"] > 3
+    assert report["copied"] == 3  # the embedding, and the toy objective's weight and bias
     assert all(name.startswith("heads.classify") for name in report["not_found"])
 
 

@@ -38,7 +38,6 @@ class Seen:
 
     learner: nn.Module | None = None
     training: list[dict] = field(default_factory=list)  # batches
-    logits: list[torch.Tensor] = field(default_factory=list)  # of these
     predicting: list[dict] = field(default_factory=list)
     dtypes: set[tuple[bool, torch.dtype]] = field(default_factory=set)  # training?, of a product
     rates: list[list[float]] = field(default_factory=list)  # of each update, by group
@@ -70,11 +69,12 @@ def data(encoded_folder) -> EncodedFolder:
         place[cells] = np.arange(cells.sum())
     kept = np.flatnonzero(place % (1 + train.labels) == 0)
     kept = kept[: len(kept) // 24 * 24]  # whole updates
-    arrays = {
+    of_cells = {
         name: np.asarray(getattr(train, name))[kept]
-        for name in ("token_ids", "counts", "lengths", "labels", "rows", "library_size")
+        for name in ("lengths", "labels", "rows", "library_size", "conditions")
     }
-    data._splits["train"] = replace(train, **arrays)
+    arrays = {name: np.asarray(array)[kept] for name, array in train.arrays.items()}
+    data._splits["train"] = replace(train, arrays=arrays, **of_cells)
     return data
 
 
@@ -147,10 +147,11 @@ def fit(script, data, monkeypatch, make_config):
 
 def rows_are(batch: dict, split) -> bool:
     """Whether a batch holds the very rows of a split, at the places it says."""
-    cells, t = batch["cell_index"].numpy(), batch["token_ids"].shape[1]
-    return (
-        np.array_equal(batch["token_ids"], split.arrays["token_ids"][cells, :t].astype(np.int64))
-        and np.array_equal(batch["counts"], split.arrays["counts"][cells, :t].astype(np.float32))
+    cells = batch["cell_index"].numpy()
+    is_token = np.arange(split.arrays["token_ids"].shape[1]) < split.lengths[cells, None]
+    return batch["lengths"] == split.lengths[cells].tolist() and (
+        np.array_equal(batch["token_ids"], split.arrays["token_ids"][cells][is_token])
+        and np.array_equal(batch["counts"], split.arrays["counts"][cells][is_token])
         and np.array_equal(batch["labels"], split.labels[cells])
     )
 
@@ -339,8 +340,9 @@ def test_a_cell_is_augmented_anew_in_every_epoch(fit, data, augment):
     n, changed = len(seen.training) // 2, 0
     rows: list[dict] = [{}, {}]
     for i, batch in enumerate(seen.training):
-        for cell, row in zip(batch["cell_index"].tolist(), batch["token_ids"], strict=True):
-            rows[i // n][cell] = row[row > 0].tolist()
+        split = batch["token_ids"].split(batch["lengths"])
+        for cell, row in zip(batch["cell_index"].tolist(), split, strict=True):
+            rows[i // n][cell] = row.tolist()
     changed = sum(rows[0][cell] != rows[1][cell] for cell in rows[0])
     assert changed > 0.9 * len(rows[0])
 

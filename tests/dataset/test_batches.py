@@ -77,8 +77,9 @@ def test_rows_widen_on_the_device(cells):
 
 
 def test_whatever_the_tokenizer_wrote_arrives_on_the_device(cells):
-    bins = np.where(cells.token_ids == PAD, 0, np.arange(cells.token_ids.shape[1]) % 7)
-    more = {"bins": bins.astype(np.uint16), "values": np.sqrt(cells.counts).astype(np.float16)}
+    token_ids, counts = cells.arrays["token_ids"], cells.arrays["counts"]
+    bins = np.where(token_ids == PAD, 0, np.arange(token_ids.shape[1]) % 7)
+    more = {"bins": bins.astype(np.uint16), "values": np.sqrt(counts).astype(np.float16)}
     conditions = np.arange(2 * len(cells)).reshape(-1, 2)
     rows = [3, 1]
     batch = to_device(read(replace(in_memory(cells, **more), conditions=conditions), rows), "cpu")
@@ -108,7 +109,7 @@ def test_an_empty_share_of_a_batch_is_an_empty_batch(cells):
 
 @pytest.mark.parametrize("known", [False, True])
 def test_tokens_are_left_out_of_every_array(cells, rng, known):
-    batch = to_device(read(in_memory(cells, bins=cells.counts + 1), [4, 0, 9]), "cpu")
+    batch = to_device(read(in_memory(cells, bins=cells.arrays["counts"] + 1), [4, 0, 9]), "cpu")
     keep = torch.from_numpy(rng.random(len(batch["token_ids"])) < 0.5)
     rows = keep.split(batch["lengths"])
     lengths = [int(row.sum()) for row in rows]

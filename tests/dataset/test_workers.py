@@ -100,7 +100,7 @@ def test_after_an_error_nothing_is_at_work_any_more():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of distributed's own
 def test_a_cluster_writes_the_same_bytes(cluster, config_of, monkeypatch):
-    monkeypatch.setattr(dataset.encode, "SHARE_CELLS", 17)
+    monkeypatch.setattr(dataset.store.blocks, "SHARE_CELLS", 17)
     expected = contents(encode(config_of("threads"), progress=False))
     config = config_of("cluster", cluster=cluster.scheduler_address)
     assert contents(encode(config, progress=False)) == expected
@@ -110,7 +110,7 @@ def test_a_cluster_writes_the_same_bytes(cluster, config_of, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_worker_loses_and_doubles_nothing(cluster, config_of, monkeypatch):
     expected = contents(encode(config_of("threads"), progress=False))
-    monkeypatch.setattr(dataset.encode, "SHARE_CELLS", 1)
+    monkeypatch.setattr(dataset.store.blocks, "SHARE_CELLS", 1)
     config = config_of("cluster", cluster=cluster.scheduler_address)
     victim = next(iter(cluster.workers.values())).pid
     shares_done = []

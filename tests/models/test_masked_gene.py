@@ -114,15 +114,12 @@ def test_a_gene_that_another_one_determines_is_learned(rng):
     config = RankTransformerConfig(
         d_model=32, n_heads=4, n_layers=2, dropout=0, gene_init="random", cls_init="learned"
     )
-    objective = MaskedGeneConfig(hidden_share=0.15)
+    objective = MaskedGeneConfig(hidden_share=0.3)
     model = learner(config, [objective], n_vocabulary=N_SPECIALS + N_GENES, row_length=31)
-    rows = []
-    for _ in range(256):
-        pairs = rng.permutation(N_GENES // 2)[:4]
-        rows.append(rng.permutation(np.concatenate([2 * pairs, 2 * pairs + 1])).tolist())
-    batch = cells_of_genes(rows)
+    pairs = rng.integers(0, N_GENES // 2, 256)
+    batch = cells_of_genes([rng.permutation([2 * i, 2 * i + 1]).tolist() for i in pairs])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(150):
+    for step in range(120):
         hidden = model.hide(batch, draw_for(batch, step))
         loss = model(hidden).mean()
         optimizer.zero_grad()
@@ -132,4 +129,5 @@ def test_a_gene_that_another_one_determines_is_learned(rng):
     with torch.no_grad():
         found = model.eval()(hidden, predict=["masked_gene"])
     scores = objective.score({k: v.numpy() for k, v in found.items()}, batch["labels"].numpy())
-    assert scores["masked_gene_accuracy"] > 0.6  # chance is 1 of 40
+    # In three cells of ten the other one is hidden too. Chance is 1 of 40.
+    assert 0.6 < scores["masked_gene_accuracy"] < 0.95

@@ -141,7 +141,7 @@ def test_a_time_point_without_train_cells_is_skipped(lineages, expression):
     counts, _, time = lineages
     train = np.flatnonzero(time != TIMES[1])
     history, library_size, messages = fit(lineages, expression, train)
-    assert any("no train cell of time day 2" in message for message in messages)
+    assert any("no train cells at time day 2" in message for message in messages)
     previous, _ = history.profiles(counts, library_size, time)
     assert (previous[time != TIMES[0]].getnnz(axis=1) > 0).all()
 
