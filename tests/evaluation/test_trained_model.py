@@ -7,6 +7,7 @@ from functools import cache
 import anndata as ad
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix, hstack
 
@@ -302,8 +303,10 @@ def test_a_poorest_cell_of_no_number_of_genes_is_refused(baseline_run, changed_r
 
 
 def test_weights_of_another_network_are_said_in_a_sentence(network_run, changed_run):
-    def shorten(meta):
-        meta["tokenizer"]["n_tokens"] = 5
-
+    run = changed_run(network_run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["n_layers"] += 1
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    changed_run.sum_up(run)
     with pytest.raises(AnnotationError, match=r"weights of another model.*train again"):
-        TrainedModel(changed_run(network_run, meta=shorten))
+        TrainedModel(run)
