@@ -10,7 +10,7 @@
 #
 # optim.batch_size is the cells of an update on all cards together, so the result does not depend
 # on how many there are; it has to be at least their number, and some hundred times that for them
-# to be busy. A job that was stopped carries on from its last epoch: submit the same line again,
+# to be busy. A job that was stopped resumes from its last epoch: submit the same line again,
 # with as many machines as you like. With --requeue SLURM does so itself.
 
 #SBATCH --job-name=nanocell

@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.numpy import load, load_file, save
 
+from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.store.checksums import changed_files, read_checksums, write_checksums
 from dataset.store.encoded_folder import EncodedFolder
@@ -669,3 +670,21 @@ def test_two_processes_do_not_train_one_run(script, write_config, tmp_path, monk
     assert second == [2]
     assert "another process trains it now" in capsys.readouterr().err
     assert (tmp_path / "runs" / "run" / "metrics.json").exists()
+
+
+# ----------------------------------------------------------------- cells without labels
+
+
+@pytest.mark.parametrize("model", ["rank_transformer", "majority"])
+def test_what_needs_labels_says_so(script, preprocess_config, tmp_path, capfd, model):
+    settings = preprocess_config.model_dump() | {"label_key": None, "data_dir": str(tmp_path)}
+    folder = encode(PreprocessConfig.model_validate(settings), progress=False)
+    config = {
+        "name": "run", "data": str(folder), "runs_dir": str(tmp_path / "runs"),
+        "model": {"kind": model}, "tracking": {"wandb": "disabled"}, "device": "cpu",
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert script.main(["--config", str(tmp_path / "config.yaml")]) == 2
+    error = capfd.readouterr().err
+    assert "needs labels" in error
+    assert "Traceback" not in error

@@ -1,5 +1,6 @@
 """Fit a baseline: the other side of the script's one fork."""
 
+from configs.base import ConfigError
 from dataset.store.encoded_folder import EncodedFolder
 from training.clock import Clock
 from training.config import TrainConfig
@@ -8,6 +9,11 @@ from training.predict import Fitted
 
 def fit_baseline(config: TrainConfig, data: EncodedFolder) -> Fitted:
     """Fit a baseline on the train cells' expression; it tunes itself on val."""
+    if not data.class_names:
+        raise ConfigError(
+            f"model: {config.model.kind} needs labels, and these cells were encoded without any "
+            "(label_key: null)"
+        )
     train, val = data.split("train"), data.split("val")
     expression, val_expression = data.expression("train"), data.expression("val")
     clock = Clock()

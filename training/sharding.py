@@ -2,7 +2,7 @@
 
 With FSDP every process holds a slice of each weight and of its optimiser state. Files hold whole
 tensors, and only the first process reads and writes them: a run that was sharded over four cards
-carries on unsharded on one. Without FSDP the same functions copy and broadcast.
+resumes unsharded on one. Without FSDP the same functions copy and broadcast.
 """
 
 from typing import Any

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from configs.base import ConfigError
 from dataset.store.data_facts import DataFacts
 from evaluation import METRICS
 from models.mlp_classifier import MLPClassifier
@@ -29,7 +30,10 @@ class ClassifyConfig(Objective):
     def head(self, network: Network, dropout: float, facts: DataFacts) -> "ClassifyHead":
         """Return the MLP and the weights of the classes."""
         if not facts.class_names:
-            raise ValueError("objectives: classify needs labels, and these cells have none")
+            raise ConfigError(
+                "objectives: classify needs labels, and these cells were encoded without any "
+                "(label_key: null); say objectives=[{kind: masked_gene}], or encode with labels"
+            )
         d_model = network.d_model
         head = ClassifyHead(d_model, self.d_hidden or d_model, facts.n_classes, dropout)
         if self.class_balanced and facts.class_sizes is not None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from configs.base import ConfigError
 from evaluation import METRICS
 from models.network import Encoded
 from models.objectives.classify import ClassifyConfig, balanced_class_weights
@@ -83,5 +84,5 @@ def test_probabilities_are_a_softmax_and_scored_by_every_metric(cells):
 
 
 def test_cells_without_classes_cannot_be_classified():
-    with pytest.raises(ValueError, match="classify needs labels"):
+    with pytest.raises(ConfigError, match="classify needs labels"):
         ClassifyConfig().head(SimpleNamespace(d_model=4), 0.0, facts(n_classes=0))
