@@ -48,10 +48,13 @@ UNIONS = {
 }
 
 
+TREES = {file: ast.parse((ROOT / file).read_text(encoding="utf-8")) for file in FILES}
+
+
 def imports_of(file: str) -> set[str]:
     """Return the files of the project that a file imports, wherever in it that is written."""
     found = set()
-    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[file]):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -79,7 +82,7 @@ def kinds() -> dict[str, tuple[str, str]]:
     """Return, by its own file, the kind and the config class of every family."""
     found = {}
     for file in FILES:
-        for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        for node in TREES[file].body:
             if not isinstance(node, ast.ClassDef):
                 continue
             for field in node.body:
@@ -108,7 +111,7 @@ def test_a_family_is_named_in_its_own_file_and_its_union_only(file):
     }  # a family may build on another
     assert importing - own == {union}
     for other in sorted({*FILES} - {file, union}):
-        tree = ast.parse((ROOT / other).read_text(encoding="utf-8"))
+        tree = TREES[other]
         texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
         names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         assert kind not in texts, f"{other} asks for the kind {kind!r}"

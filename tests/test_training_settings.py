@@ -226,6 +226,7 @@ def test_the_loss_and_its_gradient_are_what_the_settings_say(
         objectives=[
             {
                 "kind": "classify",
+                "weight": 3.0,
                 "class_balanced": class_balanced,
                 "label_smoothing": label_smoothing,
             }
@@ -250,7 +251,7 @@ def test_the_loss_and_its_gradient_are_what_the_settings_say(
             found = seen.learner(batch, predict=["classify"])["probabilities"].log()
             target = F.one_hot(batch["labels"], len(n_cells)).float()
             target = (1 - label_smoothing) * target + label_smoothing / len(n_cells)
-            losses.append(-(target * found).sum(dim=1) * weights[batch["labels"]])
+            losses.append(-3 * (target * found).sum(dim=1) * weights[batch["labels"]])
         loss = torch.cat(losses).mean()
         assert point["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
         gradients = torch.autograd.grad(loss, list(seen.learner.parameters()))
@@ -402,8 +403,8 @@ def fit_planned(script, data, make_config, monkeypatch):
     No training happens: an epoch writes its number into the network.
     """
 
-    def run(plan: dict[str, list[np.ndarray]], **optim):
-        config = make_config(optim={"max_epochs": len(plan["val"])} | optim)
+    def run(plan: dict[str, list[np.ndarray]], monitor=None, **optim):
+        config = make_config(optim={"max_epochs": len(plan["val"])} | optim, monitor=monitor)
         asked = []
 
         def mark(learner) -> int:
@@ -477,6 +478,15 @@ def test_the_epoch_kept_is_the_best_on_val_by_macro_f1(fit_planned, disagreeing)
     assert asked == [*(("val", epoch) for epoch in range(5)), ("val", 1), ("test", 1)]
     assert np.allclose(fitted.val["probabilities"], disagreeing["val"][1])
     assert np.allclose(fitted.test["probabilities"], disagreeing["test"][1])
+
+
+@pytest.mark.parametrize(("monitor", "best"), [("accuracy", 3), ("log_loss", 3)])
+def test_another_score_may_choose_the_epoch(fit_planned, disagreeing, data, monitor, best):
+    score, labels = ClassifyConfig().score, data.split("val").labels
+    scores = [score({"probabilities": p}, labels)[monitor] for p in disagreeing["val"]]
+    assert best == 1 + int(np.argmax(np.array(scores) * (1 if monitor == "accuracy" else -1)))
+    fitted, _ = fit_planned(disagreeing, monitor, patience=10)
+    assert fitted.facts["best_epoch"] == best
 
 
 @pytest.mark.parametrize("patience", [1, 2])
