@@ -71,7 +71,7 @@ from training.monitor import monitored, rating
 from training.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from training.predict import Arrays, Fitted, predict
 from training.run_writer import RunWriter, environment
-from training.runs import RunFolderError
+from training.runs import RunFolderError, is_baseline
 from training.sharding import share
 from training.state import Training
 from training.tracking import MetricsError, Tracker, leave
@@ -318,12 +318,12 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         return
     data = EncodedFolder(config.data)
     wait_for_all(ranks)  # they have looked at the folder: now the first one may change it
-    is_baseline = hasattr(config.model, "fit")
-    if is_baseline and not ranks.is_first:
+    fits = is_baseline(config)
+    if fits and not ranks.is_first:
         return  # one process is enough
     with run.open(data, writes=ranks.is_first):
         tracker = Tracker(run.curves, config, writes=ranks.is_first)
-        if is_baseline:
+        if fits:
             fitted = fit_baseline(config, data)
         else:
             fitted = fit_network(config, data, run, ranks, tracker)

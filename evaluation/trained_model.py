@@ -81,7 +81,7 @@ class TrainedModel:
                 "without pickling); annotate with another run"
             )
         model = self.config.model
-        if hasattr(model, "fit"):
+        if self.run.is_baseline:
             self.baseline = self._baseline(model)
         else:
             self.baseline = None

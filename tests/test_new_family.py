@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from dataset.sources import synthetic_cells
-from tests.two_processes import ROOT
+from tests.two_processes import ROOT, run_on_two
 
 TOYS = Path(__file__).parent / "new_family"
 PACKAGES = ("configs", "dataset", "models", "training", "evaluation", "tests")
@@ -99,35 +98,9 @@ def runs(house, python) -> Path:
     (house / "train.yaml").write_text(yaml.safe_dump(config))
     python("02_train_model.py", "--config", "train.yaml", "name=one")
     lines = ("-1 --config train.yaml name=two", "2 --config train.yaml name=halves")
-    _two_processes(house, lines)
+    run_on_two(lines, house, timeout=300)
     python("02_train_model.py", "--config", "train.yaml", "name=halves")
     return house / "runs"
-
-
-def _two_processes(house, lines):
-    listening = [socket.create_server(("127.0.0.1", 0)) for _ in lines]
-    ports = [free.getsockname()[1] for free in listening]
-    for free in listening:
-        free.close()
-    text = "".join(f"{port} {line}\n" for port, line in zip(ports, lines, strict=True))
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "tests/two_processes.py"],
-            cwd=house,
-            env=os.environ | shared | {"RANK": str(rank)},
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:  # both before either is waited for
-        process.stdin.write(text)
-        process.stdin.close()
-        process.stdin = None
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
 
 
 def test_the_toys_are_small():

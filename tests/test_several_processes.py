@@ -1,10 +1,6 @@
 """What one process computes at once, two give, and parts: they only differ by rounding."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,44 +10,13 @@ import yaml
 from safetensors.numpy import load_file
 
 from dataset.store.encoded_folder import EncodedFolder
-from tests.two_processes import ROOT, load_script, run_until
+from tests.two_processes import load_script, run_on_two, run_until
 from training.tracking import read_metrics
 
 # Sums of float32 in another order, over 12 updates of a learning rate of 3e-3: found were 3e-6.
 WEIGHTS, NUMBERS = 1e-5, 1e-4
 N_EPOCHS, STOPPED_IN = 6, 2
 IN_PARTS = "optim.tokens_per_batch=600"  # a few cells at a time
-
-
-def run_on_two(lines: list[str]) -> None:
-    """Hand the lines to two processes of ``tests/two_processes.py``."""
-    listening = [socket.create_server(("127.0.0.1", 0)) for _ in lines]
-    ports = [free.getsockname()[1] for free in listening]
-    for free in listening:
-        free.close()
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "two_processes.py")],
-            cwd=ROOT,
-            env=os.environ | shared | {"RANK": str(rank)},
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    text = "".join(f"{port} {line}\n" for port, line in zip(ports, lines, strict=True))
-    for process in processes:
-        process.stdin.write(text)
-        process.stdin.close()
-        process.stdin = None
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors[0] + errors[1]
 
 
 @pytest.fixture(scope="module")

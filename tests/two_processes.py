@@ -9,7 +9,10 @@ before one process may meet the other's last run.
 
 import importlib.util
 import os
+import socket
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +42,37 @@ def run_until(script, epoch: int, arguments: list[str]) -> int:
         return script.main(arguments)
     finally:
         script.train_epoch = train_epoch
+
+
+def run_on_two(lines: Sequence[str], folder: Path = ROOT, timeout: float = 120) -> None:
+    """Hand the lines to two processes of this file, in ``folder``, which holds the project."""
+    listening = [socket.create_server(("127.0.0.1", 0)) for _ in lines]
+    ports = [free.getsockname()[1] for free in listening]
+    for free in listening:
+        free.close()
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "tests/two_processes.py"],
+            cwd=folder,
+            env=os.environ | shared | {"RANK": str(rank)},
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    text = "".join(f"{port} {line}\n" for port, line in zip(ports, lines, strict=True))
+    for process in processes:
+        process.stdin.write(text)
+        process.stdin.close()
+        process.stdin = None
+    try:
+        errors = [process.communicate(timeout=timeout)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors[0] + errors[1]
 
 
 if __name__ == "__main__":

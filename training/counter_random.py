@@ -51,10 +51,13 @@ def draw_for(batch: Batch, key: int) -> "Draw":
 
     They follow from the cell and the token's place in it. Their streams are not ``augment``'s.
     """
-    cell = cell_of_token(batch)
-    place = torch.arange(len(cell), device=cell.device) - batch["offsets"][cell]
-    index = batch["cell_index"][cell]
-    return lambda stream: uniform(key, index, place, stream=100 + stream)
+
+    def draw(stream: int) -> Tensor:  # all of it here: where nothing is hidden, nobody draws
+        cell = cell_of_token(batch)
+        place = torch.arange(len(cell), device=cell.device) - batch["offsets"][cell]
+        return uniform(key, batch["cell_index"][cell], place, stream=100 + stream)
+
+    return draw
 
 
 def binomial(n: Tensor, p: Tensor, u: Tensor) -> Tensor:
