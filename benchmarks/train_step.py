@@ -119,7 +119,7 @@ def ours(
     compiled: bool = False,
     checkpoint: bool = False,
 ) -> dict:
-    """Train on every batch once with the project's own model, loss and optimiser.
+    """Train on every batch once with the project's own model, loss and optimizer.
 
     In float32, on CUDA in bfloat16. What is on a card has not been measured yet.
     """
@@ -196,7 +196,7 @@ def is_like_bert(shape: dict) -> bool:
 
 
 def bert(shape: dict, batch_size: int, n_cells: int, context: int = CONTEXT) -> dict:
-    """BERT, cells in any order, each batch padded to its longest, as its tokeniser pads."""
+    """BERT, cells in any order, each batch padded to its longest, as its tokenizer pads."""
     import torch
 
     torch.manual_seed(0)

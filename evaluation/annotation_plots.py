@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evaluation.annotate import Annotation
 
 SURE, UNSURE, OTHER = "#4c72b0", "#dd8452", "#c8c8c8"
-FEWEST_ON_MAP = 10  # different cells, below which neighbours say nothing
+FEWEST_ON_MAP = 10  # different cells, below which neighbors say nothing
 MOST_ON_MAP = 20_000
 FEWEST_OF_TYPE = 5  # cells, below which a type has no mean to trust
 MOST_TYPES = 20  # told apart by color, or compared by their genes

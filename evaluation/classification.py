@@ -24,10 +24,10 @@ def confusion(
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
     """Return the share of the cells that got their own class."""
-    return float(np.average(is_right(labels, probabilities), weights=weights))
+    return float(np.average(is_correct(labels, probabilities), weights=weights))
 
 
-def is_right(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def is_correct(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return 1 for each cell that got its own class, 0 for others."""
     return (probabilities.argmax(axis=1) == labels).astype(float)
 

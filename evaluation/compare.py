@@ -88,7 +88,7 @@ class Comparison:
     Attributes
     ----------
     dataset
-        Name of the encoded data (the shortest, where several tokenisers encoded the same cells).
+        Name of the encoded data (the shortest, where several tokenizers encoded the same cells).
     models
         Best on val first.
     labels, donors, class_names

@@ -18,13 +18,12 @@ from dataset.tokenizers.tokenizer import CellCounts
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from models.learner import Learner
-from training.checkpoint import CheckpointError, load_weights
+from training.checkpoint import WEIGHTS, CheckpointError, load_weights
 from training.config import TrainConfig
 from training.distributed import Ranks, choose_device
 from training.predict import predict_cells
 from training.runs import Run
 
-WEIGHTS = "model.safetensors"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -59,7 +58,7 @@ class TrainedModel:
         self.facts = self.run.facts
         self.vocabulary = self.facts.vocabulary
         self.class_names = self.run.class_names
-        self._read_facts()
+        self._read_meta()
         self.device = choose_device(device)
         val = self.run.predictions("val")
         if not val.has_classes:
@@ -87,7 +86,7 @@ class TrainedModel:
             self.baseline = None
             self.learner = self._learner(model)
 
-    def _read_facts(self) -> None:
+    def _read_meta(self) -> None:
         try:
             self.tokenizer = read_tokenizer(self.run.meta["tokenizer"])
             self.quality_control = QualityControlConfig(**self.run.meta["quality_control"])
@@ -150,7 +149,7 @@ class TrainedModel:
 
     @cached_property
     def history(self) -> History | None:
-        """What gives a new cell its previous profile; None for one time point."""
+        """Profiles of the time point before, for new cells; None for one time point."""
         folder = self.run.path / "data" / "history"
         return History.load(folder) if folder.is_dir() else None
 
@@ -184,7 +183,7 @@ class TrainedModel:
         ------
         AnnotationError
             If the profiles of a cell are not as many as the network was trained on, or an answer
-            is no number.
+            is NaN.
         """
         embedding = None
         if self.baseline is not None:
@@ -195,7 +194,7 @@ class TrainedModel:
         if bad := int((~np.isfinite(calibrated).all(axis=1)).sum()):
             raise AnnotationError(
                 f"{self.run.path}: {bad:,} of {len(calibrated):,} cells get probabilities that "
-                "are no numbers; annotate with another run"
+                "are NaN; annotate with another run"
             )
         return calibrated, embedding
 

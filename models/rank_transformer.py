@@ -67,7 +67,7 @@ class RankTransformerConfig(NetworkConfig):
         default="none", description="mlp: add a function of each token's log1p expression"
     )
     gene_init: Literal["random", "svd"] = Field(
-        default="svd", description="svd: of the training cells' standardised log expression"
+        default="svd", description="svd: of the training cells' standardized log expression"
     )
     cls_init: Literal["learned", "expression"] = Field(
         default="expression",

@@ -1,6 +1,6 @@
 """Pre-norm transformer encoder: blocks of self-attention and feed-forward, and how they start.
 
-Normalising before each branch (Xiong et al. 2020) trains from scratch without the collapse to one
+Normalizing before each branch (Xiong et al. 2020) trains from scratch without the collapse to one
 class that post-norm stacks show on small cell sets.
 
 Legend: ``b`` cells, ``n`` tokens of all cells, ``q`` tokens asked for, ``d`` width.

@@ -77,7 +77,7 @@ def test_the_sets_of_the_readme_have_the_cells_it_says(
 
 @pytest.mark.slow
 def test_the_example_scores_doublets_of_three_thousand_cells(real_cells, tmp_path):
-    # with the two doublets that Scrublet makes up of each, too many for an exact neighbour search
+    # with the two doublets that Scrublet makes up of each, too many for an exact neighbor search
     changes = {
         "input": real_cells("zeisel_cortex_4000"),
         "batch_key": "batch",

@@ -29,5 +29,5 @@ def fit_baseline(config: TrainConfig, data: EncodedFolder) -> Fitted:
         val={"probabilities": fitted.predict_proba(*val_expression)},
         test={"probabilities": fitted.predict_proba(*data.expression("test"))},
         weights=fitted.to_arrays(),
-        facts={"seconds": round(clock.seconds, 2), "best_epoch": None, "n_parameters": None},
+        summary={"seconds": round(clock.seconds, 2), "best_epoch": None, "n_parameters": None},
     )

@@ -63,7 +63,10 @@ class TrainConfig(Config):
     init_from: str | None = Field(
         default=None,
         description="run folder whose weights a network starts from, gene embeddings by gene id; "
-        "a run that is resumed goes on from its checkpoint instead",
+        "a run that is resumed continues from its checkpoint instead",
+    )
+    init_from_sha256: str | None = Field(
+        default=None, description="checksum of these weights; filled in when the run starts"
     )
     monitor: str | None = Field(
         default=None,
@@ -76,7 +79,8 @@ class TrainConfig(Config):
     runs_dir: str = "runs"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 on CUDA cards that have it, float32 elsewhere"
+        default="auto",
+        description="auto: bfloat16 on CUDA devices that have it, float32 elsewhere",
     )
     compile: bool = Field(
         default=False,
@@ -85,10 +89,15 @@ class TrainConfig(Config):
     )
     parallel: Literal["ddp", "fsdp"] = Field(
         default="ddp",
-        description="of several processes, each holds the whole network (ddp), or a slice of it "
-        "and of its optimiser (fsdp), for a network that does not fit one card",
+        description="of several processes, each holds the whole network (ddp), or a shard of it "
+        "and of its optimizer (fsdp), for a network that does not fit one GPU",
     )
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the model is one of scikit-learn's, and not a network."""
+        return hasattr(self.model, "fit")
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

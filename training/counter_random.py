@@ -92,7 +92,7 @@ def binomial(n: Tensor, p: Tensor, u: Tensor) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """Scramble 64 bits (the finaliser of SplitMix64); products wrap around."""
+    """Scramble 64 bits (the finalizer of SplitMix64); products wrap around."""
     z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
     return z ^ _shift(z, 31)

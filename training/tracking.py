@@ -24,6 +24,7 @@ from urllib.parse import urlparse
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
+from configs.user_error import UserError
 from dataset.store.atomic import write_text, writing
 from evaluation.plot_text import plain
 from training.checkpoint import ADVICE
@@ -35,7 +36,7 @@ GRACE = 3.0  # seconds the client gets beyond its own timeout
 FINISH_TIMEOUT = 30.0  # seconds the end of a run may wait for an upload
 
 
-class MetricsError(ValueError):
+class MetricsError(UserError):
     """A ``metrics.jsonl`` holds what this code does not write."""
 
 
@@ -72,7 +73,7 @@ class Tracker:
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Write one line; ``step`` is the number of optimiser updates done."""
+        """Write one line; ``step`` is the number of optimizer updates done."""
         if not self.writes:
             return
         line = {"step": step, **{name: _json_number(value) for name, value in metrics.items()}}
@@ -201,7 +202,7 @@ class Tracker:
 def umap_image(
     embeddings: np.ndarray, labels: np.ndarray, class_names: list[str], max_cells: int = 5000
 ) -> Any:
-    """Draw the UMAP of cell embeddings, coloured by cell type; None where it cannot be drawn."""
+    """Draw the UMAP of cell embeddings, colored by cell type; None where it cannot be drawn."""
     import warnings
 
     from matplotlib.figure import Figure
@@ -310,7 +311,7 @@ def _bounded(call: Callable[[], Any], timeout: float) -> tuple[Any, Exception | 
         return None, TimeoutError(f"no answer in {timeout:.0f} s")
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End the process; at once if W&B was given up on, for its exit hook waits for the server."""
     if Tracker.abandoned:
         logging.shutdown()

@@ -1,4 +1,4 @@
-"""What the baselines see of a cell: log expression, standardised and rotated, fitted on train."""
+"""What the baselines see of a cell: log expression, standardized and rotated, fitted on train."""
 
 from dataclasses import dataclass
 
@@ -76,7 +76,7 @@ class PrincipalAxes:
     axes
         ``(n_genes, n_axes)``, with the weights of the genes folded in.
     offset
-        ``(n_axes,)``: where the mean cell lies, so that coordinates are centred.
+        ``(n_axes,)``: where the mean cell lies, so that coordinates are centered.
     """
 
     axes: np.ndarray
@@ -125,7 +125,7 @@ class PrincipalAxes:
 
 def _axes_of_products(scaled: csr_matrix, scaled_mean: np.ndarray, n_axes: int) -> np.ndarray:
     """Return orthonormal axes, ``(n_genes, n_axes)``, from the cell-by-cell products."""
-    # Products of the centred matrix, from those of the sparse one.
+    # Products of the centered matrix, from those of the sparse one.
     to_mean = scaled @ scaled_mean  # (n,)
     gram = np.zeros((scaled.shape[0], scaled.shape[0]))
     by_gene = scaled.tocsc()

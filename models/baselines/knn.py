@@ -1,4 +1,4 @@
-"""Nearest neighbours on principal components: what a clustering-minded biologist would do."""
+"""Nearest neighbors on principal components: what a clustering-minded biologist would do."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,11 +14,11 @@ from models.baselines.features import PrincipalAxes, ValCells, highly_variable, 
 
 
 class KNNConfig(Config):
-    """Neighbours among the training cells; how many is tuned on val by macro-F1."""
+    """Neighbors among the training cells; how many is tuned on val by macro-F1."""
 
     kind: Literal["knn"] = "knn"
     k_grid: list[int] = Field(
-        default=[3, 5, 10, 15, 30, 50], min_length=1, description="numbers of neighbours to try"
+        default=[3, 5, 10, 15, 30, 50], min_length=1, description="numbers of neighbors to try"
     )
     n_top_genes: int = Field(default=2000, ge=1, description="highly variable genes in train")
     n_components: int = Field(default=50, ge=1, description="principal components")
@@ -92,7 +92,7 @@ class KNN:
     def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
         """Return class probabilities, ``(n_cells, n_classes)``, of raw counts.
 
-        The share of the neighbours, plus one vote split by the class frequencies: with no vote
+        The share of the neighbors, plus one vote split by the class frequencies: with no vote
         at all a class would be impossible, and one such cell makes the log-loss infinite.
         """
         query = self.axes.coordinates(log_normalize(expression, library_size))

@@ -48,11 +48,11 @@ def test_a_point_is_a_mean_over_cells_and_a_rate_over_seconds(learner, clock):
 def test_on_cards_the_rate_is_held_against_a_matrix_product(learner, clock, monkeypatch):
     asked = []
 
-    def card_rate(device, dtype):
+    def matmul_flop_per_second(device, dtype):
         asked.append((device, dtype))
         return 1e12
 
-    monkeypatch.setattr(curve, "card_rate", card_rate)
+    monkeypatch.setattr(curve, "matmul_flop_per_second", matmul_flop_per_second)
     card = torch.device("cuda", 1)
     points = curve.Curve(learner, "bfloat16", Ranks(0, 1, card))
     points.add(torch.ones(2, 1), [12, 12])

@@ -213,7 +213,7 @@ tracker.log({"train/loss": 1.0}, 1)
 labels = np.array([0, 1, 1, 0])
 tracker.report(folder, ["a", "b"], labels, np.eye(2)[labels], np.zeros((4, 2)))
 tracker.finish()
-tracking.leave(3 if tracking.Tracker.abandoned else 0)
+tracking.exit_process(3 if tracking.Tracker.abandoned else 0)
 """
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", program, str(tmp_path)],

@@ -144,6 +144,6 @@ def test_svm_is_as_sure_as_val_cells_allow(cells, fitted):
     assert 0.9 < probabilities.max(axis=1).mean() < 1 - 0.1 / len(labels)
 
 
-def test_neighbours_leave_no_present_class_impossible(fitted, cells):
+def test_neighbors_leave_no_present_class_impossible(fitted, cells):
     probabilities = fitted["knn"].predict_proba(*cells["test"][:2])
     assert (np.delete(probabilities, ABSENT, axis=1) > 0).all()

@@ -98,7 +98,7 @@ GRIDS = {
         LinearSVMConfig(c_grid=[0.1, 100], **GRID),
         [LinearSVMConfig(c_grid=[c], **GRID) for c in (0.1, 100)],
     ),
-    "number of neighbours": (
+    "number of neighbors": (
         KNNConfig(k_grid=[1, 25], n_components=5),
         [KNNConfig(k_grid=[k], n_components=5) for k in (25, 1)],
     ),
