@@ -37,7 +37,6 @@ from dataset.batches import (
 )
 from dataset.store.encoded_folder import EncodedFolder
 from models.learner import Learner
-from models.transformer import compile_blocks
 from training.alarms import check_batch_sizes, check_finite, warn_of_collapse
 from training.augment import augment
 from training.baseline import fit_baseline
@@ -48,6 +47,7 @@ from training.curve import Curve
 from training.distributed import (
     Ranks,
     barrier,
+    compile_blocks,
     gradient_sync,
     mixed_precision,
     seed_everything,

@@ -7,7 +7,7 @@ from benchmarks.encode import LABEL_KEY
 from benchmarks.measure import DATA, alone, show
 from benchmarks.simulated_cells import write_cells
 
-MODEL = {"n_layers": 1, "d_model": 32, "n_heads": 2, "n_tokens": 64}
+MODEL = {"n_layers": 1, "d_model": 32, "n_heads": 2, "context_genes": 64}
 
 
 def encode_train_predict(

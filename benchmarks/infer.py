@@ -42,8 +42,7 @@ def ours(
     """
     import torch
 
-    from models.transformer import compile_blocks
-    from training.distributed import mixed_precision
+    from training.distributed import compile_blocks, mixed_precision
 
     torch.manual_seed(0)
     model = make_model(shape, row_length=context).to(device).eval()

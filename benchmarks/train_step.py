@@ -83,7 +83,7 @@ def make_model(
         gene_init="random",
         cls_init="learned",
         dropout=0.0,
-        n_tokens=row_length - 1,
+        context_genes=row_length - 1,
         checkpoint_activations=checkpoint,
     )
     genes = tuple(f"gene{i}" for i in range(n_vocabulary - N_SPECIALS))
@@ -125,8 +125,7 @@ def ours(
     """
     import torch
 
-    from models.transformer import compile_blocks
-    from training.distributed import mixed_precision
+    from training.distributed import compile_blocks, mixed_precision
     from training.optim import make_optimizer
 
     torch.manual_seed(0)

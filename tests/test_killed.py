@@ -188,7 +188,7 @@ def test_training(encoded_folder, tmp_path):
         "name": "run",
         "data": str(encoded_folder),
         "runs_dir": str(tmp_path / "runs"),
-        "model": {"kind": "rank_transformer", "d_model": 16, "n_heads": 2, "n_tokens": 24},
+        "model": {"kind": "rank_transformer", "d_model": 16, "n_heads": 2, "context_genes": 24},
         "optim": {"max_epochs": 4, "batch_size": 16, "lr": 3e-3},
         "augment": {"token_dropout": 0.1, "count_thinning": 0.2},
         "tracking": {"wandb": "disabled"},

@@ -28,7 +28,7 @@ from training.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "02_train_model.py"
-MODEL = {"kind": "rank_transformer", "d_model": 16, "n_heads": 2, "n_tokens": 24}
+MODEL = {"kind": "rank_transformer", "d_model": 16, "n_heads": 2, "context_genes": 24}
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from training.tracking import Tracker, read_metrics
 ALONE = Ranks(0, 1, torch.device("cpu"))
 MODEL = {
     "kind": "rank_transformer", "d_model": 8, "n_layers": 1, "n_heads": 2, "d_feed_forward": 8,
-    "n_tokens": 8, "dropout": 0.0, "gene_init": "random", "cls_init": "learned",
+    "context_genes": 8, "dropout": 0.0, "gene_init": "random", "cls_init": "learned",
 }  # fmt: skip
 
 

@@ -15,23 +15,23 @@ class TrainingError(UserError):
     """The loss is not a number any more."""
 
 
-def check_batch_sizes(optim: OptimConfig, n_tokens: int, world_size: int) -> None:
+def check_batch_sizes(optim: OptimConfig, row_length: int, world_size: int) -> None:
     """Raise a ConfigError if the batches are too small for these cells or processes.
 
     Parameters
     ----------
     optim
         The config's.
-    n_tokens
+    row_length
         Most tokens that a cell of the folder may have.
     world_size
         Number of processes.
     """
     budget, size = optim.tokens_per_batch, optim.batch_size
-    if budget is not None and budget < n_tokens:
+    if budget is not None and budget < row_length:
         raise ConfigError(
             f"optim.tokens_per_batch: found {budget}, and a cell of this folder may have "
-            f"{n_tokens} tokens; say {n_tokens} or more"
+            f"{row_length} tokens; say {row_length} or more"
         )
     if size < world_size:
         raise ConfigError(

@@ -142,6 +142,19 @@ def wrap(
     return network
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """Let torch compile the blocks of ``model``, in place; names of weights stay as they are.
+
+    Block by block, for they are all alike: one compilation serves all layers, one the last, which
+    computes other rows, and again one each without gradients. Lengths and number of the cells may
+    change from batch to batch. That is so where ``varlen_supports``: elsewhere attention stays
+    outside, and every new number of cells is compiled for again. Compiled at the first call.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=True)
+
+
 def gradient_sync(model: nn.Module, *, enabled: bool) -> AbstractContextManager:
     """Return the context of one of several backward passes whose gradients accumulate.
 
