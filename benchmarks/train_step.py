@@ -6,7 +6,7 @@ formula (``models/flops.py``), the same for all; hardware FLOP are those each do
 last block computes ``<cls>`` only, more where a peer computes on padding. Beside the rate of a
 plain matrix product timed in between they are the model and the hardware FLOP utilization. BERT's
 heads fill its width, so that it stands beside shapes of which this is true. The rows for CUDA
-have not been measured yet: they were written without a card.
+have not been measured yet: they were written without a GPU.
 """
 
 import math
@@ -121,7 +121,7 @@ def ours(
 ) -> dict:
     """Train on every batch once with the project's own model, loss and optimizer.
 
-    In float32, on CUDA in bfloat16. What is on a card has not been measured yet.
+    In float32, on CUDA in bfloat16. What is on a GPU has not been measured yet.
     """
     import torch
 
@@ -234,7 +234,7 @@ def timed(step, batches: list[np.ndarray], flop: Flop, device: str = "cpu") -> d
     """Time ``step`` over all batches, which are ``flop`` of work; memory of the device.
 
     After every step a plain matrix product is timed, so that what else the machine does, or how
-    warm the card is, slows both. Memory of a card includes the product's 0.4 GB.
+    warm the GPU is, slows both. Memory of a GPU includes the product's 0.4 GB.
     """
     import torch
 
@@ -322,11 +322,11 @@ def table_row(model: str, label: str, found: list[dict]) -> dict:
 def cuda_rows(
     module: str, title: str, n_cells: int, checkpoint: tuple[bool, ...] = (False,)
 ) -> list[dict]:
-    """Ours on a CUDA card, bf16, compiled or not. NOT MEASURED YET: written without a card."""
+    """Ours on a CUDA GPU, bf16, compiled or not. NOT MEASURED YET: written without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
-        print("\nNo CUDA card here: bf16 on CUDA is not measured.")
+        print("\nNo CUDA GPU here: bf16 on CUDA is not measured.")
         return []
     rows = []
     for name, (context, batch_size, shape) in CUDA_SHAPES.items():
@@ -339,7 +339,7 @@ def cuda_rows(
             label = ("compiled" if compiled else "eager") + ", checkpoints" * again
             model = f"{name}, context {context:,}, batches of {batch_size}"
             rows.append(table_row(model, label, [found]))
-    show(f"{title}, CUDA, bf16, one card", rows)
+    show(f"{title}, CUDA, bf16, one GPU", rows)
     return rows
 
 

@@ -145,13 +145,13 @@ def _resolve(
     keys: list[str] = []
     section: type[BaseModel] | None = config
     choices: list[type[BaseModel]] = []
-    for place, part in enumerate(location):
+    for depth, part in enumerate(location):
         chosen = [c for c in choices if c.model_fields["kind"].default == part]
         if chosen:
             section, choices = chosen[0], []
             continue
         keys.append(str(part))
-        if place == len(location) - 1:
+        if depth == len(location) - 1:
             break
         if isinstance(part, int):  # in a list: the section is that of its items
             continue

@@ -1,4 +1,4 @@
-"""``TrainedModel``: a finished run that answers for new cells, one at a time in all but speed."""
+"""``TrainedModel``: a finished run that predicts new cells, each independent of the others."""
 
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class TrainedModel:
-    """A finished run, ready to answer for new cells.
+    """A finished run, ready to predict new cells.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class TrainedModel:
     Raises
     ------
     AnnotationError, RunFolderError
-        If the run cannot answer for new cells.
+        If the run cannot predict new cells.
     """
 
     def __init__(self, path: str | Path, *, device: str = "auto") -> None:
@@ -120,14 +120,14 @@ class TrainedModel:
         return learner.to(self.device).eval()
 
     def _baseline(self, model: Any) -> Any:
-        """Rebuild a baseline and ask it for a cell without counts: does it fit the run at all."""
+        """Rebuild a baseline, and check on a cell without counts that it fits the run."""
         arrays = self.run.weights()
         try:
             baseline = model.from_arrays(arrays)
             nothing = csr_matrix((1, self.vocabulary.n_genes), dtype=np.int32)
             shape = baseline.predict_proba(nothing, np.zeros(1)).shape
             if shape != (1, len(self.class_names)):
-                raise ValueError(f"it answers with {shape[-1]} classes")
+                raise ValueError(f"it predicts {shape[-1]} classes")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise AnnotationError(
                 f"{self.run.path}/{WEIGHTS}: is not this run's {model.kind} "
@@ -172,7 +172,7 @@ class TrainedModel:
         previous
             The same of the time point before, for a network of two time points.
         batch_size
-            Cells computed at a time. It does not change a cell's answer, nor do its neighbors:
+            Cells computed at a time. It does not change a cell's prediction, nor do its neighbors:
             float sums may differ in the last digits (below 1e-5 in a probability).
 
         Returns
@@ -182,8 +182,8 @@ class TrainedModel:
         Raises
         ------
         AnnotationError
-            If the profiles of a cell are not as many as the network was trained on, or an answer
-            is NaN.
+            If the profiles of a cell are not as many as the network was trained on, or a
+            prediction is NaN.
         """
         embedding = None
         if self.baseline is not None:

@@ -145,7 +145,7 @@ def test_no_file_is_too_long_to_read():
 
 
 def test_training_needs_neither_scanpy_nor_anndata():
-    # A machine with a card and without them trains from an encoded folder.
+    # A machine with a GPU and without them trains from an encoded folder.
     code = (
         "import importlib.util, sys\n"
         "spec = importlib.util.spec_from_file_location('train', '02_train_model.py')\n"

@@ -14,7 +14,7 @@ class OptimConfig(Config):
 
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="fraction of all steps")
     gradient_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     batch_size: int = Field(default=32, ge=1, description="cells an update, over all ranks")
     tokens_per_batch: int | None = Field(
@@ -22,7 +22,7 @@ class OptimConfig(Config):
         ge=1,
         description="most tokens that a process computes on at once: an "
         "update's cells are cut to fit and their gradients added up, so that the device's memory "
-        "does not bound batch_size; null: a process's share of the update at once",
+        "does not bound batch_size; null: a process's part of the update at once",
     )
     max_epochs: int = Field(default=25, ge=1)
     patience: int = Field(default=8, ge=1, description="epochs without a better val score")
@@ -31,9 +31,11 @@ class OptimConfig(Config):
 class AugmentConfig(Config):
     """Applied to training cells only."""
 
-    token_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of tokens left out")
+    token_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="fraction of tokens left out"
+    )
     count_thinning: float = Field(
-        default=0.0, ge=0, lt=1, description="largest share of the counts binomially removed"
+        default=0.0, ge=0, lt=1, description="largest fraction of the counts binomially removed"
     )
 
 

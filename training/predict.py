@@ -71,7 +71,7 @@ def predict_cells(
         All of them predict.
     batch_size, tokens_per_batch
         Cells computed at a time, or with ``tokens_per_batch`` as of ``cut_to_budget``. Neither
-        changes a cell's answer, nor do its neighbors; float sums may differ in the last digits.
+        changes a cell's prediction, nor do its neighbors, but for rounding.
     precision
         As of ``mixed_precision``.
     seed

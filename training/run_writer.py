@@ -50,7 +50,7 @@ from training.runs import (
 from training.same_run import differences, identity, read_meta
 
 CHECKPOINT = "checkpoint.safetensors"
-# All that is resumed. Killed, a run may have left halves of files under names of any kind.
+# All that is resumed. Killed, a run may have left partial files under names of any kind.
 RESUMED = (CHECKPOINT, CONFIG, DATA, CURVES)
 
 
@@ -213,7 +213,7 @@ class RunWriter:
 
 
 def environment(device: torch.device) -> dict:
-    """Say what a run was made with: commit, device, versions, peak memory of this process."""
+    """Return the provenance of a run: commit, device, versions, peak memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),

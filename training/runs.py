@@ -196,7 +196,7 @@ class Run:
             raise self._damaged(CURVES, error) from None
 
     def model_key(self, *, history: bool = True) -> str:
-        """Return what makes its model, its seed apart, as text (``same_run.model_key``)."""
+        """Return the identity of its model, without its seed, as text (``same_run.model_key``)."""
         return model_key(self.config, self.data, history=history)
 
     @property

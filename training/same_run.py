@@ -54,7 +54,7 @@ def resolve(config: TrainConfig, device: torch.device) -> TrainConfig:
 
 
 def identity(config: TrainConfig, data: Path) -> dict[str, Any]:
-    """Return all that makes a run's numbers, by name; equal in two runs, they are the same run.
+    """Return all that determines a run's numbers, by name: equal in two runs, they are the same.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def model_key(config: TrainConfig, data: Path, *, history: bool = True) -> str:
-    """Return what makes a run's model, as text: its identity without its name and seed.
+    """Return the identity of a run's model as text: that of the run without its name and seed.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Full tensors from shards and back, so that files do not depend on how a run was sharded.
 
 With FSDP every process holds a shard of each weight and of its optimizer state. Files hold full
-tensors, and only the first process reads and writes them: a run that was sharded over four cards
+tensors, and only the first process reads and writes them: a run that was sharded over four GPUs
 resumes unsharded on one. Without FSDP the same functions copy and broadcast.
 """
 

@@ -1,4 +1,4 @@
-"""Where numbers go: ``metrics.jsonl`` always, Weights & Biases when it can be had.
+"""Logging of metrics: ``metrics.jsonl`` always, Weights & Biases when it can be had.
 
 W&B must never cost a run anything. Its calls are made in a thread that is waited for a few seconds
 and no longer; a server that is away or slow turns an online run into an offline one, and whatever
@@ -194,7 +194,7 @@ class Tracker:
             self._give_up(f"it could not start {attempt} ({_first_line(error)})")
 
     def _give_up(self, reason: str) -> None:
-        logger.warning("W&B: %s; the run goes on, metrics.jsonl has every number", reason)
+        logger.warning("W&B: %s; the run continues, metrics.jsonl has every number", reason)
         self.run = None
         Tracker.abandoned = True
 
@@ -251,7 +251,7 @@ def read_metrics(path: Path) -> list[dict]:
     Raises
     ------
     MetricsError
-        If another line is not a step and its numbers.
+        If another line is not a step with its metrics.
     """
     if not path.exists():
         return []
@@ -266,7 +266,7 @@ def read_metrics(path: Path) -> list[dict]:
             lines.append(line)
         elif number < len(texts):
             raise MetricsError(
-                f"{path}, line {number}: is no step and its numbers: it was changed since it was "
+                f"{path}, line {number}: is no step with its metrics: it was changed since it was "
                 f"written; {ADVICE}"
             )
     return lines
@@ -301,7 +301,7 @@ def _bounded(call: Callable[[], Any], timeout: float) -> tuple[Any, Exception | 
     def work() -> None:
         try:
             answer.put((call(), None))
-        except Exception as error:  # noqa: BLE001 - whatever W&B raises, the run goes on
+        except Exception as error:  # noqa: BLE001 - whatever W&B raises, the run continues
             answer.put((None, error))
 
     threading.Thread(target=work, daemon=True).start()

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Classifier(Protocol):
-    """Fitted: answers with probabilities."""
+    """A fitted classifier."""
 
     def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
         """Return class probabilities, ``(n_cells, n_classes)``, of raw counts."""

@@ -1,4 +1,4 @@
-"""What the baselines see of a cell: log expression, standardized and rotated, fitted on train."""
+"""Features of the baselines: log expression, standardized and rotated, fitted on train."""
 
 from dataclasses import dataclass
 

@@ -33,7 +33,9 @@ class GradientBoostingConfig(Config):
     min_samples_leaf: int = Field(default=2, ge=1, description="fewest cells in a leaf")
     l2: float = Field(default=1.0, ge=0, description="penalty on the values of the leaves")
     class_balanced: bool = Field(default=True, description="every class weighs the same")
-    max_features: float = Field(default=0.2, gt=0, le=1, description="share of genes each split")
+    max_features: float = Field(
+        default=0.2, gt=0, le=1, description="fraction of genes each split"
+    )
 
     def fit(
         self,
@@ -81,7 +83,7 @@ class GradientBoostingConfig(Config):
         losses: list[float] = []
         n_rounds = 0
         while len(losses) < min(n_rounds + self.patience, self.max_rounds):
-            # Twice as many each time: before it goes on, scikit-learn predicts with all so far.
+            # Twice as many each time: before it continues, scikit-learn predicts with all so far.
             grown = min(max(2 * len(losses), n_rounds + self.patience), self.max_rounds)
             model.set_params(max_iter=grown).fit(values, labels)
             losses = [
@@ -94,7 +96,7 @@ class GradientBoostingConfig(Config):
         return GradientBoosting(model, genes, n_classes, n_rounds)
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> "GradientBoosting":
-        """Say why there is nothing to rebuild."""
+        """Raise a ValueError that says why there is nothing to rebuild."""
         raise ValueError(
             "gradient-boosted trees are not kept in a run folder: scikit-learn can only pickle "
             "them, and pickles are never loaded here; annotate with another run, such as "

@@ -25,10 +25,10 @@ class LinearClassifier:
     intercept: np.ndarray
 
     @classmethod
-    def of_present(
+    def with_all_classes(
         cls, weights: np.ndarray, intercept: np.ndarray, present: np.ndarray, n_classes: int
     ) -> "LinearClassifier":
-        """Give the classes without training cells their place among the others.
+        """Add the classes without training cells, which are never predicted.
 
         Parameters
         ----------

@@ -57,7 +57,7 @@ class RotatedCells:
         """Divide by ``sqrt(1 + strength * variance)`` along every axis."""
         return values / np.sqrt(1 + strength * self.variance)[:, None]
 
-    def of_genes(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def to_genes(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return weights in log expression, ``(n_genes, n_classes)``, and what they center by."""
         return self.axes.axes @ weights / self.norm, self.axes.offset @ weights / self.norm
 
@@ -125,7 +125,7 @@ class SparseCells:
         factor = 1 / np.sqrt(1 + strength * self.variance) - other
         return other * values + self.leading @ (factor[:, None] * (self.leading.T @ values))
 
-    def of_genes(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def to_genes(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return weights in log expression, ``(n_genes, n_classes)``, and what they center by."""
         return self.gene_weights[:, None] * weights, self.shift @ weights
 

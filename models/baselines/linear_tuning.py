@@ -81,14 +81,14 @@ def tune_linear(
     forms: dict[GeneScaling, LinearCells] = {}
     gene_weights = {"standardized": standardize(train), "log_expression": np.ones(train.shape[1])}
 
-    def of(setting: Setting) -> LinearClassifier:
+    def fit_setting(setting: Setting) -> LinearClassifier:
         if setting.gene_scaling not in forms:
             weights = gene_weights[setting.gene_scaling]
             forms[setting.gene_scaling] = RotatedCells.fit(train[rows], weights, rng)
         cells = forms[setting.gene_scaling]
         return finish(_classifier(setting, cells, labels[rows], n_classes, fit))
 
-    setting, fitted = best_on_val(((setting, of(setting)) for setting in settings), val)
+    setting, fitted = best_on_val(((setting, fit_setting(setting)) for setting in settings), val)
     if n_cells > tuning_cells:
         logger.info("settings chosen on %d cells, fitted on all %d", tuning_cells, n_cells)
         forms.clear()
@@ -100,9 +100,9 @@ def tune_linear(
 def _classifier(
     setting: Setting, cells: LinearCells, labels: np.ndarray, n_classes: int, fit: Fit
 ) -> LinearClassifier:
-    """Fit the classes that have cells, and give the others a place."""
+    """Fit the classes that have cells, and add the others."""
     present, own = np.unique(labels, return_inverse=True)
     cell_weights = balanced(own) if setting.class_weights == "balanced" else np.ones(len(own))
     weights, intercept = fit(setting, cells, own, cell_weights)
-    weights, center = cells.of_genes(weights)
-    return LinearClassifier.of_present(weights, intercept - center, present, n_classes)
+    weights, center = cells.to_genes(weights)
+    return LinearClassifier.with_all_classes(weights, intercept - center, present, n_classes)

@@ -126,7 +126,7 @@ def one_cell_after_the_other(q, k, v, q_offsets, k_offsets, longest_q, longest_k
 
 @pytest.mark.parametrize("first_only", [False, True])
 def test_the_cuda_kernel_is_told_where_the_cells_lie(monkeypatch, attention, first_only):
-    # Without a card: the call that it would be given, answered by the plain formula.
+    # Without a GPU: the call that it would be given, answered by the plain formula.
     x = torch.randn(12, 12)
     expected = attention(x, CELLS, first_only=first_only)
     monkeypatch.setattr(packed_attention, "varlen_supports", lambda *_: True)
@@ -136,7 +136,7 @@ def test_the_cuda_kernel_is_told_where_the_cells_lie(monkeypatch, attention, fir
 
 @pytest.mark.parametrize("first_only", [False, True])
 def test_the_cuda_kernel_takes_the_call_and_gives_gradients(monkeypatch, first_only):
-    # Without a card: torch's own account of the kernel's shapes, forward and backward.
+    # Without a GPU: torch's own account of the kernel's shapes, forward and backward.
     monkeypatch.setattr(packed_attention, "varlen_supports", lambda *_: True)
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
         attention = SelfAttention(12, 3, 16)
@@ -151,7 +151,7 @@ def test_the_cuda_kernel_is_not_asked_on_a_cpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize("d_head", [16, 64])
 def test_the_cuda_kernel_in_half_precision_equals_float32(d_head, first_only):

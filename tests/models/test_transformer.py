@@ -99,7 +99,7 @@ def masked(q, k, v, q_offsets, k_offsets, *_):
 # torch.compile hides this warning of its own, but not from a filter that turns it into an error.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_blocks_are_compiled_twice_for_cells_of_any_number_and_length(monkeypatch, encoder):
-    # Traced and differentiated as on a card, without the minutes of generating code.
+    # Traced and differentiated as on a GPU, without the minutes of generating code.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(packed_attention, "varlen_attn", masked)
     torch._dynamo.reset()

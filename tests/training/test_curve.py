@@ -53,12 +53,12 @@ def test_on_cards_the_rate_is_held_against_a_matrix_product(learner, clock, monk
         return 1e12
 
     monkeypatch.setattr(curve, "matmul_flop_per_second", matmul_flop_per_second)
-    card = torch.device("cuda", 1)
-    points = curve.Curve(learner, "bfloat16", Ranks(0, 1, card))
+    gpu = torch.device("cuda", 1)
+    points = curve.Curve(learner, "bfloat16", Ranks(0, 1, gpu))
     points.add(torch.ones(2, 1), [12, 12])
     clock[0] += 2
     model, hardware = learner.network.training_flop(np.array([12, 12]))
     point = points.read()
     assert point["perf/model_flop_utilization"] == pytest.approx(model / 2 / 1e12)
     assert point["perf/hardware_flop_utilization"] == pytest.approx(hardware / 2 / 1e12)
-    assert asked == [(card, torch.bfloat16)]
+    assert asked == [(gpu, torch.bfloat16)]

@@ -141,7 +141,7 @@ def test_no_wandb_at_all_costs_seconds_and_no_numbers(
     assert time.monotonic() - start < 5
     assert tracker.run is None
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 1.0}]
-    assert "the run goes on" in caplog.text
+    assert "the run continues" in caplog.text
 
 
 @pytest.mark.parametrize("call", ["log", "finish"])

@@ -148,8 +148,8 @@ def test_more_genes_than_cells_lose_nothing_by_the_rotation():
             penalize_intercept=False,
             max_iter=5000,
         )
-        of_genes, center = cells.of_genes(weights)
-        found.append(softmax(expression @ of_genes + (intercept - center), axis=1))
+        to_genes, center = cells.to_genes(weights)
+        found.append(softmax(expression @ to_genes + (intercept - center), axis=1))
     np.testing.assert_allclose(found[0], found[1], atol=5e-4)
 
 
