@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.base import Config
 from models import ModelConfig
+from models.baselines.base import BaselineConfig
 from models.objectives import ObjectiveConfig, default_objectives
 
 
@@ -99,7 +100,7 @@ class TrainConfig(Config):
     @property
     def is_baseline(self) -> bool:
         """Whether the model is one of scikit-learn's, and not a network."""
-        return hasattr(self.model, "fit")
+        return isinstance(self.model, BaselineConfig)
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -8,9 +8,6 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 from dataset.log_expression import log_expression
 
-# The counts, library sizes and labels of the val cells, with which a baseline is tuned.
-ValCells = tuple[csr_matrix, np.ndarray, np.ndarray]
-
 # Up to this many cells are rotated exactly: seconds, and memory for three matrices (n, n).
 EXACT_CELLS = 2000
 GENE_BLOCK = 2048  # genes that are dense at a time

@@ -9,15 +9,15 @@ from pydantic import Field
 from scipy.sparse import csr_matrix
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from configs.base import Config
 from evaluation.classification import log_loss
+from models.baselines.base import BaselineConfig, LabeledCells
 from models.baselines.best_on_val import warn_at_edge
-from models.baselines.features import ValCells, highly_variable, log_normalize
+from models.baselines.features import highly_variable, log_normalize
 
 logger = logging.getLogger(__name__)
 
 
-class GradientBoostingConfig(Config):
+class GradientBoostingConfig(BaselineConfig):
     """scikit-learn's histogram trees; the number of rounds is tuned on val by log-loss."""
 
     kind: Literal["gradient_boosting"] = "gradient_boosting"
@@ -38,34 +38,15 @@ class GradientBoostingConfig(Config):
     )
 
     def fit(
-        self,
-        expression: csr_matrix,
-        library_size: np.ndarray,
-        labels: np.ndarray,
-        n_classes: int,
-        val: ValCells,
-        seed: int,
+        self, train: LabeledCells, val: LabeledCells, n_classes: int, seed: int
     ) -> "GradientBoosting":
         """Grow rounds on train while val gains; keep as many as are best on val.
 
-        Parameters
-        ----------
-        expression
-            Raw counts of the training cells, ``(n_cells, n_genes)``.
-        library_size
-            Counts of each over all genes, ``(n_cells,)``.
-        labels
-            Class ids, ``(n_cells,)``.
-        n_classes
-            Number of classes, with or without training cells.
-        val
-            Counts, library sizes and labels of the val cells.
-        seed
-            Draws the genes each split may choose from.
+        The seed draws the genes that each split may choose from.
         """
-        train = log_normalize(expression, library_size)
-        genes = highly_variable(train, self.n_top_genes)
-        values = train[:, genes].toarray()
+        expression = log_normalize(train.counts, train.library_size)
+        genes = highly_variable(expression, self.n_top_genes)
+        values = expression[:, genes].toarray()
         model = HistGradientBoostingClassifier(
             learning_rate=self.learning_rate,
             max_leaf_nodes=self.max_leaf_nodes,
@@ -77,17 +58,16 @@ class GradientBoostingConfig(Config):
             warm_start=True,
             random_state=seed,
         )
-        val_counts, val_library_size, val_labels = val
-        val_values = log_normalize(val_counts, val_library_size)[:, genes].toarray()
+        val_values = log_normalize(val.counts, val.library_size)[:, genes].toarray()
         # By log-loss: macro-F1 jumps with single cells of rare types, and may stop far too early.
         losses: list[float] = []
         n_rounds = 0
         while len(losses) < min(n_rounds + self.patience, self.max_rounds):
             # Twice as many each time: before it continues, scikit-learn predicts with all so far.
             grown = min(max(2 * len(losses), n_rounds + self.patience), self.max_rounds)
-            model.set_params(max_iter=grown).fit(values, labels)
+            model.set_params(max_iter=grown).fit(values, train.labels)
             losses = [
-                log_loss(val_labels, _all_classes(staged, model.classes_, n_classes))
+                log_loss(val.labels, _all_classes(staged, model.classes_, n_classes))
                 for staged in model.staged_predict_proba(val_values)
             ]
             n_rounds = 1 + int(np.argmin(losses))
@@ -113,9 +93,9 @@ class GradientBoosting:
     n_classes: int
     n_rounds: int
 
-    def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
+    def predict_proba(self, counts: csr_matrix, library_size: np.ndarray) -> np.ndarray:
         """Return class probabilities, ``(n_cells, n_classes)``, of raw counts."""
-        values = log_normalize(expression, library_size)[:, self.genes].toarray()
+        values = log_normalize(counts, library_size)[:, self.genes].toarray()
         staged = self.model.staged_predict_proba(values)
         probabilities = next(p for i, p in enumerate(staged, start=1) if i == self.n_rounds)
         return _all_classes(probabilities, self.model.classes_, self.n_classes)
