@@ -193,10 +193,10 @@ def test_predicted_are_val_after_every_epoch_and_both_once_at_the_end_as_they_ar
 def test_a_baseline_is_fitted_on_train_and_tuned_on_val(data, make_config, monkeypatch):
     asked = []
 
-    def fit(self, counts, library_size, labels, n_classes, val, seed):
-        asked.append((counts, library_size, labels, *val))
+    def fit(self, train, val, n_classes, seed):
+        asked.append((*train, *val))
         assert (n_classes, seed) == (len(data.class_names), 5)
-        return majority(self, counts, library_size, labels, n_classes, val, seed)
+        return majority(self, train, val, n_classes, seed)
 
     majority = MajorityConfig.fit
     monkeypatch.setattr(MajorityConfig, "fit", fit)
