@@ -32,6 +32,7 @@ from dataset.reading.cell_file import open_store
 from dataset.reading.cell_url import CellPath
 from dataset.reading.cells import Cells, open_cells
 from dataset.sources import resolve
+from dataset.store.csr_file import Rows
 from dataset.vocabulary import GeneMatch
 from evaluation.annotated_file import (
     AnnotationError,
@@ -283,7 +284,9 @@ def _answers(
             probabilities, embedding = model.predict(
                 counts, library_size, previous=previous, batch_size=batch_size
             )
-            measures = measure_block(block, is_mitochondrial)
+            measures = measure_block(
+                Rows(block.indptr, block.indices, block.data), is_mitochondrial
+            )
             parts.append(Answers(probabilities, embedding, measures, np.diff(counts.indptr)))
             bar.update(block.shape[0])
     embeddings = [part.embedding for part in parts if part.embedding is not None]
@@ -316,7 +319,7 @@ def _mitochondrial(model: TrainedModel, cells: Cells, match: GeneMatch) -> NDArr
     prefix = model.quality_control.mitochondrial_prefix
     known = [symbol.upper().startswith(prefix.upper()) for symbol in model.vocabulary.gene_symbols]
     in_vocabulary = np.array([*known, False])[match.columns]  # -1: the last, no gene of it
-    return mitochondrial_genes(cells, prefix) | in_vocabulary
+    return mitochondrial_genes(cells.gene_symbols, prefix) | in_vocabulary
 
 
 def _times(model: TrainedModel, cells: Cells, time_key: str | None) -> NDArray[np.str_]:

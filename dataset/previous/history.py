@@ -30,6 +30,7 @@ from dataset.compiled import compiled
 from dataset.log_expression import log_expression
 from dataset.previous.config import PreviousConfig
 from dataset.store.csr_file import CsrFile, CsrWriter, Rows
+from dataset.store.expression import Expression
 from dataset.store.layout import OF_HISTORY
 
 MAX_ITERATIONS = 300
@@ -148,8 +149,7 @@ class History:
 
 
 def fit_history(
-    expression: CsrFile,
-    library_size: NDArray[np.float64],
+    expression: Expression,
     time: NDArray[np.str_],
     train_rows: NDArray[np.int64],
     time_points: list[str],
@@ -160,8 +160,8 @@ def fit_history(
 
     Parameters
     ----------
-    expression, library_size, time
-        Raw counts on disk, library sizes and time points of all cells.
+    expression, time
+        Counts on disk, and time points, of all cells.
     train_rows
         The cells to fit on.
     time_points
@@ -196,7 +196,7 @@ def fit_history(
     ancestors = np.concatenate(chosen)
     first = np.concatenate([[0], np.cumsum([len(rows) for rows in chosen])]).astype(np.int64)
     counts = expression.take(ancestors).to_csr(n_genes, dtype=np.int32)
-    library = library_size[ancestors]
+    library = expression.library_size[ancestors]
 
     values = log_expression(counts, library)
     n_components = min(config.n_components, min(values.shape) - 1)

@@ -185,14 +185,16 @@ class Cells:
         merged.index = pd.Index(self.names(0, self.n_cells))
         return merged
 
-    def _columns(self) -> list[str]:
+    @property
+    def columns(self) -> list[str]:
+        """Names of the obs columns of all files."""
         return list(dict.fromkeys(name for table in self.tables for name in table.columns))
 
     def _readable_columns(self) -> dict[str, pd.Series]:
         columns = {}
-        for key in self._columns():
+        for key in self.columns:
             try:
-                columns[key] = self._stored_column(key)
+                columns[key] = self.stored_column(key)
             except ColumnError as error:
                 logger.warning("%s; it is left out", error)
         return columns
@@ -209,16 +211,17 @@ class Cells:
         needs_order
             Raise if files have categories in an order, and it is not known what it is over all.
         """
-        column, message = clean_names(self._stored_column(key, needs_order=needs_order), key)
+        column, message = clean_names(self.stored_column(key, needs_order=needs_order), key)
         if message is not None and message not in self.messages:
             self.messages.append(message)
             logger.info(message)
         return column
 
-    def _stored_column(self, key: str, *, needs_order: bool = False) -> pd.Series:
-        if key not in self._columns():
+    def stored_column(self, key: str, *, needs_order: bool = False) -> pd.Series:
+        """Read an obs column as it is stored; see ``column``."""
+        if key not in self.columns:
             names = shortened([file.path.name for file in self.files])
-            raise CellFileError(f"{names}: no obs column {key!r}{nearest(key, self._columns())}")
+            raise CellFileError(f"{names}: no obs column {key!r}{nearest(key, self.columns)}")
         parts = [table.column(key) if key in table.columns else None for table in self.tables]
         return join_column(key, parts, self.tables, needs_order=needs_order)
 

@@ -188,7 +188,7 @@ def _named(names: NDArray[np.object_], first: int, key: str) -> pd.Index:
             f"{key}: the name of row {row:,} is missing (and of {int(missing.sum()):,} rows in "
             "all): give every row a name and write the file anew"
         )
-    return pd.Index([as_text(name) for name in names], dtype=object)
+    return pd.Index(names, dtype=object)
 
 
 def read_names(table: Any, start: int, stop: int, key: str) -> NDArray[np.object_]:
@@ -213,7 +213,7 @@ def _holds_strings(node: Any) -> bool:
 
 def _strings(node: Any, start: int, stop: int) -> NDArray[np.object_]:
     if isinstance(node, h5py.Dataset):
-        node = node.asstr("utf-8")
+        return np.asarray(node.asstr("utf-8")[start:stop], dtype=object)
     return np.array([as_text(value) for value in np.asarray(node[start:stop])], dtype=object)
 
 

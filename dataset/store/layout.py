@@ -11,7 +11,8 @@ from dataset.store.checksums import CHECKSUMS, read_checksums
 
 SPLITS = ("train", "val", "test")
 FACTS = ("meta.json", "vocabulary.json", "class_names.json", "conditions.json", "cells.csv")
-OF_EXPRESSION = ("indptr", "gene_index", "counts", "library_size")
+OF_COUNTS = ("store.json", "cells.h5ad", "indptr.npy", "gene_index.npy", "counts.npy")
+OF_EXPRESSION = ("rows", "columns", "library_size")
 OF_HISTORY = (
     "loadings", "center", "first_ancestor", "epsilon", "embedding", "potential", "library",
 )  # fmt: skip
@@ -21,6 +22,7 @@ FILES = (
     *FACTS,
     "config.yaml",
     "dropped.csv",
+    *(f"counts/{name}" for name in (*OF_COUNTS, CHECKSUMS)),
     *(f"expression/{name}.npy" for name in OF_EXPRESSION),
     *(f"{split}/{name}.npy" for split in SPLITS for name in OF_SPLIT),
 )
