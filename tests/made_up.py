@@ -1,5 +1,12 @@
-"""Facts of data that do not exist, and a learner for them."""
+"""Facts of data that do not exist, a learner for them, and cells whose counts are kept."""
 
+from pathlib import Path
+
+import anndata as ad
+
+from dataset.config import PreprocessConfig
+from dataset.keep_counts import keep_counts
+from dataset.store.count_store import CountStore
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import N_SPECIALS, Vocabulary
 from models.learner import Learner
@@ -25,3 +32,17 @@ def network(config: NetworkConfig, **sizes):
 def learner(config: NetworkConfig, objectives=None, **sizes) -> Learner:
     """Build a network and its heads; by default it classifies."""
     return Learner(config, objectives or [ClassifyConfig()], facts(**sizes))
+
+
+def store_of(adata: ad.AnnData, folder: Path) -> CountStore:
+    """Write cells into a new folder, and keep their counts."""
+    folder.mkdir()
+    adata.write_h5ad(folder / "cells.h5ad")
+    config = PreprocessConfig(
+        name="set",
+        input=str(folder / "cells.h5ad"),
+        label_key=None,
+        tokenizer={"kind": "rank", "n_tokens": 8},
+        data_dir=str(folder),
+    )
+    return keep_counts(config, progress=False)

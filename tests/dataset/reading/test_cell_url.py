@@ -350,6 +350,6 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        # One says where the cells were, the other holds its sum; all other files are compared.
-        if path.is_file() and path.name not in ("config.yaml", "checksums.json")
+        # Two say where the cells were, others hold their sums; all other files are compared.
+        if path.is_file() and path.name not in ("config.yaml", "store.json", "checksums.json")
     }
