@@ -1,4 +1,4 @@
-"""Whether a folder that is there already is the one that is wanted."""
+"""Check that a folder that is there already is the one that is wanted."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which cells are encoded, and in which split; who is dropped, and why.
+"""Choose the cells to encode and their splits; keep the reasons why others are dropped.
 
 A cell is a handful of small numbers here, not a handful of Python strings: a million cells are
 then a few megabytes.

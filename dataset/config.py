@@ -39,7 +39,7 @@ class QualityControlConfig(Config):
 
 
 class SplitConfig(Config):
-    """Who goes to train, val and test: whole groups where there are groups, cells otherwise."""
+    """Split into train, val and test: of whole groups where there are groups, else of cells."""
 
     key: str | None = Field(
         default=None,

@@ -25,7 +25,7 @@ TABLE_CELLS = 16_384  # lines written in one go
 
 
 def write_cells(folder: Path, store: CountStore, chosen: ChosenCells, measures: Measures) -> None:
-    """Write cells.csv and dropped.csv, a stretch of cells at a time."""
+    """Write cells.csv and dropped.csv, some cells at a time."""
     for first, last in cut(0, store.n_cells, TABLE_CELLS):
         names = store.names(first, last)
         a, b = np.searchsorted(chosen.rows, [first, last]).tolist()

@@ -1,4 +1,4 @@
-"""Which droplets may hold two cells: Scrublet's scores, as scanpy computes them."""
+"""Doublet scores: Scrublet, as scanpy computes it."""
 
 import logging
 import warnings

@@ -117,7 +117,7 @@ def _open(folder: Path) -> CountStore | None:
 
 
 def _is_current(store: CountStore, config: PreprocessConfig) -> bool:
-    """Whether the files are those that were read; files that are gone are taken to be."""
+    """Return whether the files are those that were read; files that are gone are taken to be."""
     known = [file.path for file in store.files]
     on_disk = [Path(path) for path in known if "://" not in path]
     if len(on_disk) == len(known) and all(fingerprint(path) == ("gone",) for path in on_disk):

@@ -1,4 +1,4 @@
-"""Which cells are good enough to learn from: scanpy's measures, the config's thresholds."""
+"""Quality control of cells: scanpy's measures, the config's thresholds."""
 
 from functools import partial
 from pathlib import Path

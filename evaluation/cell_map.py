@@ -21,7 +21,7 @@ def add_components(adata: ad.AnnData, *, n_top_genes: int = 2000, n_components: 
     Parameters
     ----------
     adata
-        Raw counts, every cell with one; they are normalised in place.
+        Raw counts, every cell with one; they are normalized in place.
     n_top_genes, n_components
         Most that are taken; few cells have fewer.
     """

@@ -1,6 +1,6 @@
 """The profile of a cell at the time point before, from the cells sampled there.
 
-For each pair of neighbouring time points the train cells of the later one are matched with those
+For each pair of neighboring time points the train cells of the later one are matched with those
 of the earlier one by entropic optimal transport in principal components of log expression. What is
 kept of it is one potential for each earlier cell; with these any cell, new ones included, has its
 ancestors: earlier cell ``j`` with weight proportional to ``exp(potential_j - distance / epsilon)``

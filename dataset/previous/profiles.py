@@ -1,4 +1,4 @@
-"""Where each cell's profile at the time point before comes from: a layer, or its ancestors."""
+"""Profiles of cells at the time point before: of a layer, or of their ancestors."""
 
 from dataclasses import dataclass
 from functools import lru_cache

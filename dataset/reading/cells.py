@@ -68,7 +68,7 @@ class CellFile:
     def blocks(
         self, ranges: Iterable[tuple[int, int]], transposed: dict[CellPath, CscRows] | None = None
     ) -> Iterator[tuple[int, csr_matrix]]:
-        """Stream the counts of some stretches of rows; see ``Cells.blocks``.
+        """Stream the counts of some ranges of rows; see ``Cells.blocks``.
 
         Parameters
         ----------
@@ -156,12 +156,12 @@ class Cells:
 
     @property
     def counts_location(self) -> str:
-        """Where the counts are; file by file where files differ."""
+        """Name of the matrix of counts, such as ``X``; file by file where files differ."""
         return self._of_files([file.counts_location for file in self.files])
 
     @property
     def found(self) -> str:
-        """What was found there."""
+        """Description of the values there."""
         return self._of_files([file.found for file in self.files])
 
     def _of_files(self, texts: list[str]) -> str:
@@ -366,7 +366,7 @@ def open_cells(
 
 @dataclass
 class _Look:
-    """What a first look at one file found."""
+    """Result of a first look at one file."""
 
     path: CellPath
     fingerprint: tuple

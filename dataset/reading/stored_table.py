@@ -3,7 +3,7 @@
 anndata's own reader knows every encoding of its version, old and new, and is asked for all but
 two: arrays of strings, plain (``string-array``) or with a mask of the missing ones
 (``nullable-string-array``, how anndata 0.13 writes names and text). A million of those as Python
-objects are what takes memory, so they are read here, a stretch at a time.
+objects are what takes memory, so they are read here, a range at a time.
 """
 
 import logging
@@ -38,7 +38,7 @@ LENGTH_OF = {"categorical": "codes"}  # of a group the part with one entry a row
 
 
 def is_by_column(node: Any) -> bool:
-    """Whether the columns of this obs or var can be read one by one."""
+    """Return whether the columns of this obs or var can be read one by one."""
     return not hasattr(node, "dtype") and _encoding(node) == TABLE
 
 
@@ -203,7 +203,7 @@ def _encoding(node: Any) -> tuple[str, str]:
 
 
 def _holds_strings(node: Any) -> bool:
-    """Whether this is a plain array of strings (not numbers, categories or one with a mask)."""
+    """Return whether this is a plain array of strings (no numbers, categories, mask)."""
     if not hasattr(node, "dtype") or _encoding(node) not in STRINGS or len(node.shape) != 1:
         return False
     if isinstance(node, h5py.Dataset):

@@ -132,7 +132,7 @@ class EncodedFolder:
 
     @property
     def facts(self) -> DataFacts:
-        """What a network needs to know of these cells."""
+        """Sizes and names that a network is built from."""
         labels = self._splits["train"].labels
         class_sizes = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
         return replace(self._facts, class_sizes=class_sizes)

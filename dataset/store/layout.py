@@ -1,4 +1,4 @@
-"""Which files an encoded folder is made of, and whether a folder is one that we may replace."""
+"""Files of an encoded folder, and the check that a folder may be replaced."""
 
 import json
 import re

@@ -90,7 +90,7 @@ class Tokenizer(Protocol):
 
     @property
     def previous(self) -> PreviousConfig | None:
-        """Where a second segment, the profile at the time point before, is from; None: none."""
+        """Source of a second segment, the profile at the time point before; None: no such."""
 
     @property
     def n_segments(self) -> int:

@@ -200,7 +200,7 @@ def test_counts_are_found_wherever_they_are(cells_adata, tmp_path):
     cells_adata.write_h5ad(path)
     cells = open_cells(path)
     assert cells.counts_location == "layers/counts"
-    assert "log1p of counts normalised to 10,000 a cell" in cells.messages[0]
+    assert "log1p of counts normalized to 10,000 a cell" in cells.messages[0]
     assert same(read_all(cells), counts)
 
     del cells_adata.layers["counts"]
@@ -225,9 +225,9 @@ def test_a_layer_nobody_calls_counts_is_named_and_not_taken(cells_adata, tmp_pat
 
 
 VALUES = {
-    "log1p of counts normalised to 10,000": logged,
+    "log1p of counts normalized to 10,000": logged,
     "log1p of raw counts": lambda x: x.log1p(),
-    "counts normalised to 10,000": lambda x: logged(x).expm1(),
+    "counts normalized to 10,000": lambda x: logged(x).expm1(),
     "scaled or centred": lambda x: sc.pp.scale(logged(x).toarray(), copy=True),
     "not finite": lambda x: x * np.inf,
     "most likely logged": lambda x: logged(x).multiply(np.linspace(1, 1.5, 60)).tocsr(),
