@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import anndata as ad
+from scipy.sparse import csr_matrix, vstack
 
 from dataset.config import PreprocessConfig
 from dataset.keep_counts import keep_counts
+from dataset.reading.cells import Cells
 from dataset.store.count_store import CountStore
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import N_SPECIALS, Vocabulary
@@ -46,3 +48,8 @@ def store_of(adata: ad.AnnData, folder: Path) -> CountStore:
         data_dir=str(folder),
     )
     return keep_counts(config, progress=False)
+
+
+def counts_of(cells: Cells) -> csr_matrix:
+    """Read the counts of all cells."""
+    return vstack([block for _, block in cells.blocks()], "csr")

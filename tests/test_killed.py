@@ -29,7 +29,7 @@ from training.checkpoint import load_tensors
 ROOT = Path(__file__).parents[1]
 N_KILLS = 30  # at random times, and as many at random file operations
 MOST_ATTEMPTS = 200
-PARTIAL = re.compile(r"\.[\w.-]+\.partial-\w+")
+PARTIAL = re.compile(r"\.[\w.-]+\.partial(-\w+)?")
 
 
 # ------------------------------------------------------------------------ the killer

@@ -63,11 +63,6 @@ class CellTable:
                 return read_table(root, "obs", self.path)[key].reset_index(drop=True)
             return read_column(root["obs"], key, self.n_cells, "obs", self.path)
 
-    def read(self) -> pd.DataFrame:
-        """Read the whole table, all of it in memory."""
-        with open_store(self.path) as root:
-            return read_table(root, "obs", self.path)
-
 
 def _by_column(root: Any, path: CellPath) -> bool:
     """Return whether columns can be read one by one, as anndata writes them since 0.7."""
