@@ -10,9 +10,9 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.encode import LABEL_KEY
 from benchmarks.measure import DATA, alone, seconds, show
 from benchmarks.simulated_cells import write_cells
-from benchmarks.tokenise import LABEL_KEY
 
 BATCH_CELLS = 64
 

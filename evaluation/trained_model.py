@@ -1,4 +1,4 @@
-"""``TrainedModel``: a finished run that answers for new cells, one at a time in all but speed."""
+"""``TrainedModel``: a finished run that predicts new cells, each independent of the others."""
 
 from functools import cached_property
 from pathlib import Path
@@ -18,18 +18,17 @@ from dataset.tokenizers.tokenizer import CellCounts
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from models.learner import Learner
-from training.checkpoint import CheckpointError, load_weights
+from training.checkpoint import WEIGHTS, CheckpointError, load_weights
 from training.config import TrainConfig
 from training.distributed import Ranks, choose_device
 from training.predict import predict_cells
 from training.runs import Run
 
-WEIGHTS = "model.safetensors"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class TrainedModel:
-    """A finished run, ready to answer for new cells.
+    """A finished run, ready to predict new cells.
 
     Attributes
     ----------
@@ -48,7 +47,7 @@ class TrainedModel:
     Raises
     ------
     AnnotationError, RunFolderError
-        If the run cannot answer for new cells.
+        If the run cannot predict new cells.
     """
 
     def __init__(self, path: str | Path, *, device: str = "auto") -> None:
@@ -59,7 +58,7 @@ class TrainedModel:
         self.facts = self.run.facts
         self.vocabulary = self.facts.vocabulary
         self.class_names = self.run.class_names
-        self._read_facts()
+        self._read_meta()
         self.device = choose_device(device)
         val = self.run.predictions("val")
         if not val.has_classes:
@@ -87,7 +86,7 @@ class TrainedModel:
             self.baseline = None
             self.learner = self._learner(model)
 
-    def _read_facts(self) -> None:
+    def _read_meta(self) -> None:
         try:
             self.tokenizer = read_tokenizer(self.run.meta["tokenizer"])
             self.quality_control = QualityControlConfig(**self.run.meta["quality_control"])
@@ -121,14 +120,14 @@ class TrainedModel:
         return learner.to(self.device).eval()
 
     def _baseline(self, model: Any) -> Any:
-        """Rebuild a baseline and ask it for a cell without counts: does it fit the run at all."""
+        """Rebuild a baseline, and check on a cell without counts that it fits the run."""
         arrays = self.run.weights()
         try:
             baseline = model.from_arrays(arrays)
             nothing = csr_matrix((1, self.vocabulary.n_genes), dtype=np.int32)
             shape = baseline.predict_proba(nothing, np.zeros(1)).shape
             if shape != (1, len(self.class_names)):
-                raise ValueError(f"it answers with {shape[-1]} classes")
+                raise ValueError(f"it predicts {shape[-1]} classes")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise AnnotationError(
                 f"{self.run.path}/{WEIGHTS}: is not this run's {model.kind} "
@@ -150,7 +149,7 @@ class TrainedModel:
 
     @cached_property
     def history(self) -> History | None:
-        """What gives a new cell its previous profile; None for one time point."""
+        """Profiles of the time point before, for new cells; None for one time point."""
         folder = self.run.path / "data" / "history"
         return History.load(folder) if folder.is_dir() else None
 
@@ -173,7 +172,7 @@ class TrainedModel:
         previous
             The same of the time point before, for a network of two time points.
         batch_size
-            Cells computed at a time. It does not change a cell's answer, nor do its neighbors:
+            Cells computed at a time. It does not change a cell's prediction, nor do its neighbors:
             float sums may differ in the last digits (below 1e-5 in a probability).
 
         Returns
@@ -183,8 +182,8 @@ class TrainedModel:
         Raises
         ------
         AnnotationError
-            If the profiles of a cell are not as many as the network was trained on, or an answer
-            is no number.
+            If the profiles of a cell are not as many as the network was trained on, or a
+            prediction is NaN.
         """
         embedding = None
         if self.baseline is not None:
@@ -195,7 +194,7 @@ class TrainedModel:
         if bad := int((~np.isfinite(calibrated).all(axis=1)).sum()):
             raise AnnotationError(
                 f"{self.run.path}: {bad:,} of {len(calibrated):,} cells get probabilities that "
-                "are no numbers; annotate with another run"
+                "are NaN; annotate with another run"
             )
         return calibrated, embedding
 

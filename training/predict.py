@@ -1,4 +1,4 @@
-"""A network's predictions for every cell of a split, each process predicting its share."""
+"""A network's predictions for every cell of a split, sharded over the processes."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class Fitted(NamedTuple):
     val: Arrays
     test: Arrays
     weights: dict[str, np.ndarray] | None  # of a network: on the first process
-    facts: dict  # seconds, best_epoch, n_parameters; of a network cells_per_second too
+    summary: dict  # for metrics.json: seconds, best_epoch, n_parameters and others
     step: int = 0
 
 
@@ -59,7 +59,7 @@ def predict_cells(
     precision: str = "float32",
     seed: int | None = None,
 ) -> Arrays:
-    """Predict every cell once, each process its share, and put the shares together.
+    """Predict every cell once, sharded over the processes, and gather the predictions.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def predict_cells(
         All of them predict.
     batch_size, tokens_per_batch
         Cells computed at a time, or with ``tokens_per_batch`` as of ``cut_to_budget``. Neither
-        changes a cell's answer, nor do its neighbors; float sums may differ in the last digits.
+        changes a cell's prediction, nor do its neighbors, but for rounding.
     precision
         As of ``mixed_precision``.
     seed
@@ -79,33 +79,35 @@ def predict_cells(
         predicted of whole cells is returned.
     """
     order = np.argsort(cells.lengths, kind="stable")  # attention takes cells of one length at once
-    shares = [order[rank :: ranks.world_size] for rank in range(ranks.world_size)]
+    shards = [order[rank :: ranks.world_size] for rank in range(ranks.world_size)]
     if tokens_per_batch is None:
-        cut = [np.split(share, range(batch_size, len(share), batch_size)) for share in shares]
+        cut = [np.split(shard, range(batch_size, len(shard), batch_size)) for shard in shards]
     else:
-        cut = [cut_to_budget(share, cells, tokens_per_batch) for share in shares]
-    rows = NpyDataset(cells)
+        cut = [cut_to_budget(shard, cells, tokens_per_batch) for shard in shards]
+    dataset = NpyDataset(cells)
     learner.eval()
     parts = []
     with mixed_precision(precision, ranks.device):
-        for some in even_rounds(cut, ranks.rank):  # with no share, empty batches
-            batch = to_device(collate(rows.__getitems__(some)), ranks.device)
+        for rows in even_rounds(cut, ranks.rank):  # of an empty shard, empty batches
+            batch = to_device(collate(dataset.__getitems__(rows)), ranks.device)
             parts.append(predict_batch(learner, batch, seed))
-    back, n = np.argsort(order, kind="stable"), len(order)
-    return {name: gather_rows([part[name] for part in parts], n, ranks)[back] for name in parts[0]}
+    inverse, n = np.argsort(order, kind="stable"), len(order)
+    return {
+        name: gather_rows([part[name] for part in parts], n, ranks)[inverse] for name in parts[0]
+    }
 
 
 def predict_batch(learner: Learner, batch: Batch, seed: int | None) -> dict[str, torch.Tensor]:
-    """Return what a learner says of a batch: of the whole cells, and of what objectives hide.
+    """Return the predictions of all objectives: of whole cells first, then of hidden tokens.
 
     What is hidden of a cell follows from ``seed`` and the cell alone, so that scores of two epochs
     compare.
     """
     seen = [o.kind for o in learner.objectives if not o.hides]
-    found: dict[str, torch.Tensor] = learner(batch, predict=seen)
+    predictions: dict[str, torch.Tensor] = learner(batch, predict=seen)
     for objective in learner.objectives:
         if objective.hides and seed is not None:
             draw = draw_for(batch, update_key(seed, 0))
             hidden = objective.hide(batch, draw, learner.facts)
-            found = learner(hidden, predict=[objective.kind]) | found
-    return found
+            predictions = learner(hidden, predict=[objective.kind]) | predictions
+    return predictions
