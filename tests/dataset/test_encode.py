@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Literal
 
 import anndata as ad
 import h5py
@@ -16,7 +15,6 @@ import dataset.describe
 import dataset.encode
 import dataset.keep_counts
 import dataset.store.blocks
-from configs.base import Config
 from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.encode_error import EncodeError
@@ -29,8 +27,8 @@ from dataset.store.csr_file import NpyWriter
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
 from dataset.store.expression import Expression
 from dataset.store.layout import check_replaceable
-from dataset.tokenizers.tokenizer import Tokens
 from dataset.vocabulary import CLS, N_SPECIALS, SEP
+from tests.made_up import Presence
 
 N_TOKENS = 30
 # sha256 of what the first version of the rank tokenizer wrote of made-up cells.
@@ -529,36 +527,6 @@ def test_a_condition_that_is_not_there_or_named_twice_is_said(cells, config_of):
 
 
 # ----------------------------------------------------------------- another tokenizer
-
-
-class Presence(Config):
-    """Detected genes in the order of the vocabulary; its learned table has two columns."""
-
-    kind: Literal["presence"] = "presence"
-    previous: None = None
-    n_segments: int = 1
-    row_length: int = 12
-
-    def fit(self, train, workers):
-        n_cells, total = np.zeros(train.n_genes), np.zeros(train.n_genes)
-        for block in (block for group in train.groups(workers.n_workers) for block in group()):
-            assert (block.library_size > 0).all()
-            np.add.at(n_cells, block.rows.gene_index, 1)
-            np.add.at(total, block.rows.gene_index, block.rows.counts)
-        return {"sums": np.stack([n_cells, total], axis=1), "known": n_cells > 0}
-
-    def arrays(self, n_genes, counts_dtype):
-        return {"token_ids": np.dtype(np.int32), "is_rare": np.dtype(bool)}
-
-    def encode(self, segments, learned, dtypes):
-        (cells,) = segments
-        n = np.minimum(np.diff(cells.rows.indptr), self.row_length)
-        arrays = {name: np.zeros((len(n), self.row_length), d) for name, d in dtypes.items()}
-        for row, start in enumerate(cells.rows.indptr[:-1]):
-            genes = cells.rows.gene_index[start : start + n[row]]
-            arrays["token_ids"][row, : n[row]] = genes + N_SPECIALS
-            arrays["is_rare"][row, : n[row]] = learned["sums"][genes, 0] < 20
-        return Tokens(arrays, n.astype(np.int32))
 
 
 def test_another_tokenizer_names_its_own_arrays(cells, config_of):

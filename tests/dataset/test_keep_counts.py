@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import anndata as ad
 import h5py
@@ -23,6 +24,7 @@ from dataset.sources import synthetic_cells
 from dataset.store.atomic import FolderError
 from dataset.store.count_store import CountStore, StoreError
 from dataset.store.encoded_folder import EncodedFolder
+from tests.made_up import Presence
 
 
 @pytest.fixture
@@ -106,6 +108,22 @@ def refuse_source(init):
         init(self, name, *arguments, **settings)
 
     return checked
+
+
+@pytest.mark.network
+def test_another_tokenizer_of_the_demos_cells_opens_no_file(tmp_path, monkeypatch):
+    """The demo as it stands, in a folder of its own; then the download is taken away."""
+    file = Path("configs/preprocess/baron_human_rank.yaml").resolve()
+    monkeypatch.chdir(tmp_path)
+    config = PreprocessConfig.load(file)
+    first = run(config)
+    shutil.rmtree("data/downloads")
+    monkeypatch.setattr("dataset.sources._pip_download", None)
+    second = run(config.model_copy(update={"name": "presence", "tokenizer": Presence()}))
+    assert sorted(second.split("train").arrays) == ["is_rare", "token_ids"]
+    assert second.meta["split_sha256"] == first.meta["split_sha256"]
+    assert second.meta["source"] == first.meta["source"]
+    assert (first.path / "counts" / "counts.npy").stat().st_nlink == 3
 
 
 def test_the_notebook_and_the_encoding_read_once(config_of, tmp_path):
