@@ -14,7 +14,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 # Threads that wait for work sleep. Spinning, they fight over the cores with whatever else runs:
@@ -29,15 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.base import ConfigError
 from dataset import read_tokenizer
-from dataset.batches import (
-    Batch,
-    LengthBucketSampler,
-    NpyDataset,
-    Update,
-    collate,
-    deal_updates,
-    to_device,
-)
+from dataset.batches import Batch, BatchReader, BatchRows, to_device
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
 from models.learner import Learner
 from models.network import TrainCells
@@ -75,6 +67,7 @@ from training.runs import RunFolderError, is_baseline
 from training.sharding import share
 from training.state import Training
 from training.tracking import MetricsError, Tracker, leave
+from training.updates import rows_of_updates, samples_of, shard_updates
 
 logger = logging.getLogger("train")
 LOG_EVERY = 10  # optimiser updates between two points of the training curve
@@ -107,15 +100,18 @@ def read_config(arguments: list[str] | None) -> TrainConfig:
 # ============================================================================== data
 
 
-def training_updates(
-    data: EncodedFolder, config: TrainConfig, epoch: int, ranks: Ranks
-) -> Iterator[Update]:
-    """Deal an epoch's cells: every process gets its share of each update."""
-    cells, optim = data.split("train"), config.optim
-    sampler = LengthBucketSampler(
-        cells.lengths, optim.batch_size, config.seed, epoch, ranks.rank, ranks.world_size
+def rows_of_epoch(
+    learner: Learner, config: TrainConfig, data: EncodedFolder, epoch: int
+) -> list[BatchRows]:
+    """Return the cells of each update of an epoch, the same for any number of processes."""
+    cells = data.split("train")
+    return rows_of_updates(
+        cells.lengths,
+        config.optim.batch_size,
+        seed=config.seed,
+        epoch=epoch,
+        samples=samples_of(learner, cells),
     )
-    return deal_updates(sampler, cells, optim.tokens_per_batch)
 
 
 # ============================================================================= model
@@ -140,7 +136,7 @@ def start_from_cells(
     def read_cells(n_most: int) -> Batch:
         with clock.paused():
             rows = np.linspace(0, len(cells) - 1, min(n_most, len(cells))).astype(int)
-            return to_device(collate(NpyDataset(cells).__getitems__(rows)), "cpu")
+            return to_device(BatchReader(cells).read(rows), "cpu")
 
     rng = np.random.default_rng(config.seed)
     with clock.running():
@@ -188,7 +184,7 @@ def fit_network(
         tracker.forget_after(training.step)
         logger.info("%s: resuming after epoch %d", run.partial, training.epoch)
     n_train = len(data.split("train"))
-    n_steps = optim.max_epochs * -(-n_train // optim.batch_size)
+    n_steps = optim.max_epochs * len(rows_of_epoch(learner, config, data, epoch=0))
     bar = tqdm(desc=config.name, total=n_steps, initial=training.step, disable=not ranks.is_first)
     with bar, logging_redirect_tqdm():
         while training.epoch < optim.max_epochs:
@@ -233,20 +229,27 @@ def train_epoch(
 ) -> None:
     """Make one pass over the training cells."""
     optim, cells, ranks = config.optim, data.split("train"), training.ranks
-    rows = NpyDataset(cells)
+    reader = BatchReader(cells)
     learned = {k: torch.tensor(v).to(ranks.device) for k, v in data.facts.learned.items()}
     reorder = partial(read_tokenizer(data.meta["tokenizer"]).reorder, learned=learned)
     weights = torch.tensor([o.weight for o in config.objectives], device=ranks.device)
     training.learner.train()
     with training.clock.paused():  # on a card its speed is measured, the first time
         curve = Curve(training.learner, config.precision, ranks)
-    for update in training_updates(data, config, training.epoch, ranks):
+    updates = shard_updates(
+        rows_of_epoch(training.learner, config, data, training.epoch),
+        cells.lengths,
+        optim.tokens_per_batch,
+        ranks.rank,
+        ranks.world_size,
+    )
+    for update in updates:
         seed_everything(config.seed, training.step, ranks.rank)
         key = update_key(config.seed, training.step)
-        for i, some in enumerate(update.batches):
+        for i, rows in enumerate(update.batches):
             # Read here: rows come out of a memory map faster than from a worker process.
             with curve.waiting(), training.clock.paused():
-                batch = collate(rows.__getitems__(some))
+                batch = reader.read(rows)
             batch = to_device(batch, ranks.device)
             batch = augment(batch, reorder, key=key, **dict(config.augment))
             batch = training.learner.hide(batch, draw_for(batch, key))

@@ -1,24 +1,17 @@
-"""A network's predictions for every cell of a split, each process predicting its share."""
+"""A network's predictions for every cell of a split, sharded over the processes."""
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from dataset.batches import (
-    Batch,
-    EncodedCells,
-    NpyDataset,
-    collate,
-    cut_to_budget,
-    even_rounds,
-    to_device,
-)
+from dataset.batches import Batch, BatchReader, BatchRows, EncodedCells, flat, to_device
 from dataset.store.encoded_folder import EncodedSplit
 from models.learner import Learner
 from training.config import TrainConfig
 from training.counter_random import draw_for, update_key
 from training.distributed import Ranks, gather_rows, mixed_precision
+from training.updates import cut_to_budget, pad_with_empty_batches, samples_of
 
 # Of each cell of a split, in its order, by name, each (n_cells, ...): "embeddings" of a network,
 # "probabilities" of what names classes, and whatever else an objective predicts
@@ -45,6 +38,7 @@ def predict(learner: Learner, cells: EncodedSplit, config: TrainConfig, ranks: R
         tokens_per_batch=config.optim.tokens_per_batch,
         precision=config.precision,
         seed=config.seed,
+        sets=None if (samples := samples_of(learner, cells)) is None else samples.sets(),
     )
 
 
@@ -58,8 +52,9 @@ def predict_cells(
     tokens_per_batch: int | None = None,
     precision: str = "float32",
     seed: int | None = None,
+    sets: list[np.ndarray] | None = None,
 ) -> Arrays:
-    """Predict every cell once, each process its share, and put the shares together.
+    """Predict every cell once, each process its shard, and put the shards together.
 
     Parameters
     ----------
@@ -70,29 +65,37 @@ def predict_cells(
     ranks
         All of them predict.
     batch_size, tokens_per_batch
-        Cells computed at a time, or with ``tokens_per_batch`` as of ``cut_to_budget``. Neither
-        changes a cell's answer, nor do its neighbors; float sums may differ in the last digits.
+        Cells computed at a time, or with ``tokens_per_batch`` as many as have so many tokens.
+        Neither changes a cell's answer, nor do cells outside of its set; float sums may differ in
+        the last digits.
     precision
         As of ``mixed_precision``.
     seed
         Of what objectives hide from the network; None: nothing is hidden, and only what is
         predicted of whole cells is returned.
+    sets
+        Cells that the network looks at together; None: it looks at each by itself.
     """
-    order = np.argsort(cells.lengths, kind="stable")  # attention takes cells of one length at once
-    shares = [order[rank :: ranks.world_size] for rank in range(ranks.world_size)]
+    # Cells of one length after another: attention takes them at once.
+    order: BatchRows = np.argsort(cells.lengths, kind="stable") if sets is None else sets
+    shards = [order[rank :: ranks.world_size] for rank in range(ranks.world_size)]
     if tokens_per_batch is None:
-        cut = [np.split(share, range(batch_size, len(share), batch_size)) for share in shares]
+        each_one = np.ones(len(cells), dtype=np.int32)
+        batches = [cut_to_budget(shard, each_one, batch_size) for shard in shards]
     else:
-        cut = [cut_to_budget(share, cells, tokens_per_batch) for share in shares]
-    rows = NpyDataset(cells)
+        batches = [cut_to_budget(shard, cells.lengths, tokens_per_batch) for shard in shards]
+    reader = BatchReader(cells)
     learner.eval()
     parts = []
     with mixed_precision(precision, ranks.device):
-        for some in even_rounds(cut, ranks.rank):  # with no share, empty batches
-            batch = to_device(collate(rows.__getitems__(some)), ranks.device)
+        for rows in pad_with_empty_batches(batches, ranks.rank):
+            batch = to_device(reader.read(rows), ranks.device)
             parts.append(predict_batch(learner, batch, seed))
-    back, n = np.argsort(order, kind="stable"), len(order)
-    return {name: gather_rows([part[name] for part in parts], n, ranks)[back] for name in parts[0]}
+    rows_of = [flat(shard) for shard in shards]
+    n_rows, back = [len(rows) for rows in rows_of], np.argsort(np.concatenate(rows_of))
+    return {
+        name: gather_rows([part[name] for part in parts], n_rows, ranks)[back] for name in parts[0]
+    }
 
 
 def predict_batch(learner: Learner, batch: Batch, seed: int | None) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ MAY_DIFFER: dict[str, Any] = {
     "data": True,
     "optim": {"tokens_per_batch"},
 }
-SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer")
+SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer", "position_keys")
 
 
 def identity(config: TrainConfig, data: Path) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def identity(config: TrainConfig, data: Path) -> dict[str, Any]:
 
     Returns
     -------
-    Settings of the config, ``data`` (hashes of cells and split, and the tokenizer), and a checksum
-    of every file that was learned from the train cells.
+    Settings of the config, ``data`` (hashes of cells and split, tokenizer, positions), and a
+    checksum of every file that was learned from the train cells.
     """
     meta = read_meta(data)
     cells = {"data": {key: meta.get(key) for key in SAME_CELLS}}
