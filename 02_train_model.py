@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=2 02_train_model.py --config configs/train/smoke.yaml
     sbatch configs/slurm.sh --config configs/train/smoke.yaml    (several machines)
 
-Leaves runs/<name>/: the resolved config, metrics.jsonl (curves), metrics.json (scores), the
+Writes runs/<name>/: the resolved config, metrics.jsonl (curves), metrics.json (scores), the
 predictions of val and test, the weights, and what is needed to use them on new cells. Interrupted,
 the same command resumes from the last epoch, on any number of processes; finished, it says so
 and does nothing.
@@ -14,73 +14,54 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import partial
 
 # Threads that wait for work sleep. Spinning, they fight over the cores with whatever else runs:
 # on two shared cores an update then took 5 times as long. OpenMP reads this when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from configs.base import ConfigError
+from configs.user_error import UserError
 from dataset import read_tokenizer
-from dataset.batches import Batch, BatchReader, BatchRows, to_device
-from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
+from dataset.batches import BatchReader, to_device
+from dataset.store.encoded_folder import EncodedFolder
 from models.learner import Learner
-from models.network import TrainCells
-from models.objectives.base import Objective
-from models.transformer import compile_blocks
-from training.alarms import (
-    TrainingError,
-    check_finite,
-    refuse_batches,
-    warn_of_collapse,
-)
+from training.alarms import check_batch_sizes, check_finite, warn_of_collapse
 from training.augment import augment
 from training.baseline import fit_baseline
-from training.checkpoint import CheckpointError
 from training.clock import Clock
 from training.config import TrainConfig
 from training.counter_random import draw_for, update_key
 from training.curve import Curve
 from training.distributed import (
     Ranks,
-    averaging,
+    barrier,
+    compile_blocks,
+    gradient_sync,
     mixed_precision,
     seed_everything,
     start_ranks,
     stop_ranks,
-    wait_for_all,
     wrap,
 )
-from training.init_from import init_from
+from training.init_from import init_from, initialize_from_train_cells
 from training.monitor import monitored, rating
 from training.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
-from training.predict import Arrays, Fitted, predict
-from training.run_writer import RunWriter, environment
-from training.runs import RunFolderError, is_baseline
-from training.sharding import share
+from training.predict import Fitted, predict
+from training.results import score, write_results
+from training.run_writer import RunWriter
+from training.same_run import resolve
+from training.sharding import broadcast
 from training.state import Training
-from training.tracking import MetricsError, Tracker, leave
-from training.updates import rows_of_updates, samples_of, shard_updates
+from training.tracking import Tracker, exit_process
+from training.updates import Update, rows_of_updates, samples_of, shard_updates
 
 logger = logging.getLogger("train")
-LOG_EVERY = 10  # optimiser updates between two points of the training curve
-# What is told in one sentence; anything else is a fault of this project and shows its traceback.
-USER_ERRORS = (
-    ConfigError,
-    EncodedFolderError,
-    RunFolderError,
-    CheckpointError,
-    MetricsError,
-    TrainingError,
-    OSError,
-)
+LOG_EVERY = 10  # optimizer updates between two points of the training curve
 
 
 # ============================================================================ config
@@ -100,18 +81,14 @@ def read_config(arguments: list[str] | None) -> TrainConfig:
 # ============================================================================== data
 
 
-def rows_of_epoch(
-    learner: Learner, config: TrainConfig, data: EncodedFolder, epoch: int
-) -> list[BatchRows]:
-    """Return the cells of each update of an epoch, the same for any number of processes."""
-    cells = data.split("train")
-    return rows_of_updates(
-        cells.lengths,
-        config.optim.batch_size,
-        seed=config.seed,
-        epoch=epoch,
-        samples=samples_of(learner, cells),
-    )
+def epoch_updates(
+    learner: Learner, data: EncodedFolder, config: TrainConfig, epoch: int, ranks: Ranks
+) -> Iterator[Update]:
+    """Return the updates of an epoch: which cells this process reads for each, in batches."""
+    cells, optim = data.split("train"), config.optim
+    samples = samples_of(learner, cells)
+    rows = rows_of_updates(cells.lengths, optim.batch_size, config.seed, epoch, samples)
+    return shard_updates(rows, cells.lengths, optim.tokens_per_batch, ranks)
 
 
 # ============================================================================= model
@@ -123,38 +100,27 @@ def build_learner(config: TrainConfig, data: EncodedFolder) -> Learner:
     return Learner(config.model, config.objectives, data.facts)
 
 
-def start_from_cells(
-    learner: Learner, config: TrainConfig, data: EncodedFolder, clock: Clock
-) -> None:
-    """Fit on the training cells what starts from them."""
-    cells = data.split("train")
-
-    def read_expression() -> tuple[csr_matrix, np.ndarray]:
-        with clock.paused():
-            return data.expression("train")
-
-    def read_cells(n_most: int) -> Batch:
-        with clock.paused():
-            rows = np.linspace(0, len(cells) - 1, min(n_most, len(cells))).astype(int)
-            return to_device(BatchReader(cells).read(rows), "cpu")
-
-    rng = np.random.default_rng(config.seed)
-    with clock.running():
-        config.model.start(learner.network, TrainCells(read_expression, read_cells), rng)
-    clock.start_seconds = clock.seconds
-
-
-# ========================================================================== evaluate
-
-
-def score(
-    objectives: Sequence[Objective], predictions: Arrays, labels: np.ndarray
-) -> dict[str, float]:
-    """Return the scores of every objective, by name."""
-    found: dict[str, float] = {}
-    for objective in objectives:
-        found |= objective.score(predictions, labels)
-    return found
+def build_training(
+    config: TrainConfig, data: EncodedFolder, run: RunWriter, ranks: Ranks, tracker: Tracker
+) -> Training:
+    """Build learner and optimizer on every process, with the weights that training begins with."""
+    learner, clock, matched = build_learner(config, data), Clock(), {}
+    # 1. An interrupted run is resumed; 2. else it starts from init_from; 3. else from scratch.
+    is_resumed = broadcast(run.checkpoint.exists(), ranks)
+    if not is_resumed:
+        initialize_from_train_cells(learner.network, config, data, clock)
+        if config.init_from is not None:
+            matched = init_from(learner, config.init_from, data.facts)
+    model = wrap(learner, ranks, config.parallel, config.precision)
+    if config.compile:
+        compile_blocks(learner)
+    optimizer = make_optimizer(learner, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+    training = Training(learner, model, optimizer, ranks, clock=clock, init_from=matched)
+    if is_resumed:
+        training.resume(run.checkpoint)
+        tracker.forget_after(training.step)
+        logger.info("%s: resuming after epoch %d", run.partial, training.epoch)
+    return training
 
 
 # ============================================================================== loop
@@ -163,28 +129,12 @@ def score(
 def fit_network(
     config: TrainConfig, data: EncodedFolder, run: RunWriter, ranks: Ranks, tracker: Tracker
 ) -> Fitted:
-    """Train until the val score stops improving; leave the network as it was at its best."""
-    optim, val = config.optim, data.split("val")
-    refuse_batches(optim, data.n_tokens, ranks.world_size)
-    learner, clock = build_learner(config, data), Clock()
-    # 1. An interrupted run is resumed; 2. else it starts from init_from; 3. else from scratch.
-    is_begun = share(run.checkpoint.exists(), ranks)
-    matched: dict = {}
-    if not is_begun:
-        start_from_cells(learner, config, data, clock)
-        if config.init_from is not None:
-            matched = init_from(learner, config.init_from, data.facts)
-    model = wrap(learner, ranks, config.parallel, config.precision)
-    if config.compile:
-        compile_blocks(learner)
-    optimizer = make_optimizer(learner, lr=optim.lr, weight_decay=optim.weight_decay)
-    training = Training(learner, model, optimizer, ranks, clock=clock, init_from=matched)
-    if is_begun:
-        training.resume(run.checkpoint)
-        tracker.forget_after(training.step)
-        logger.info("%s: resuming after epoch %d", run.partial, training.epoch)
-    n_train = len(data.split("train"))
-    n_steps = optim.max_epochs * len(rows_of_epoch(learner, config, data, epoch=0))
+    """Train until the val score stops improving; predict with the weights of the best epoch."""
+    optim, val, n_train = config.optim, data.split("val"), len(data.split("train"))
+    check_batch_sizes(optim, data.n_tokens, ranks.world_size)
+    training = build_training(config, data, run, ranks, tracker)
+    n_updates = len([*epoch_updates(training.learner, data, config, 0, ranks)])  # in every epoch
+    n_steps = optim.max_epochs * n_updates
     bar = tqdm(desc=config.name, total=n_steps, initial=training.step, disable=not ranks.is_first)
     with bar, logging_redirect_tqdm():
         while training.epoch < optim.max_epochs:
@@ -193,33 +143,22 @@ def fit_network(
                 break
             with training.clock.running():
                 train_epoch(training, config, data, tracker, bar)
-                found = predict(learner, val, config, ranks)
-            check_finite(f"epoch {training.epoch + 1}: the predictions", *found.values())
-            scores = score(config.objectives, found, val.labels)
+                predictions = predict(training.learner, val, config, ranks)
+            check_finite(f"epoch {training.epoch + 1}: the predictions", *predictions.values())
+            scores = score(config.objectives, predictions, val.labels)
             tracker.log({f"val/{name}": value for name, value in scores.items()}, training.step)
-            if "probabilities" in found:
-                warn_of_collapse(found["probabilities"], data.class_names, training.epoch)
+            warn_of_collapse(predictions.get("probabilities"), data.class_names, training.epoch)
             name = monitored(scores, config.monitor)
             training.keep_if_best(rating(scores, name))
             bar.set_postfix({f"val_{name}": f"{scores[name]:.3f}"})
             training.epoch += 1
             training.save(run.checkpoint)
-    training.return_to_best()
-    clock = training.clock
+    training.restore_best()
     return Fitted(
-        val=predict(learner, val, config, ranks),
-        test=predict(learner, data.split("test"), config, ranks),  # read here and nowhere else
+        val=predict(training.learner, val, config, ranks),
+        test=predict(training.learner, data.split("test"), config, ranks),  # read here only
         weights={name: t.numpy() for name, t in training.best_weights.items()},
-        facts={
-            "seconds": round(clock.seconds, 2),
-            "start_seconds": round(clock.start_seconds, 2),
-            "cells_per_second": round(
-                training.epoch * n_train / (clock.seconds - clock.start_seconds), 1
-            ),
-            "best_epoch": training.best_epoch + 1,
-            "n_parameters": sum(p.numel() for p in learner.parameters()),
-        }
-        | ({"init_from": training.init_from} if training.init_from else {}),
+        summary=training.summary(n_train),
         step=training.step,
     )
 
@@ -228,22 +167,14 @@ def train_epoch(
     training: Training, config: TrainConfig, data: EncodedFolder, tracker: Tracker, bar: tqdm
 ) -> None:
     """Make one pass over the training cells."""
-    optim, cells, ranks = config.optim, data.split("train"), training.ranks
-    reader = BatchReader(cells)
+    optim, ranks, reader = config.optim, training.ranks, BatchReader(data.split("train"))
     learned = {k: torch.tensor(v).to(ranks.device) for k, v in data.facts.learned.items()}
     reorder = partial(read_tokenizer(data.meta["tokenizer"]).reorder, learned=learned)
     weights = torch.tensor([o.weight for o in config.objectives], device=ranks.device)
     training.learner.train()
-    with training.clock.paused():  # on a card its speed is measured, the first time
+    with training.clock.paused():  # on a GPU its speed is measured, the first time
         curve = Curve(training.learner, config.precision, ranks)
-    updates = shard_updates(
-        rows_of_epoch(training.learner, config, data, training.epoch),
-        cells.lengths,
-        optim.tokens_per_batch,
-        ranks.rank,
-        ranks.world_size,
-    )
-    for update in updates:
+    for update in epoch_updates(training.learner, data, config, training.epoch, ranks):
         seed_everything(config.seed, training.step, ranks.rank)
         key = update_key(config.seed, training.step)
         for i, rows in enumerate(update.batches):
@@ -253,7 +184,7 @@ def train_epoch(
             batch = to_device(batch, ranks.device)
             batch = augment(batch, reorder, key=key, **dict(config.augment))
             batch = training.learner.hide(batch, draw_for(batch, key))
-            with averaging(training.model, now=i == len(update.batches) - 1):
+            with gradient_sync(training.model, enabled=i == len(update.batches) - 1):
                 with mixed_precision(config.precision, ranks.device):
                     losses = training.model(batch)  # (b, objectives)
                 # Mean over the update's cells. The gradients of all processes are averaged: undo
@@ -279,54 +210,20 @@ def train_epoch(
 # ============================================================================= final
 
 
-def write_results(
-    config: TrainConfig,
-    data: EncodedFolder,
-    run: RunWriter,
-    ranks: Ranks,
-    tracker: Tracker,
-    fitted: Fitted,
-) -> None:
-    """Make the partial folder a finished run, say how good it is, show it in W&B."""
-    metrics: dict = {}
-    for name, predictions in (("val", fitted.val), ("test", fitted.test)):
-        cells = data.split(name)
-        metrics[name] = score(config.objectives, predictions, cells.labels)
-        run.write_predictions(name, cells, predictions)
-    if fitted.weights is not None:
-        run.write_weights(fitted.weights)
-    tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
-    hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
-    run.finish(metrics | fitted.facts | hashes | {"seed": config.seed} | environment(ranks.device))
-    if run.data_were_replaced(data):
-        logger.warning(
-            "%s: was encoded again or moved while this run trained; the run is of the cells that "
-            "it began with",
-            data.path,
-        )
-    for name in ("val", "test"):
-        shown = ", ".join(f"{key} {value:.4f}" for key, value in list(metrics[name].items())[:3])
-        logger.info("%s: %s %s", run.final, name, shown)
-    if "probabilities" in fitted.test:
-        found = fitted.test["probabilities"], fitted.test.get("embeddings")
-        tracker.report(run.final, data.class_names, data.split("test").labels, *found)
-    tracker.finish()
-
-
 def train(config: TrainConfig, ranks: Ranks) -> None:
     """Go from a config to a finished run folder: the parts above, in order."""
+    config = resolve(config, ranks.device)
     run = RunWriter(config)
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.final)
         return
     data = EncodedFolder(config.data)
-    wait_for_all(ranks)  # they have looked at the folder: now the first one may change it
-    fits = is_baseline(config)
-    if fits and not ranks.is_first:
+    barrier(ranks)  # all have looked at the run's folder: now the first one may change it
+    if config.is_baseline and not ranks.is_first:
         return  # one process is enough
     with run.open(data, writes=ranks.is_first):
         tracker = Tracker(run.curves, config, writes=ranks.is_first)
-        if fits:
+        if config.is_baseline:
             fitted = fit_baseline(config, data)
         else:
             fitted = fit_network(config, data, run, ranks, tracker)
@@ -346,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command resumes from the last epoch", file=sys.stderr)
         return 130
-    except USER_ERRORS as error:
+    except (UserError, OSError) as error:  # anything else is a bug, and shows its traceback
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
@@ -356,4 +253,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -9,7 +9,7 @@ import time
 from importlib import import_module, metadata
 from pathlib import Path
 
-PARTS = ("tokenise", "load", "train_step", "infer", "end_to_end")
+PARTS = ("encode", "load", "train_step", "infer", "end_to_end")
 
 
 def machine() -> dict:

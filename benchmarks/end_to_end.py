@@ -3,11 +3,11 @@
 import shutil
 import time
 
+from benchmarks.encode import LABEL_KEY
 from benchmarks.measure import DATA, alone, show
 from benchmarks.simulated_cells import write_cells
-from benchmarks.tokenise import LABEL_KEY
 
-MODEL = {"n_layers": 1, "d_model": 32, "n_heads": 2, "n_tokens": 64}
+MODEL = {"n_layers": 1, "d_model": 32, "n_heads": 2, "context_genes": 64}
 
 
 def encode_train_predict(
@@ -16,9 +16,9 @@ def encode_train_predict(
     """Do it once, with the project's own functions; cells, and seconds and peak MB by part."""
     import torch
 
+    from benchmarks.encode import load_compiled
     from benchmarks.load import read_batches
     from benchmarks.measure import PeakMemory, own_memory
-    from benchmarks.tokenise import load_compiled
     from dataset.batches import to_device
     from dataset.config import PreprocessConfig
     from dataset.encode import encode

@@ -1,7 +1,7 @@
 """Prediction of cells of an atlas's lengths: ours beside BERT of the same size.
 
 Cells, lengths and FLOP are those of ``train_step.py``; one forward pass a cell. The rows
-for CUDA have not been measured yet: they were written without a card.
+for CUDA have not been measured yet: they were written without a GPU.
 """
 
 import numpy as np
@@ -38,12 +38,11 @@ def ours(
 ) -> dict:
     """Predict every cell once; cells of like length together, as the project predicts.
 
-    In float32, on CUDA in bfloat16. What is on a card has not been measured yet.
+    In float32, on CUDA in bfloat16. What is on a GPU has not been measured yet.
     """
     import torch
 
-    from models.transformer import compile_blocks
-    from training.distributed import mixed_precision
+    from training.distributed import compile_blocks, mixed_precision
 
     torch.manual_seed(0)
     model = make_model(shape, row_length=context).to(device).eval()

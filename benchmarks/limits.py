@@ -37,7 +37,7 @@ def inflate(path: str, threads: int = 1) -> dict:
 
 
 def matrix_product(device: str = "cpu") -> tuple[Callable[[], object], float]:
-    """Return a plain matrix product in torch and its FLOP: float32, on a card bfloat16."""
+    """Return a plain matrix product in torch and its FLOP: float32, on a GPU bfloat16."""
     import torch
 
     n, dtype = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)

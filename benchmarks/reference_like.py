@@ -1,6 +1,6 @@
 """Peers written as the notebook pipelines people start from are written: dense and padded.
 
-Not the code of any of them: the same amount of work, in the fewest lines. The tokeniser makes
+Not the code of any of them: the same amount of work, in the fewest lines. The tokenizer makes
 the matrix dense, takes a median per gene in a Python loop and sorts every gene of every cell;
 the model pads every cell to the context and forms the whole attention matrix.
 """
@@ -17,7 +17,7 @@ from benchmarks.measure import PeakMemory
 
 
 def dense_tokenizer(path: str, output: str, n_tokens: int = 2048) -> dict:
-    """Tokenise the whole file through a dense matrix; float64 token ids, as they come."""
+    """Tokenize the whole file through a dense matrix; float64 token ids, as they come."""
     with PeakMemory() as memory:
         adata = ad.read_h5ad(path)
         adata.X = adata.X.toarray()

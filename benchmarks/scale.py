@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.encode import LABEL_KEY
 from benchmarks.measure import DATA, ROOT, alone, show
 from benchmarks.simulated_cells import SOURCE, write_cells
-from benchmarks.tokenise import LABEL_KEY
 
 BYTES_A_CELL = 25_000
 SPARE_BYTES = 20e9

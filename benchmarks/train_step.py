@@ -6,7 +6,7 @@ formula (``models/flops.py``), the same for all; hardware FLOP are those each do
 last block computes ``<cls>`` only, more where a peer computes on padding. Beside the rate of a
 plain matrix product timed in between they are the model and the hardware FLOP utilization. BERT's
 heads fill its width, so that it stands beside shapes of which this is true. The rows for CUDA
-have not been measured yet: they were written without a card.
+have not been measured yet: they were written without a GPU.
 """
 
 import math
@@ -83,7 +83,7 @@ def make_model(
         gene_init="random",
         cls_init="learned",
         dropout=0.0,
-        n_tokens=row_length - 1,
+        context_genes=row_length - 1,
         checkpoint_activations=checkpoint,
     )
     genes = tuple(f"gene{i}" for i in range(n_vocabulary - N_SPECIALS))
@@ -116,14 +116,13 @@ def ours(
     compiled: bool = False,
     checkpoint: bool = False,
 ) -> dict:
-    """Train on every batch once with the project's own model, loss and optimiser.
+    """Train on every batch once with the project's own model, loss and optimizer.
 
-    In float32, on CUDA in bfloat16. What is on a card has not been measured yet.
+    In float32, on CUDA in bfloat16. What is on a GPU has not been measured yet.
     """
     import torch
 
-    from models.transformer import compile_blocks
-    from training.distributed import mixed_precision
+    from training.distributed import compile_blocks, mixed_precision
     from training.optim import make_optimizer
 
     torch.manual_seed(0)
@@ -193,7 +192,7 @@ def is_like_bert(shape: dict) -> bool:
 
 
 def bert(shape: dict, batch_size: int, n_cells: int, context: int = CONTEXT) -> dict:
-    """BERT, cells in any order, each batch padded to its longest, as its tokeniser pads."""
+    """BERT, cells in any order, each batch padded to its longest, as its tokenizer pads."""
     import torch
 
     torch.manual_seed(0)
@@ -232,7 +231,7 @@ def timed(step, batches: list[np.ndarray], flop: Flop, device: str = "cpu") -> d
     """Time ``step`` over all batches, which are ``flop`` of work; memory of the device.
 
     After every step a plain matrix product is timed, so that what else the machine does, or how
-    warm the card is, slows both. Memory of a card includes the product's 0.4 GB.
+    warm the GPU is, slows both. Memory of a GPU includes the product's 0.4 GB.
     """
     import torch
 
@@ -320,11 +319,11 @@ def table_row(model: str, label: str, found: list[dict]) -> dict:
 def cuda_rows(
     module: str, title: str, n_cells: int, checkpoint: tuple[bool, ...] = (False,)
 ) -> list[dict]:
-    """Ours on a CUDA card, bf16, compiled or not. NOT MEASURED YET: written without a card."""
+    """Ours on a CUDA GPU, bf16, compiled or not. NOT MEASURED YET: written without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
-        print("\nNo CUDA card here: bf16 on CUDA is not measured.")
+        print("\nNo CUDA GPU here: bf16 on CUDA is not measured.")
         return []
     rows = []
     for name, (context, batch_size, shape) in CUDA_SHAPES.items():
@@ -337,7 +336,7 @@ def cuda_rows(
             label = ("compiled" if compiled else "eager") + ", checkpoints" * again
             model = f"{name}, context {context:,}, batches of {batch_size}"
             rows.append(table_row(model, label, [found]))
-    show(f"{title}, CUDA, bf16, one card", rows)
+    show(f"{title}, CUDA, bf16, one GPU", rows)
     return rows
 
 

@@ -1,1 +1,1 @@
-"""What a user writes down: one YAML encodes a dataset, another trains on it."""
+"""Configs in YAML: one encodes a dataset, another trains on it."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -56,11 +56,14 @@ class Config(BaseModel):
             found = type(values).__name__
             raise ConfigError(f"{path}: expected 'key: value' lines, found {found}")
         for override in overrides or []:
+            section, dot, _ = override.partition("=")[0].strip().partition(".")
+            if dot and values.get(section) is None and (items := _default_items(cls, section)):
+                values[section] = items  # objectives.0.weight=2, of the default objectives
             _assign(values, override)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            lines = [_describe(e, cls) for e in error.errors()]
+            lines = [_describe(e, cls, values) for e in error.errors()]
             raise ConfigError(f"{path}:\n  " + "\n  ".join(lines)) from None
 
     def to_yaml(self) -> str:
@@ -112,11 +115,19 @@ def _number(value: object) -> object:
     return value
 
 
-def _describe(error: Mapping[str, Any], config: type[BaseModel]) -> str:
+def _default_items(config: type[BaseModel], name: str) -> list[dict]:
+    """Return the default of a field that is a list of sections; empty for other fields."""
+    field = config.model_fields.get(name)
+    default = None if field is None else field.get_default(call_default_factory=True)
+    items = default if isinstance(default, list) else []
+    return [item.model_dump() for item in items if isinstance(item, BaseModel)]
+
+
+def _describe(error: Mapping[str, Any], config: type[BaseModel], values: dict) -> str:
     keys, section = _resolve(error["loc"], config)
     where = ".".join(keys) or "(whole file)"
     if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such key{_did_you_mean(keys, section, config)}"
+        return f"{where}: there is no such key{_did_you_mean(keys, section, config, values)}"
     shown = repr(error["input"])
     if len(shown) > MOST_SHOWN:
         shown = shown[:MOST_SHOWN] + "..."
@@ -134,13 +145,13 @@ def _resolve(
     keys: list[str] = []
     section: type[BaseModel] | None = config
     choices: list[type[BaseModel]] = []
-    for place, part in enumerate(location):
+    for depth, part in enumerate(location):
         chosen = [c for c in choices if c.model_fields["kind"].default == part]
         if chosen:
             section, choices = chosen[0], []
             continue
         keys.append(str(part))
-        if place == len(location) - 1:
+        if depth == len(location) - 1:
             break
         if isinstance(part, int):  # in a list: the section is that of its items
             continue
@@ -158,18 +169,35 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _did_you_mean(
-    keys: list[str], section: type[BaseModel] | None, config: type[BaseModel]
+    keys: list[str], section: type[BaseModel] | None, config: type[BaseModel], values: dict
 ) -> str:
-    """Name the nearest key of the same section, or the same key of another one."""
+    """Name the nearest key of the same section, or the same key of another one.
+
+    In a list of sections it is the first item that has the key, such as ``objectives.0.d_hidden``.
+    """
     *parents, key = keys
     own = [] if section is None else list(section.model_fields)
     near = [".".join([*parents, name]) for name in get_close_matches(key, own, n=1)]
     if not near:
         near = [
-            f"{name}.{key}"
+            f"{path}.{key}"
             for name, field in config.model_fields.items()
-            if any(key in inner.model_fields for inner in _sections(field.annotation))
+            for path, inner in _paths(name, field.annotation, config, values)
+            if key in inner.model_fields
         ]
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; there are {', '.join(own)}" if own else ""
+
+
+def _paths(
+    name: str, annotation: Any, config: type[BaseModel], values: dict
+) -> list[tuple[str, type[BaseModel]]]:
+    """Return the keys that lead to a field's sections, with the class of each."""
+    sections = _sections(annotation)
+    if get_origin(annotation) is not list:
+        return [(name, section) for section in sections]
+    of_kind = {section.model_fields["kind"].default: section for section in sections}
+    items = values[name] if isinstance(values.get(name), list) else _default_items(config, name)
+    kinds = [item.get("kind") for item in items if isinstance(item, dict)]
+    return [(f"{name}.{i}", of_kind[kind]) for i, kind in enumerate(kinds) if kind in of_kind]

@@ -8,8 +8,8 @@ from evaluation.calibration import brier, ece, squared_distance
 from evaluation.classification import (
     accuracy,
     balanced_accuracy,
+    is_correct,
     is_in_top3,
-    is_right,
     log_loss,
     macro_f1,
     surprisal,
@@ -30,7 +30,7 @@ METRICS: dict[str, Callable[..., float]] = {
 }
 # Those that are means over cells -> f(labels, probabilities) -> what each cell adds, (n,).
 CELL_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "accuracy": is_right,
+    "accuracy": is_correct,
     "top3_accuracy": is_in_top3,
     "log_loss": surprisal,
     "brier": squared_distance,

@@ -1,11 +1,11 @@
-"""Name the cells of a new file with a trained run.
+"""Annotate the cells of a new file with a trained run.
 
 The run folder is all that is needed: weights, vocabulary, gene medians and class names lie in it,
-and the temperature that makes its probabilities honest is fitted on its own val predictions.
+and the temperature that calibrates its probabilities is fitted on its own val predictions.
 
-A cell is ``uncertain`` for what it is before it is so for its answer: it would not have passed the
-quality control of the run's own cells, or has fewer genes than any cell that the run learned from.
-A model answers for such a cell too, often with great confidence, and knows nothing of it.
+A cell is ``uncertain`` by rule before it is so by low confidence: it would not have passed the
+quality control of the run's own cells, or has fewer genes than any of its train cells. A model
+predicts such a cell too, often with great confidence, and knows nothing of it.
 """
 
 import logging
@@ -54,7 +54,7 @@ COLUMNS = ("predicted_cell_type", "confidence", "uncertain", "uncertain_reason")
 
 @dataclass(frozen=True)
 class Annotation:
-    """What ``annotate`` found and wrote.
+    """The result of ``annotate``.
 
     Attributes
     ----------
@@ -91,8 +91,8 @@ class Annotation:
     output: Path
 
 
-class Answers(NamedTuple):
-    """What is known of some cells: what the model says, and what they are like."""
+class QueryPredictions(NamedTuple):
+    """Predictions for cells of the query, and the measures that quality control looks at."""
 
     probabilities: NDArray[np.float64]  # (n, n_classes), calibrated
     embedding: NDArray[np.float32] | None  # (n, d)
@@ -131,7 +131,7 @@ def annotate(
     time_key
         obs column of the time point; needed by a network trained on histories.
     min_match_rate
-        Smallest share of the model's genes that the query must have, above 0.
+        Smallest fraction of the model's genes that the query must have, above 0.
     batch_size, device
         As in ``TrainedModel``.
 
@@ -147,7 +147,7 @@ def annotate(
             raise AnnotationError(f"{name}: {value!r}; expected a text")
     if not (isinstance(min_match_rate, int | float) and 0 < min_match_rate <= 1):
         raise AnnotationError(
-            f"min_match_rate: {min_match_rate!r}; expected a share above 0 and up to 1"
+            f"min_match_rate: {min_match_rate!r}; expected a fraction above 0 and up to 1"
         )
     if not (isinstance(batch_size, int) and batch_size >= 1):
         raise AnnotationError(f"batch_size: {batch_size!r}; expected a whole number from 1")
@@ -166,13 +166,13 @@ def annotate(
     if replaced:
         messages.append(f"obs columns of the query are replaced: {', '.join(replaced)}")
     match = match_genes(model, cells, min_match_rate)
-    answers = _answers(model, cells, match, time_key, batch_size, messages)
-    reasons = why_uncertain(model, answers, messages)
-    confidence = answers.probabilities.max(axis=1)
+    predictions = _predict_query(model, cells, match, time_key, batch_size, messages)
+    reasons = why_uncertain(model, predictions, messages)
+    confidence = predictions.probabilities.max(axis=1)
     table = pd.DataFrame(
         {
             "predicted_cell_type": pd.Categorical.from_codes(
-                answers.probabilities.argmax(axis=1), categories=pd.Index(model.class_names)
+                predictions.probabilities.argmax(axis=1), categories=pd.Index(model.class_names)
             ),
             "confidence": confidence,
             "uncertain": ~reasons.kept,
@@ -182,9 +182,9 @@ def annotate(
         },
         index=pd.Index(cells.names(0, cells.n_cells)),
     )
-    obsm: dict[str, np.ndarray] = {PROBABILITIES_KEY: answers.probabilities}
-    if answers.embedding is not None:
-        obsm[EMBEDDING_KEY] = answers.embedding
+    obsm: dict[str, np.ndarray] = {PROBABILITIES_KEY: predictions.probabilities}
+    if predictions.embedding is not None:
+        obsm[EMBEDDING_KEY] = predictions.embedding
     uns = {
         "run": model.run.path.resolve().name,
         "class_names": np.array(model.class_names, dtype=object),
@@ -200,8 +200,8 @@ def annotate(
         logger.info(message)
     return Annotation(
         table,
-        answers.probabilities,
-        answers.embedding,
+        predictions.probabilities,
+        predictions.embedding,
         model.class_names,
         match,
         model.temperature,
@@ -227,43 +227,45 @@ def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> Gen
     return match
 
 
-def why_uncertain(model: TrainedModel, answers: Answers, messages: list[str]) -> Reasons:
-    """Say of each cell why it is uncertain: by what it is first, by its answer last.
+def why_uncertain(
+    model: TrainedModel, predictions: QueryPredictions, messages: list[str]
+) -> Reasons:
+    """Return the reason why each cell is uncertain: by rule first, by low confidence last.
 
     Parameters
     ----------
     model
-        The thresholds of its own cells, its poorest train cell and its least confidence.
-    answers
+        Its thresholds: quality control, fewest genes of a train cell, confidence.
+    predictions
         Of the cells.
     messages
-        Gets what could not be looked at.
+        Gets what could not be checked.
     """
-    settings, measures = model.quality_control, answers.measures
+    settings, measures = model.quality_control, predictions.measures
     if settings.max_percent_mitochondrial is not None and np.isnan(measures.pct_counts_mt).all():
         messages.append(
-            "max_percent_mitochondrial of the run is not looked at: no gene symbol of the query "
+            "max_percent_mitochondrial of the run is not checked: no gene symbol of the query "
             f"starts with {settings.mitochondrial_prefix!r}"
         )
         settings = settings.model_copy(update={"max_percent_mitochondrial": None})
-    reasons = Reasons(len(answers.n_known_genes))
+    reasons = Reasons(len(predictions.n_known_genes))
     drop_cells(reasons, measures, settings)
     reasons.drop(
-        answers.n_known_genes < model.min_detected_genes, "fewer genes than any training cell"
+        predictions.n_known_genes < model.min_detected_genes, "fewer genes than any training cell"
     )
-    reasons.drop(answers.probabilities.max(axis=1) < model.threshold, "low confidence")
+    reasons.drop(predictions.probabilities.max(axis=1) < model.threshold, "low confidence")
     return reasons
 
 
-def _answers(
+def _predict_query(
     model: TrainedModel,
     cells: Cells,
     match: GeneMatch,
     time_key: str | None,
     batch_size: int,
     messages: list[str],
-) -> Answers:
-    """Ask the model for every cell, a block at a time."""
+) -> QueryPredictions:
+    """Predict every cell, a block at a time."""
     obs = None if model.run.is_baseline else read_obs(model, cells, messages)
     blocks = _blocks(model, cells, match, time_key, messages)
     if obs is not None and obs.sets is not None:
@@ -281,13 +283,13 @@ def _answers(
                 batch_size=batch_size,
             )
             n_known_genes = np.diff(block.profiles[0][0].indptr)
-            parts.append(Answers(probabilities, embedding, block.measures, n_known_genes))
+            parts.append(QueryPredictions(probabilities, embedding, block.measures, n_known_genes))
             rows.append(block.rows)
             bar.update(len(block.rows))
     back = np.argsort(np.concatenate(rows))  # to the order of the file
     embeddings = [part.embedding for part in parts if part.embedding is not None]
     measures = map(np.concatenate, zip(*(part.measures for part in parts), strict=True))
-    return Answers(
+    return QueryPredictions(
         np.concatenate([part.probabilities for part in parts])[back],
         np.concatenate(embeddings)[back] if embeddings else None,
         Measures(*(column[back] for column in measures)),
@@ -317,11 +319,11 @@ def _blocks(
 
 
 def _alignment(match: GeneMatch, n_genes: int, n_known: int) -> csr_matrix:
-    """Return what turns counts of the query's genes into counts of the vocabulary's."""
+    """Return the matrix that maps counts of the query's genes to the vocabulary's, 0 or 1."""
     known = match.columns >= 0
     ones = np.ones(int(known.sum()), dtype=np.int32)
-    places = (np.flatnonzero(known), match.columns[known])
-    return csr_matrix((ones, places), shape=(n_genes, n_known))
+    rows_columns = (np.flatnonzero(known), match.columns[known])
+    return csr_matrix((ones, rows_columns), shape=(n_genes, n_known))
 
 
 def _aligned(block: csr_matrix, align: csr_matrix) -> tuple[csr_matrix, NDArray[np.float64]]:

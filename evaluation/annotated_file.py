@@ -31,7 +31,7 @@ class AnnotationError(UserError):
 
 
 def check_output(output: Path, query: CellPath) -> None:
-    """Look at the place of the output before anything is computed.
+    """Check that the output can be written before anything is computed.
 
     Raises
     ------
@@ -130,15 +130,15 @@ def check_query(file: h5py.File, path: CellPath, columns: list[str]) -> None:
     index = as_text(obs.attrs.get("_index", "_index"))
     if index in columns:
         raise AnnotationError(
-            f"{path}: the names of its cells are called {index!r}, as a column that is written; "
+            f"{path}: its obs index is named {index!r}, as a column that is written; "
             "give obs.index another name"
         )
 
 
 def _is_elsewhere(file: h5py.File, part: str) -> bool:
     """Whether a link inside the file leads, by way of others, out of it."""
-    place = h5py.h5o.get_info(file[part].id)
-    return place.fileno != h5py.h5o.get_info(file.id).fileno
+    target = h5py.h5o.get_info(file[part].id)
+    return target.fileno != h5py.h5o.get_info(file.id).fileno
 
 
 def _was_written_here(path: Path) -> bool:

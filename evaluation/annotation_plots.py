@@ -1,6 +1,6 @@
-"""Figures of notebook 04: what the new cells were called, and how surely.
+"""Figures of notebook 04: the predicted types of the new cells, and the confidence.
 
-A query may hold one cell or a million, and its types may be called anything. A figure that has too
+A query may hold one cell or a million, and its types may have any name. A figure that has too
 little to show says so instead.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evaluation.annotate import Annotation
 
 SURE, UNSURE, OTHER = "#4c72b0", "#dd8452", "#c8c8c8"
-FEWEST_ON_MAP = 10  # different cells, below which neighbours say nothing
+FEWEST_ON_MAP = 10  # different cells, below which neighbors say nothing
 MOST_ON_MAP = 20_000
 FEWEST_OF_TYPE = 5  # cells, below which a type has no mean to trust
 MOST_TYPES = 20  # told apart by color, or compared by their genes
@@ -45,10 +45,8 @@ def type_counts(cells: pd.DataFrame) -> Figure:
     places = np.arange(len(table))
     axis.barh(places, table[False], color=SURE, label="sure")
     axis.barh(places, table[True], left=table[False], color=UNSURE, label="uncertain")
-    for place, total in enumerate(table.sum(axis=1)):
-        axis.annotate(
-            f"{total:,}", (total, place), (3, 0), textcoords="offset points", va="center"
-        )
+    for y, total in enumerate(table.sum(axis=1)):
+        axis.annotate(f"{total:,}", (total, y), (3, 0), textcoords="offset points", va="center")
     axis.set_yticks(places, _labels(table.index))
     axis.set(xlabel="cells", ylim=(-0.6, len(table) - 0.4))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -137,7 +135,7 @@ def marker_genes(adata: ad.AnnData, counts_location: str) -> Figure:
 
 
 def runner_up(annotation: "Annotation") -> pd.DataFrame:
-    """Name the second most likely type of every cell, and its probability."""
+    """Return the second most likely type of every cell, and its probability."""
     order = np.argsort(annotation.probabilities, axis=1)
     if order.shape[1] == 1:
         nobody = {"runner_up": "", "its_probability": 0.0}

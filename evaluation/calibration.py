@@ -1,4 +1,4 @@
-"""Are probabilities to be believed: calibration error, Brier score, temperature, a threshold."""
+"""Calibration: expected calibration error, Brier score, temperature scaling, a threshold."""
 
 import numpy as np
 import pandas as pd
@@ -88,16 +88,16 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 def confidence_threshold(
     labels: np.ndarray, probabilities: np.ndarray, *, false_alarm: float = 0.05
 ) -> float:
-    """Return the confidence below which a cell is called uncertain.
+    """Return the confidence below which a cell is uncertain.
 
-    It is the ``false_alarm`` quantile of the confidence of val cells that were named rightly: of
-    the cells of known types that get their own name, that share is flagged for nothing. Cells
-    unlike the training cells should be flagged far more often.
+    It is the ``false_alarm`` quantile of the confidence of correctly predicted val cells: of the
+    correctly predicted cells of known types, that fraction is flagged for nothing. Cells unlike
+    the training cells should be flagged far more often.
     """
-    right = probabilities.argmax(axis=1) == labels
-    if not right.any():
+    correct = probabilities.argmax(axis=1) == labels
+    if not correct.any():
         return 1.0
-    return float(np.quantile(probabilities.max(axis=1)[right], false_alarm))
+    return float(np.quantile(probabilities.max(axis=1)[correct], false_alarm))
 
 
 def _bins(probabilities: np.ndarray) -> np.ndarray:

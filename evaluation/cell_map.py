@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from evaluation.plot_text import plain
 
-FEWEST_CELLS_FOR_UMAP = 16  # a neighbourhood of 15
+FEWEST_CELLS_FOR_UMAP = 16  # a neighborhood of 15
 MAX_COLORS = 100  # a legend of more is no legend
 OTHER = "(other)"
 
@@ -21,7 +21,7 @@ def add_components(adata: ad.AnnData, *, n_top_genes: int = 2000, n_components: 
     Parameters
     ----------
     adata
-        Raw counts, every cell with one; they are normalised in place.
+        Raw counts, every cell with one; they are normalized in place.
     n_top_genes, n_components
         Most that are taken; few cells have fewer.
     """
@@ -46,7 +46,7 @@ def draw_map(adata: ad.AnnData, keys: Sequence[str]) -> Figure:
     adata
         With ``obsm["X_pca"]``.
     keys
-        Columns of obs to colour by; those that are not there, or empty, are left out.
+        Columns of obs to color by; those that are not there, or empty, are left out.
     """
     basis = "X_umap"
     if adata.n_obs >= FEWEST_CELLS_FOR_UMAP:

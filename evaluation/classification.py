@@ -15,7 +15,7 @@ Weights = np.ndarray | None
 def confusion(
     labels: np.ndarray, predictions: np.ndarray, n_classes: int, *, weights: Weights = None
 ) -> np.ndarray:
-    """Count the cells of each true class (rows) given each class (columns), ``(c, c)``."""
+    """Count the cells of each true class (rows) by predicted class (columns), ``(c, c)``."""
     cells = np.bincount(
         labels.astype(np.int64) * n_classes + predictions, weights, minlength=n_classes**2
     )
@@ -23,12 +23,12 @@ def confusion(
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None) -> float:
-    """Return the share of the cells that got their own class."""
-    return float(np.average(is_right(labels, probabilities), weights=weights))
+    """Return the fraction of the cells that are correctly predicted."""
+    return float(np.average(is_correct(labels, probabilities), weights=weights))
 
 
-def is_right(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return 1 for each cell that got its own class, 0 for others."""
+def is_correct(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return 1 for each correctly predicted cell, 0 for others."""
     return (probabilities.argmax(axis=1) == labels).astype(float)
 
 
@@ -78,7 +78,7 @@ def weighted_f1(
 def top3_accuracy(
     labels: np.ndarray, probabilities: np.ndarray, *, weights: Weights = None
 ) -> float:
-    """Return the share of the cells whose class is among the three most probable ones."""
+    """Return the fraction of the cells whose class is among the three most probable ones."""
     return float(np.average(is_in_top3(labels, probabilities), weights=weights))
 
 
@@ -111,7 +111,7 @@ def surprisal(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def per_class(labels: np.ndarray, predictions: np.ndarray, class_names: list[str]) -> pd.DataFrame:
     """Return precision, recall, F1 and the number of cells of every class.
 
-    A ratio without a denominator (no such cell, or none so called) is 0, as in scikit-learn.
+    A ratio without a denominator (no such cell, or none so predicted) is 0, as in scikit-learn.
     """
     counts = confusion(labels, predictions, len(class_names))
     f1, n_true, n_predicted = _f1(counts)

@@ -88,7 +88,7 @@ class Comparison:
     Attributes
     ----------
     dataset
-        Name of the encoded data (the shortest, where several tokenisers encoded the same cells).
+        Name of the encoded data (the shortest, where several tokenizers encoded the same cells).
     models
         Best on val first.
     labels, donors, class_names
@@ -173,9 +173,9 @@ class Comparison:
 
     def _resampled(self, donors: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Score -> its values on the resamples, ``(n_resamples, n_models)``."""
-        named, added = [], []
+        one_hot, added = [], []
         for model in self.models:
-            named.append([np.eye(len(self.class_names))[p.argmax(axis=1)] for p in model.test])
+            one_hot.append([np.eye(len(self.class_names))[p.argmax(axis=1)] for p in model.test])
             pairs = zip(model.test, model.scaled, strict=True)
             added.append([self._added(probabilities, scaled) for probabilities, scaled in pairs])
         means = {name: partial(_mean, column=k) for k, name in enumerate(MEANS)}
@@ -184,8 +184,8 @@ class Comparison:
         found: dict[str, np.ndarray] = {}
         for models, metrics, within in (
             (added, means, None),
-            (named, {"weighted_f1": METRICS["weighted_f1"]}, None),
-            (named, over_types, types),
+            (one_hot, {"weighted_f1": METRICS["weighted_f1"]}, None),
+            (one_hot, over_types, types),
         ):
             values = resampled_scores(
                 self.labels, models, metrics, types=within, donors=donors,

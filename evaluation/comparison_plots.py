@@ -41,15 +41,15 @@ def scores(comparison: Comparison) -> Figure:
     figure = _figure(3.6 * len(metrics) + 2, 0.42 * len(table) + 1.1)
     axes = _row(figure, len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
-        for place, (_, row) in enumerate(table.iterrows()):
+        for y, (_, row) in enumerate(table.iterrows()):
             model = _model(comparison, row["model"])
             color = _color(model)
-            axis.hlines(place, row[f"{metric}_low"], row[f"{metric}_high"], color, linewidth=2)
+            axis.hlines(y, row[f"{metric}_low"], row[f"{metric}_high"], color, linewidth=2)
             of_seeds = comparison.of_seeds(model, metric)
-            axis.scatter(of_seeds, [place] * len(of_seeds), s=14, color="white", edgecolor=color)
-            axis.scatter(row[metric], place, s=42, color=color, zorder=3)
+            axis.scatter(of_seeds, [y] * len(of_seeds), s=14, color="white", edgecolor=color)
+            axis.scatter(row[metric], y, s=42, color=color, zorder=3)
             axis.annotate(
-                f"{row[metric]:.3f}", (row[metric], place), (0, 6), ha="center", fontsize=8,
+                f"{row[metric]:.3f}", (row[metric], y), (0, 6), ha="center", fontsize=8,
                 textcoords="offset points",
             )  # fmt: skip
         axis.set_xlabel(f"{TITLES[metric]}, on test")
@@ -77,12 +77,12 @@ def differences(comparison: Comparison) -> Figure | None:
     axes = _row(figure, len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index("model")
-        for place, name in enumerate(names):
+        for y, name in enumerate(names):
             row, color = rows.loc[name], _color(_model(comparison, name))
             if comparison.n_donors > 1:
-                axis.hlines(place, row["low_donors"], row["high_donors"], color, alpha=0.3, lw=6)
-            axis.hlines(place, row["low"], row["high"], color, linewidth=2)
-            axis.scatter(row["difference"], place, s=42, color=color, zorder=3)
+                axis.hlines(y, row["low_donors"], row["high_donors"], color, alpha=0.3, lw=6)
+            axis.hlines(y, row["low"], row["high"], color, linewidth=2)
+            axis.scatter(row["difference"], y, s=42, color=color, zorder=3)
         axis.axvline(0, color="#333333", linewidth=1)
         for edge in (-comparison.margin, comparison.margin):
             axis.axvline(edge, color="#999999", linewidth=1, linestyle=":")
@@ -222,10 +222,10 @@ def cost(comparison: Comparison) -> Figure | None:
         least = known.clip(lower=0.01).min() / 3  # where the bars of a log scale begin
         wide = known.clip(lower=least) - least
         axis.barh(known.index, wide, left=least, color=[colors[i] for i in known.index])
-        for place, value in known.items():
+        for y, value in known.items():
             text = f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
             axis.annotate(
-                text, (max(value, least), place), (3, 0), textcoords="offset points", va="center",
+                text, (max(value, least), y), (3, 0), textcoords="offset points", va="center",
                 fontsize=8,
             )  # fmt: skip
         axis.set(xscale="log", xlabel=title, xlim=(least, max(known.max(), least) * 8))

@@ -67,7 +67,7 @@ def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
 def group_by_cells(runs: list[ReadRun]) -> dict[str, list[ReadRun]]:
     """Put runs of the same cells and split together, under the name of their data.
 
-    Different tokenisers of the same cells stand together.
+    Different tokenizers of the same cells stand together.
 
     Raises
     ------

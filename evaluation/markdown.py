@@ -1,4 +1,4 @@
-"""Markdown of text that others chose: a cell type or a run may be called anything."""
+"""Markdown of text that others chose: a cell type or a run may have any name."""
 
 import html
 import re

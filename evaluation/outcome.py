@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-# A difference as small as this makes no difference to anybody: "level" means no larger than this.
+# The equivalence margin: "level" means that the difference is no larger than this.
 MARGIN = 0.02
 # Macro-F1 weighs a type of one cell like one of a thousand: with fewer test cells than this a
 # type's score is chance, and its interval does not know it.

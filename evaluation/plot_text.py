@@ -1,4 +1,4 @@
-"""Text of the data in a figure: a cell type may be called anything."""
+"""Text of the data in a figure: a cell type may have any name."""
 
 
 def plain(text: object, *, max_length: int = 40) -> str:

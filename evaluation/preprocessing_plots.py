@@ -66,7 +66,7 @@ def quality_violins(
 
 
 def quality_scatter(metrics: pd.DataFrame, config: QualityControlConfig) -> Figure:
-    """Draw detected genes against library size on log scales, coloured by what else is known."""
+    """Draw detected genes against library size on log scales, colored by what else is known."""
     figure = Figure(figsize=(5, 3.8), layout="constrained")
     axis = figure.subplots()
     shown = metrics[metrics["total_counts"] > 0]

@@ -1,4 +1,4 @@
-"""``TrainedModel``: a finished run that answers for new cells, one at a time in all but speed."""
+"""``TrainedModel``: a finished run that predicts new cells, each independent of the others."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -20,18 +20,17 @@ from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from models.learner import Learner
 from models.network import CellSets
-from training.checkpoint import CheckpointError, load_weights
+from training.checkpoint import WEIGHTS, CheckpointError, load_weights
 from training.config import TrainConfig
 from training.distributed import Ranks, choose_device
 from training.predict import predict_cells
 from training.runs import Run
 
-WEIGHTS = "model.safetensors"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class TrainedModel:
-    """A finished run, ready to answer for new cells.
+    """A finished run, ready to predict new cells.
 
     Attributes
     ----------
@@ -50,7 +49,7 @@ class TrainedModel:
     Raises
     ------
     AnnotationError, RunFolderError
-        If the run cannot answer for new cells.
+        If the run cannot predict new cells.
     """
 
     def __init__(self, path: str | Path, *, device: str = "auto") -> None:
@@ -61,7 +60,7 @@ class TrainedModel:
         self.facts = self.run.facts
         self.vocabulary = self.facts.vocabulary
         self.class_names = self.run.class_names
-        self._read_facts()
+        self._read_meta()
         self.device = choose_device(device)
         val = self.run.predictions("val")
         if not val.has_classes:
@@ -89,7 +88,7 @@ class TrainedModel:
             self.baseline = None
             self.learner = self._learner(model)
 
-    def _read_facts(self) -> None:
+    def _read_meta(self) -> None:
         try:
             self.tokenizer = read_tokenizer(self.run.meta["tokenizer"])
             self.quality_control = QualityControlConfig(**self.run.meta["quality_control"])
@@ -123,14 +122,14 @@ class TrainedModel:
         return learner.to(self.device).eval()
 
     def _baseline(self, model: Any) -> Any:
-        """Rebuild a baseline and ask it for a cell without counts: does it fit the run at all."""
+        """Rebuild a baseline, and check on a cell without counts that it fits the run."""
         arrays = self.run.weights()
         try:
             baseline = model.from_arrays(arrays)
             nothing = csr_matrix((1, self.vocabulary.n_genes), dtype=np.int32)
             shape = baseline.predict_proba(nothing, np.zeros(1)).shape
             if shape != (1, len(self.class_names)):
-                raise ValueError(f"it answers with {shape[-1]} classes")
+                raise ValueError(f"it predicts {shape[-1]} classes")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise AnnotationError(
                 f"{self.run.path}/{WEIGHTS}: is not this run's {model.kind} "
@@ -162,7 +161,7 @@ class TrainedModel:
 
     @cached_property
     def history(self) -> History | None:
-        """What gives a new cell its previous profile; None for one time point."""
+        """Profiles of the time point before, for new cells; None for one time point."""
         folder = self.run.path / "data" / "history"
         return History.load(folder) if folder.is_dir() else None
 
@@ -190,8 +189,8 @@ class TrainedModel:
         sets
             Rows of the block, for a network that looks at several cells together.
         batch_size
-            Cells computed at a time. It does not change a cell's answer, nor do cells outside of
-            its set: float sums may differ in the last digits (below 1e-5 in a probability).
+            Cells computed at a time. It does not change a cell's prediction, nor do cells outside
+            of its set: float sums may differ in the last digits (below 1e-5 in a probability).
 
         Returns
         -------
@@ -200,8 +199,8 @@ class TrainedModel:
         Raises
         ------
         AnnotationError
-            If the profiles of a cell are not as many as the network was trained on, or an answer
-            is no number.
+            If the profiles of a cell are not as many as the network was trained on, or a
+            prediction is NaN.
         """
         embedding = None
         if self.baseline is not None:
@@ -220,7 +219,7 @@ class TrainedModel:
         if bad := int((~np.isfinite(calibrated).all(axis=1)).sum()):
             raise AnnotationError(
                 f"{self.run.path}: {bad:,} of {len(calibrated):,} cells get probabilities that "
-                "are no numbers; annotate with another run"
+                "are NaN; annotate with another run"
             )
         return calibrated, embedding
 

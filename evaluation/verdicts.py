@@ -67,7 +67,7 @@ def verdict(comparison: Comparison) -> str:
 def history_verdict(comparison: Comparison) -> str:
     """Say whether the previous time point helps; empty where no run could tell.
 
-    Compared are networks of one config and tokeniser, with their own history and with another
+    Compared are networks of one config and tokenizer, with their own history and with another
     cell's.
     """
     of_config: dict[str, dict[str, Model]] = defaultdict(dict)

@@ -1,4 +1,4 @@
-"""Gene embeddings from the training cells: truncated SVD of their standardised log expression.
+"""Gene embeddings from the training cells: truncated SVD of their standardized log expression.
 
 Genes that rise and fall together start close to each other, so that a small set of cells does not
 have to teach the network what expression alone already says.
@@ -35,7 +35,7 @@ def gene_svd(
     max_cells
         The SVD of a gene correlation structure does not need an atlas.
     max_value
-        Standardised values are clipped here, as ``scanpy.pp.scale`` is usually asked to: a gene
+        Standardized values are clipped here, as ``scanpy.pp.scale`` is usually asked to: a gene
         seen in one cell would otherwise be a component of its own.
 
     Returns
@@ -51,11 +51,11 @@ def gene_svd(
     mean, std = mean_and_std(expression)
     inverse_std = np.divide(1.0, std, out=np.zeros_like(std), where=std > 1e-6)
 
-    # A standardised value is scaled - shift; kept as sparse matrix and row of shifts, never dense.
+    # A standardized value is scaled - shift; kept as sparse matrix and row of shifts, never dense.
     shift = mean * inverse_std
     scaled = sparse.csr_matrix(expression @ sparse.diags(inverse_std))
     np.minimum(scaled.data, max_value + shift[scaled.indices], out=scaled.data)
-    standardised = LinearOperator(
+    standardized = LinearOperator(
         shape=(n_cells, n_genes),
         dtype=np.float64,
         matvec=lambda v: scaled @ v.ravel() - shift @ v.ravel(),
@@ -66,7 +66,7 @@ def gene_svd(
     if k < 1:
         return embedding
     start = rng.standard_normal(min(n_cells, n_genes))
-    _, singular_values, loadings = svds(standardised, k=k, v0=start)
+    _, singular_values, loadings = svds(standardized, k=k, v0=start)
     order = np.argsort(-singular_values)
     loadings, singular_values = loadings[order], singular_values[order]
     # The sign of a component is arbitrary: fix it, so that the same cells give the same start.

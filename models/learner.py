@@ -4,19 +4,16 @@ Several processes wrap it as a whole, so all that needs gradients goes through i
 """
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from configs.base import ConfigError
+from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
 from models.network import Network, NetworkConfig
 from models.objectives.base import Draw, Objective
 from models.transformer import initialize_weights
-
-if TYPE_CHECKING:
-    from dataset.batches import Batch
 
 
 class Learner(nn.Module):
@@ -70,16 +67,16 @@ class Learner(nn.Module):
             names |= {f"heads.{kind}.{name}" for name in getattr(head, "by_gene", ())}
         return names
 
-    def hide(self, batch: "Batch", draw: Draw) -> "Batch":
+    def hide(self, batch: Batch, draw: Draw) -> Batch:
         """Return the cells as the network is to see them, by all objectives."""
         for objective in self.objectives:
             batch = objective.hide(batch, draw, self.facts)
         return batch
 
     def forward(
-        self, batch: "Batch", *, predict: Collection[str] | None = None
-    ) -> "Tensor | dict[str, Tensor]":
-        """Return the losses of a batch, or what the objectives say of its cells.
+        self, batch: Batch, *, predict: Collection[str] | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the losses of a batch, or the objectives' predictions for its cells.
 
         Parameters
         ----------
@@ -98,7 +95,7 @@ class Learner(nn.Module):
         if predict is None:
             losses = [o.loss(encoded, self.heads[o.kind], batch) for o in wanted]
             return torch.stack(losses, dim=1)
-        found = {"embeddings": encoded.cell_embedding.float()}
+        predictions = {"embeddings": encoded.cell_embedding.float()}
         for objective in wanted:
-            found |= objective.predict(encoded, self.heads[objective.kind], batch)
-        return found
+            predictions |= objective.predict(encoded, self.heads[objective.kind], batch)
+        return predictions

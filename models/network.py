@@ -1,11 +1,11 @@
-"""What every network is to the rest of the project: a config that builds it, and what it returns.
+"""The interface of a network: a config that builds it, and what it returns.
 
 A network is one file beside this one and one line in ``models/__init__.py``. It embeds cells;
 what is done with the embedding is up to the objectives (``models/objectives``).
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,15 +13,13 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from configs.base import Config
+from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
 from models.flops import Flop
 
-if TYPE_CHECKING:
-    from dataset.batches import Batch
-
 
 class Encoded(NamedTuple):
-    """What every network returns for a batch of ``b`` cells."""
+    """The output of a network for a batch of ``b`` cells."""
 
     cell_embedding: Tensor  # (b, d)
     token_states: Tensor | None = None  # (m, d), only when an objective reads tokens
@@ -50,7 +48,7 @@ class Network(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} embeds no tokens")
 
     def initialize(self) -> None:
-        """Give weights another start than ``initialize_weights`` did."""
+        """Give weights other initial values than ``initialize_weights`` did."""
 
     def training_flop(self, lengths: ArrayLike) -> Flop | None:
         """FLOP of an update on cells of these lengths, ``(n_cells,)``; None: not counted."""
@@ -61,7 +59,7 @@ class TrainCells(NamedTuple):
     """The train cells, for a network that starts from them; called only when needed."""
 
     expression: Callable[[], tuple[csr_matrix, np.ndarray]]  # counts (n, n_genes), library sizes
-    batch: Callable[[int], "Batch"]  # at most so many cells
+    batch: Callable[[int], Batch]  # at most so many cells
 
 
 class CellSets(NamedTuple):
@@ -92,4 +90,4 @@ class NetworkConfig(Config):
         raise NotImplementedError
 
     def start(self, network: Network, train: TrainCells, rng: np.random.Generator) -> None:
-        """Fit on the train cells what starts from them: nothing, by default."""
+        """Fit initial weights on the train cells: none, by default."""

@@ -1,4 +1,4 @@
-"""Where the cells of a batch lie: their tokens stand end to end, and no work is spent on padding.
+"""Packed batches: the tokens of all cells end to end, and no work is spent on padding.
 
 Linear layers, norms and embeddings look at one token at a time and never notice. Attention is told
 where each cell begins and ends.
@@ -25,7 +25,7 @@ class Cells:
 
     @property
     def first(self) -> Tensor:
-        """Place of each cell's first token, which is ``<cls>``, ``(b,)``."""
+        """Index of each cell's first token, which is ``<cls>``, ``(b,)``."""
         return self.offsets[:-1]
 
 

@@ -1,4 +1,4 @@
-"""Transformer over a cell's genes in rank order; the cell is the state of ``<cls>``.
+"""Transformer over a cell's genes in rank order; the cell embedding is the state of ``<cls>``.
 
 Tokens are those of Geneformer (Theodoris et al. 2023, Methods): the detected genes of a cell by
 falling median-scaled expression, after ``<cls>``; for two time points ``<sep>`` and the genes of
@@ -7,15 +7,14 @@ the previous profile follow. Deliberate differences:
 - trained from scratch, so the gene embeddings may start from the training cells' own expression
   (``gene_init: svd``) and ``<cls>`` from the cell's (``cls_init: expression``)
 - pre-norm blocks; the last one computes the ``<cls>`` row only
-- whether rank position is an input is a choice of the config. Corrected attention without it sees
-  a set: then only the counts behind the tokens (``cls_init``, ``value_embedding``) tell a highly
-  expressed gene from a low one
-- ranks restart after ``<sep>``: the strongest gene of either half has position 1
+- rank position is a choice. Without it attention sees a set: then only the counts behind the
+  tokens (``cls_init``, ``value_embedding``) tell a highly expressed gene from a low one
+- ranks restart after ``<sep>``: the strongest gene of either segment has position 1
 
-Presets: the defaults (width 64, 2 layers) suit some thousand cells on a CPU. For the shape of
-Geneformer V1 say ``d_model: 256, n_layers: 6, n_heads: 4, d_feed_forward: 512``.
+The defaults (width 64, 2 layers) suit some thousand cells on a CPU. For the shape of Geneformer V1
+say ``d_model: 256, n_layers: 6, n_heads: 4, d_feed_forward: 512``.
 
-Legend: ``b`` cells, ``n`` tokens of all cells, ``s`` segments, ``d`` width.
+Legend: ``b`` cells, ``n`` tokens of all cells, ``m`` of them in the blocks, ``d`` width.
 """
 
 from typing import Literal, cast
@@ -27,19 +26,28 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from configs.base import ConfigError
-from dataset.batches import Batch, cell_of_token, keep_tokens, openings
-from dataset.log_expression import TARGET_SUM
+from dataset.batches import Batch, openings
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from models.flops import Flop, training_flop
 from models.gene_svd import gene_svd
 from models.network import Encoded, Network, NetworkConfig, TrainCells
 from models.packing import Cells, cells_of
+from models.ranked_tokens import (
+    highest_ranks,
+    rank_positions,
+    segments_of,
+    sinusoids,
+    token_expression,
+)
 from models.transformer import Encoder
+
+GENE_STD = 0.2  # of the gene embeddings at the start
+MAX_RANKS = 2048  # that have a learned position, where the config sets no context_genes
 
 
 class RankTransformerConfig(NetworkConfig):
-    """Shape and start of a rank transformer."""
+    """Shape and initial weights of a rank transformer."""
 
     kind: Literal["rank_transformer"] = "rank_transformer"
     d_model: int = Field(default=64, ge=1, description="width of a token")
@@ -47,11 +55,11 @@ class RankTransformerConfig(NetworkConfig):
     n_heads: int = Field(default=4, ge=1)
     d_head: int | None = Field(default=None, ge=1, description="null: d_model / n_heads")
     d_feed_forward: int | None = Field(default=None, ge=1, description="null: 4 x d_model")
-    n_tokens: int | None = Field(
+    context_genes: int | None = Field(
         default=None,
         ge=1,
-        description="highest ranks of each half that enter the blocks; null: the whole row. The "
-        "cost of attention grows with the square of it",
+        description="highest ranks of each segment that enter the blocks; null: the whole row. "
+        "The cost of attention grows with the square of it",
     )
     dropout: float = Field(default=0.1, ge=0, lt=1)
     attention_dropout: float = Field(
@@ -59,15 +67,15 @@ class RankTransformerConfig(NetworkConfig):
     )
     checkpoint_activations: bool = Field(
         default=False,
-        description="compute each block again for its gradients instead of keeping what happened "
-        "in it: the same numbers in less memory, for one more forward pass",
+        description="recompute each block in the backward pass: the same numbers in less memory, "
+        "for one more forward pass",
     )
     rank_position: Literal["none", "learned", "sinusoidal"] = "learned"
     value_embedding: Literal["none", "mlp"] = Field(
         default="none", description="mlp: add a function of each token's log1p expression"
     )
     gene_init: Literal["random", "svd"] = Field(
-        default="svd", description="svd: of the training cells' standardised log expression"
+        default="svd", description="svd: of the training cells' standardized log expression"
     )
     cls_init: Literal["learned", "expression"] = Field(
         default="expression",
@@ -96,26 +104,15 @@ class RankTransformerConfig(NetworkConfig):
         }
 
     def build(self, facts: DataFacts) -> "RankTransformer":
-        """Return the network for these data; its sizes come from there, not from here.
-
-        Raises
-        ------
-        ConfigError
-            If a cell may have more ranks than have a learned position.
-        """
+        """Return the network for the vocabulary, row length and segments of these data."""
         n_ranks = facts.row_length // facts.n_segments - 1
-        if self.rank_position == "learned" and self.n_tokens is None and n_ranks > MOST_RANKS:
+        if self.rank_position == "learned" and self.context_genes is None and n_ranks > MAX_RANKS:
             raise ConfigError(
-                f"model.n_tokens: a cell of this folder may have {n_ranks:,} genes, and "
-                f"{MOST_RANKS:,} ranks have a learned position; say how many ranks to read, such "
-                f"as model.n_tokens={n_ranks}"
+                f"model.context_genes: a cell of this folder may have {n_ranks:,} genes, and "
+                f"{MAX_RANKS:,} ranks have a learned position; say how many ranks to read, such "
+                f"as model.context_genes={n_ranks}"
             )
-        return RankTransformer(
-            self,
-            n_vocabulary=facts.vocabulary.n_tokens,
-            row_length=facts.row_length,
-            n_segments=facts.n_segments,
-        )
+        return RankTransformer(self, facts)
 
     def start(self, network: Network, train: TrainCells, rng: np.random.Generator) -> None:
         """Fit gene embeddings and the scale of ``<cls>`` on the train cells."""
@@ -129,35 +126,25 @@ class RankTransformerConfig(NetworkConfig):
             network.standardize_expression(train.batch(1000))
 
 
-GENE_STD = 0.2  # of the gene embeddings at the start
-MOST_RANKS = 2048  # that have a learned position, where the config names no n_tokens
-
-
 class RankTransformer(Network):
-    """Embedding and encoder. Sizes as in ``RankTransformerConfig.build``."""
+    """Embedding and encoder of the tokens of each cell."""
 
     by_gene = ("gene_embedding.weight",)
 
-    def __init__(
-        self,
-        config: RankTransformerConfig,
-        *,
-        n_vocabulary: int,
-        row_length: int,
-        n_segments: int,
-    ) -> None:
+    def __init__(self, config: RankTransformerConfig, facts: DataFacts) -> None:
         super().__init__()
+        self.config, self.n_segments = config, facts.n_segments
         d = self.d_model = config.d_model
-        self.gene_embedding = nn.Embedding(n_vocabulary, d, padding_idx=PAD)
+        self.gene_embedding = nn.Embedding(facts.vocabulary.n_tokens, d, padding_idx=PAD)
         # The weights of two folders have one shape: it does not follow the length of the rows.
-        n_positions = 1 + (config.n_tokens or MOST_RANKS)
+        n_positions = 1 + (config.context_genes or MAX_RANKS)
         self.position_embedding = (
             nn.Embedding(n_positions, d) if config.rank_position == "learned" else None
         )
         if config.rank_position == "sinusoidal":
             self.sinusoids: Tensor
-            self.register_buffer("sinusoids", sinusoids(row_length, d), persistent=False)
-        self.segment_embedding = nn.Embedding(n_segments, d) if n_segments > 1 else None
+            self.register_buffer("sinusoids", sinusoids(facts.row_length, d), persistent=False)
+        self.segment_embedding = nn.Embedding(self.n_segments, d) if self.n_segments > 1 else None
         self.value_embedding = (
             nn.Sequential(nn.Linear(1, d), nn.GELU(), nn.Linear(d, d))
             if config.value_embedding == "mlp"
@@ -171,8 +158,6 @@ class RankTransformer(Network):
             attention_dropout=config.attention_dropout,
             checkpoint_activations=config.checkpoint_activations,
         )
-        self.config = config
-        self.n_segments = n_segments
 
     @property
     def token_embedding(self) -> Tensor:
@@ -184,61 +169,42 @@ class RankTransformer(Network):
         nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)
 
     def forward(self, batch: Batch, *, tokens: bool = False) -> Encoded:
-        """Encode each cell; with ``tokens``, each of its tokens that enters the blocks too.
-
-        Uses ``token_ids``, ``counts`` and ``library_size``.
-        """
-        x, cells, read = self.embed(batch)  # (m, d)
+        """Encode each cell, and with ``tokens`` each of its tokens that enters the blocks."""
+        x, cells, token_index = self.embed(batch)  # (m, d)
         if tokens:
             states = self.encoder(self.dropout(x), cells)  # (m, d)
-            return Encoded(states[cells.first], states, read)
+            return Encoded(states[cells.first], states, token_index)
         # The last block is asked for one row a cell, <cls>: no objective reads another.
         return Encoded(self.encoder(self.dropout(x), cells, first_only=True))  # (b, d)
 
-    def training_flop(self, lengths: ArrayLike) -> Flop:
-        """FLOP of an update on cells of these lengths.
-
-        Where the network reads the highest ranks only (``n_tokens`` of its config), no more are
-        counted; of two halves, one of which is shorter than that, up to the space for both.
-        """
-        config = self.config
-        if config.n_tokens is not None:
-            lengths = np.minimum(lengths, self.n_segments * (1 + config.n_tokens))
-        again = config.checkpoint_activations
-        return training_flop(lengths, checkpoint_activations=again, **config.encoder_shape())
-
     def embed(self, batch: Batch) -> tuple[Tensor, Cells, Tensor]:
-        """Sum what is known of each token: gene, rank, segment, value.
+        """Sum what is known of each token that enters the blocks: gene, rank, segment, value.
 
-        Returns
-        -------
-        The tokens that enter the blocks, ``(m, d)``, where each cell lies among them, and which
-        of the batch's tokens they are, ``(m,)``.
+        Returned are the tokens ``(m, d)``, where each cell lies among them, and which tokens of
+        the batch they are ``(m,)``.
         """
         index = torch.arange(len(batch["token_ids"]), device=batch["token_ids"].device)
         top = cast(Batch, {**batch, "token_index": index})
-        if self.config.n_tokens is not None:
-            top = highest_ranks(top, self.config.n_tokens, self.n_segments)
+        if self.config.context_genes is not None:
+            top = highest_ranks(top, self.config.context_genes, self.n_segments)
         token_ids, cells = top["token_ids"], cells_of(top["lengths"], top["offsets"])
-        x = self.gene_embedding(token_ids)  # (n, d)
-        if self.config.rank_position != "none":
-            ranks = rank_positions(token_ids)  # (n,)
-            if self.position_embedding is not None:
-                x = x + self.position_embedding(ranks)
-            else:
-                x = x + self.sinusoids[ranks]
+        x = self.gene_embedding(token_ids)  # (m, d)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(rank_positions(token_ids))
+        elif self.config.rank_position == "sinusoidal":
+            x = x + self.sinusoids[rank_positions(token_ids)]
         if self.segment_embedding is not None:
             x = x + self.segment_embedding(segments_of(token_ids))
         if self.value_embedding is not None:
-            values = self.value_embedding(token_expression(top)[:, None])  # (n, d)
+            values = self.value_embedding(token_expression(top)[:, None])  # (m, d)
             x = x + values * (token_ids >= N_SPECIALS)[:, None]
         if self.expression_norm is not None:
             # Each segment is summed, over the whole row, into the token that opens it.
             last = cells.offsets[1:] - 1  # (b,)
             for segment, opening in enumerate((CLS, SEP)[: self.n_segments]):
                 total = self.expression_norm(self.sum_expression(batch, segment))  # (b, d)
-                place = cells.first if opening == CLS else openings(token_ids)[last]  # (b,)
-                x = x.index_add(0, place, total * (token_ids[place] == opening)[:, None])
+                first = cells.first if opening == CLS else openings(token_ids)[last]  # (b,)
+                x = x.index_add(0, first, total * (token_ids[first] == opening)[:, None])
         return x, cells, cast("dict[str, Tensor]", top)["token_index"]
 
     def sum_expression(self, batch: Batch, segment: int) -> Tensor:
@@ -268,39 +234,10 @@ class RankTransformer(Network):
         self.expression_norm.weight.copy_(scale)
         self.expression_norm.bias.copy_(-normed.mean(dim=0) * scale)
 
-
-def segments_of(token_ids: Tensor) -> Tensor:
-    """Return 0 up to ``<sep>`` and 1 from there on, ``(n,)``."""
-    return (token_ids[openings(token_ids)] == SEP).long()
-
-
-def highest_ranks(batch: Batch, n_tokens: int, n_segments: int) -> Batch:
-    """Keep the first ``n_tokens`` genes of each segment of each cell, and its special tokens."""
-    lengths = None  # of two segments only the device knows them
-    if n_segments == 1:
-        lengths = [min(length, 1 + n_tokens) for length in batch["lengths"]]
-    return keep_tokens(batch, rank_positions(batch["token_ids"]) <= n_tokens, lengths)
-
-
-def rank_positions(token_ids: Tensor) -> Tensor:
-    """Rank of each token in its segment: 0 for ``<cls>`` and ``<sep>``, 1 for the top gene."""
-    return torch.arange(len(token_ids), device=token_ids.device) - openings(token_ids)
-
-
-def token_expression(batch: Batch) -> Tensor:
-    """log1p(counts per 10,000) behind each token, by its segment's library size, ``(n,)``."""
-    library_size = batch["library_size"].clamp(min=1)  # (b, s)
-    segment = segments_of(batch["token_ids"]).clamp(max=library_size.shape[1] - 1)
-    library_size = library_size[cell_of_token(batch), segment]  # (n,)
-    return torch.log1p(batch["counts"] * (TARGET_SUM / library_size))
-
-
-def sinusoids(n_positions: int, d_model: int) -> Tensor:
-    """Return the sine positions of Vaswani et al. 2017, section 3.5, ``(n_positions, d)``.
-
-    Scaled to the size of the learned ones, so that they do not drown the genes at the start.
-    """
-    position = torch.arange(n_positions)[:, None]
-    frequency = torch.exp(torch.arange(0, d_model, 2) * (-np.log(10_000.0) / d_model))
-    angle = position * frequency
-    return 0.1 * torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
+    def training_flop(self, lengths: ArrayLike) -> Flop:
+        """FLOP of an update on cells of these lengths, of which the blocks read the top ranks."""
+        config = self.config
+        if config.context_genes is not None:  # of two segments: up to the space for both
+            lengths = np.minimum(lengths, self.n_segments * (1 + config.context_genes))
+        recompute = config.checkpoint_activations
+        return training_flop(lengths, checkpoint_activations=recompute, **config.encoder_shape())

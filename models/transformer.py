@@ -1,6 +1,6 @@
-"""Pre-norm transformer encoder: blocks of self-attention and feed-forward, and how they start.
+"""Pre-norm transformer encoder: blocks of self-attention and feed-forward, their initial weights.
 
-Normalising before each branch (Xiong et al. 2020) trains from scratch without the collapse to one
+Normalizing before each branch (Xiong et al. 2020) trains from scratch without the collapse to one
 class that post-norm stacks show on small cell sets.
 
 Legend: ``b`` cells, ``n`` tokens of all cells, ``q`` tokens asked for, ``d`` width.
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
     dropout, attention_dropout
         Of the two branches of a block, and of the attention weights.
     checkpoint_activations
-        Keep only what enters each block for the backward pass and compute the block again there
+        Keep only the input of each block for the backward pass and recompute the block there
         (Chen et al. 2016): the same gradients in less memory, for one more forward pass.
     """
 
@@ -91,9 +91,8 @@ class Encoder(nn.Module):
         cells
             Where each cell lies in ``x``.
         first_only
-            Only the first token of each cell is wanted. The blocks before the last must update
-            every token, but the last one then computes these rows alone: the same numbers for
-            less work.
+            Only the first token of each cell is wanted: the last block computes these rows alone,
+            the same numbers for less work.
 
         Returns
         -------
@@ -108,22 +107,8 @@ class Encoder(nn.Module):
         return self.norm(x)
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Let torch compile the blocks of ``model``, in place; names of weights stay as they are.
-
-    Block by block, for they are all alike: one compilation serves all layers, one the last, which
-    computes other rows, and again one each without gradients. Lengths and number of the cells may
-    change from batch to batch. That is so where ``flash_can``: elsewhere attention stays outside,
-    and every new number of cells is compiled for again. What is compiled is compiled at the first
-    call.
-    """
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.compile(dynamic=True)
-
-
 def initialize_weights(model: nn.Module, embedding_std: float = 0.02) -> None:
-    """Set every weight of ``model`` to its starting value: the one place where that is decided.
+    """Set every weight of ``model`` to its initial value: the one place where that is decided.
 
     Linear layers keep the variance of what they are given (standard deviation 1/sqrt(fan_in),
     biases 0); those that write into the residual stream start smaller by 1/sqrt(2 * layers), so

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import (
+    encode,
     end_to_end,
     infer,
     limits,
@@ -17,7 +18,6 @@ from benchmarks import (
     measure,
     reference_like,
     scale,
-    tokenise,
     train_step,
 )
 from benchmarks.simulated_cells import write_cells
@@ -30,7 +30,7 @@ LIKE_BERT = SHAPE | {"d_head": 8}
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch, tmp_path):
-    for module in (tokenise, load, end_to_end, scale):
+    for module in (encode, load, end_to_end, scale):
         monkeypatch.setattr(module, "DATA", tmp_path)
     monkeypatch.setattr(train_step, "N_GENES", 400)
 
@@ -67,8 +67,8 @@ def test_the_matrix_product_and_its_flop():
     assert flop == 2 * n**3
 
 
-def test_tokenisers_and_their_limit(tmp_path, cells):
-    own = tokenise.ours(cells, "cell_type", n_tokens=32)
+def test_tokenizers_and_their_limit(tmp_path, cells):
+    own = encode.ours(cells, "cell_type", n_tokens=32)
     output = tmp_path / "dense.npy"
     dense = reference_like.dense_tokenizer(cells, str(output), n_tokens=32)
     for found in (own, dense):
@@ -259,10 +259,10 @@ def test_command_prints_and_writes_json(monkeypatch, tmp_path, capsys):
         measure.show("Quick", [{"a": 1, "b": 0.5}, {"a": 2_000}])
         return [{"quick": quick}]
 
-    monkeypatch.setattr(tokenise, "run", run)
+    monkeypatch.setattr(encode, "run", run)
     path = tmp_path / "found.json"
-    assert command.main(["tokenise", "--quick", "--json", str(path)]) == 0
+    assert command.main(["encode", "--quick", "--json", str(path)]) == 0
     assert "| 2,000 |" in capsys.readouterr().out
-    assert json.loads(path.read_text())["tokenise"] == [{"quick": True}]
+    assert json.loads(path.read_text())["encode"] == [{"quick": True}]
     with pytest.raises(SystemExit):
         command.main(["coffee"])

@@ -77,7 +77,7 @@ def test_the_sets_of_the_readme_have_the_cells_it_says(
 
 @pytest.mark.slow
 def test_the_example_scores_doublets_of_three_thousand_cells(real_cells, tmp_path):
-    # with the two doublets that Scrublet makes up of each, too many for an exact neighbour search
+    # with the two doublets that Scrublet makes up of each, too many for an exact neighbor search
     changes = {
         "input": real_cells("zeisel_cortex_4000"),
         "batch_key": "batch",
@@ -118,7 +118,12 @@ def test_every_error_is_listed_with_its_path():
         ),
         (["optm.lr=1"], "optm: there is no such key; did you mean 'optim'?"),
         (["lr=1"], "lr: there is no such key; did you mean 'optim.lr'?"),
-        (["n_tokens=64"], "did you mean 'model.n_tokens'?"),
+        (["context_genes=64"], "did you mean 'model.context_genes'?"),
+        (["d_hidden=8"], "did you mean 'objectives.0.d_hidden'?"),
+        (
+            ["objectives=[{kind: masked_gene}, {kind: classify}]", "d_hidden=8"],
+            "did you mean 'objectives.1.d_hidden'?",
+        ),
         (["sede=1"], "did you mean 'seed'?"),
         (["augment.token_dropouts=.1"], "did you mean 'augment.token_dropout'?"),
         (["optim.lr=.inf"], "optim.lr: Input should be a finite number"),
@@ -130,6 +135,11 @@ def test_a_key_that_is_nearly_right_gets_a_hint(words, expected):
     with pytest.raises(ConfigError) as raised:
         TrainConfig.load(ROOT / "configs" / "train" / "smoke.yaml", words)
     assert expected in str(raised.value)
+
+
+def test_an_item_of_a_list_that_no_file_writes_down_is_the_default_one():
+    config = TrainConfig.load(TRAIN[0], ["objectives.0.d_hidden=8"])
+    assert [(o.kind, o.d_hidden) for o in config.objectives] == [("classify", 8)]
 
 
 def test_hints_in_files_and_in_the_other_config(tmp_path):

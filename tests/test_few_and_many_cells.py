@@ -1,4 +1,4 @@
-"""01 to 04 on 40 cells, and on so many that neighbours are searched for approximately."""
+"""01 to 04 on 40 cells, and on so many that neighbors are searched for approximately."""
 
 import anndata as ad
 import nbformat
@@ -12,7 +12,7 @@ BASELINES = ("majority", "logistic_regression", "linear_svm", "knn", "gradient_b
 
 
 def write_cells(folder, n_cells, **shape):
-    """Write labelled cells, and the same cells without their labels."""
+    """Write labeled cells, and the same cells without their labels."""
     cells = synthetic_cells(np.random.default_rng(3), n_cells=n_cells, **shape)
     cells.write_h5ad(folder / "cells.h5ad")
     query = ad.AnnData(cells.X, obs=cells.obs[[]], var=cells.var)
@@ -58,7 +58,7 @@ def test_forty_cells(tmp_path, run_pipeline):
 
 @pytest.mark.slow
 def test_nine_thousand_cells(tmp_path, run_pipeline):
-    # From 8,192 cells on scanpy searches neighbours with pynndescent: here in Scrublet (3,000
+    # From 8,192 cells on scanpy searches neighbors with pynndescent: here in Scrublet (3,000
     # cells a donor, and two made-up doublets for each), in 01, in 03 (test) and in 04.
     cells, query, truth = write_cells(tmp_path, 9000, n_genes=200, n_donors=3)
     executed = run_pipeline(

@@ -144,8 +144,18 @@ def test_no_file_is_too_long_to_read():
     assert {file: n for file, n in long.items() if n > 400} == {}
 
 
+def test_what_to_read_is_as_long_as_the_readme_says():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## What to read")[1].split("## ")[0]
+    files = re.findall(r"^\d\. `([^`]+)`", section, flags=re.MULTILINE)
+    n_files, said = re.search(r"in (\w+) files of ([\d,]+) lines", section).groups()
+    assert (len(files), n_files) == (7, "seven")
+    n_lines = sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files)
+    assert int(said.replace(",", "")) - 50 < n_lines <= int(said.replace(",", ""))
+
+
 def test_training_needs_neither_scanpy_nor_anndata():
-    # A machine with a card and without them trains from an encoded folder.
+    # A machine with a GPU and without them trains from an encoded folder.
     code = (
         "import importlib.util, sys\n"
         "spec = importlib.util.spec_from_file_location('train', '02_train_model.py')\n"

@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, tokenising and training end as if never stopped.
+"""Killed at any moment and started again, encoding and training end as if never stopped.
 
 Run as a script, this file is the process whose forks are killed: it imports everything once,
 where a fresh interpreter for every attempt would take seconds to start.
@@ -33,7 +33,7 @@ MOST_ATTEMPTS = 200
 # ------------------------------------------------------------------------ the killer
 
 
-def tokenise(config: str) -> None:
+def encode_cells(config: str) -> None:
     encode(PreprocessConfig.load(config), progress=False)
 
 
@@ -174,11 +174,11 @@ def stages_of_kills(task: str, config: Path, folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_tokenising(preprocess_config, tmp_path):
+def test_encoding(preprocess_config, tmp_path):
     config = preprocess_config.model_copy(update={"data_dir": str(tmp_path / "data")})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     folder = tmp_path / "data" / config.name
-    assert len(stages_of_kills("tokenise", tmp_path / "config.yaml", folder)) > 5
+    assert len(stages_of_kills("encode", tmp_path / "config.yaml", folder)) > 5
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_training(encoded_folder, tmp_path):
         "name": "run",
         "data": str(encoded_folder),
         "runs_dir": str(tmp_path / "runs"),
-        "model": {"kind": "rank_transformer", "d_model": 16, "n_heads": 2, "n_tokens": 24},
+        "model": {"kind": "rank_transformer", "d_model": 16, "n_heads": 2, "context_genes": 24},
         "optim": {"max_epochs": 4, "batch_size": 16, "lr": 3e-3},
         "augment": {"token_dropout": 0.1, "count_thinning": 0.2},
         "tracking": {"wandb": "disabled"},
@@ -201,4 +201,6 @@ def test_training(encoded_folder, tmp_path):
 
 
 if __name__ == "__main__":
-    kill_often({"tokenise": tokenise, "train": train}[sys.argv[1]], sys.argv[2], Path(sys.argv[3]))
+    kill_often(
+        {"encode": encode_cells, "train": train}[sys.argv[1]], sys.argv[2], Path(sys.argv[3])
+    )

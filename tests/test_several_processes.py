@@ -34,7 +34,8 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
         "data": str(encoded_folder),
         "runs_dir": str(folder),
         "model": {
-            "kind": "rank_transformer", "d_model": 16, "n_heads": 2, "n_tokens": 24, "dropout": 0,
+            "kind": "rank_transformer", "d_model": 16, "n_heads": 2, "context_genes": 24,
+            "dropout": 0,
         },
         "optim": {
             "max_epochs": N_EPOCHS, "batch_size": size, "lr": 3e-3,

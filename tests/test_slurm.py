@@ -64,7 +64,7 @@ def test_every_machine_starts_a_process_a_card(started):
     ]
 
 
-def test_without_cards_there_is_a_process_a_machine(started):
+def test_without_gpus_there_is_a_process_a_machine(started):
     job = {"SLURM_JOB_ID": "8", "SLURM_JOB_NODELIST": "node07", "SLURM_JOB_NUM_NODES": "1"}
     found = started("--config", "a.yaml", **job)
     assert found[0] == "OMP_NUM_THREADS=1"

@@ -28,7 +28,7 @@ from training.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "02_train_model.py"
-MODEL = {"kind": "rank_transformer", "d_model": 16, "n_heads": 2, "n_tokens": 24}
+MODEL = {"kind": "rank_transformer", "d_model": 16, "n_heads": 2, "context_genes": 24}
 
 
 @pytest.fixture(scope="session")
@@ -483,7 +483,7 @@ def test_a_changed_curve_of_an_interrupted_run_is_said_so(script, interrupted, c
         (["data=nowhere"], "nowhere"),
         (["device=cuda"], "device: cuda"),
         (["optim.tokens_per_batch=64"], "found 64, and a cell of this folder may have 97 tokens"),
-        (["optim.lr=1e30", "optim.gradient_clip=1e30"], "not numbers any more"),
+        (["optim.lr=1e30", "optim.gradient_clip=1e30"], "are NaN or infinite"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_no_folder(
@@ -615,7 +615,7 @@ def test_collapse_to_one_class_is_an_alarm(script, caplog):
     script.warn_of_collapse(probabilities, ["a", "b", "c"], epoch=0)  # nothing learned yet
     assert caplog.text == ""
     script.warn_of_collapse(probabilities, ["a", "b", "c"], epoch=5)
-    assert "every val cell is called 'b'" in caplog.text
+    assert "'b' is predicted for every val cell" in caplog.text
 
 
 # ----------------------------------------------------------------- several processes

@@ -1,7 +1,7 @@
 """Every setting of training has its effect, and who may see which cells.
 
 A small network is watched while it is trained: the batches that reach it, the gradients and rates
-that reach its optimiser. What should have happened is worked out here a second time.
+that reach its optimizer. What should have happened is worked out here a second time.
 """
 
 import math
@@ -28,13 +28,13 @@ from training.tracking import Tracker, read_metrics
 ALONE = Ranks(0, 1, torch.device("cpu"))
 MODEL = {
     "kind": "rank_transformer", "d_model": 8, "n_layers": 1, "n_heads": 2, "d_feed_forward": 8,
-    "n_tokens": 8, "dropout": 0.0, "gene_init": "random", "cls_init": "learned",
+    "context_genes": 8, "dropout": 0.0, "gene_init": "random", "cls_init": "learned",
 }  # fmt: skip
 
 
 @dataclass
 class Seen:
-    """What reached a network and its optimiser, in order."""
+    """What reached a network and its optimizer, in order."""
 
     learner: nn.Module | None = None
     training: list[dict] = field(default_factory=list)  # batches
@@ -259,7 +259,7 @@ def test_the_loss_and_its_gradient_are_what_the_settings_say(
         assert point["optim/gradient_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-# --------------------------------------------------------------------- the optimiser
+# --------------------------------------------------------------------- the optimizer
 
 
 @pytest.mark.parametrize("warmup_fraction", [0.0, 0.3])
@@ -473,7 +473,7 @@ def test_the_fixture_disagrees_with_itself(data, disagreeing):
 
 def test_the_epoch_kept_is_the_best_on_val_by_macro_f1(fit_planned, disagreeing):
     fitted, asked = fit_planned(disagreeing, patience=10)
-    assert fitted.facts["best_epoch"] == 2
+    assert fitted.summary["best_epoch"] == 2
     assert fitted.weights["heads.classify.layers.3.bias"].tolist() == [1.0] * 4
     assert asked == [*(("val", epoch) for epoch in range(5)), ("val", 1), ("test", 1)]
     assert np.allclose(fitted.val["probabilities"], disagreeing["val"][1])
@@ -486,7 +486,7 @@ def test_another_score_may_choose_the_epoch(fit_planned, disagreeing, data, moni
     scores = [score({"probabilities": p}, labels)[monitor] for p in disagreeing["val"]]
     assert best == 1 + int(np.argmax(np.array(scores) * (1 if monitor == "accuracy" else -1)))
     fitted, _ = fit_planned(disagreeing, monitor, patience=10)
-    assert fitted.facts["best_epoch"] == best
+    assert fitted.summary["best_epoch"] == best
 
 
 @pytest.mark.parametrize("patience", [1, 2])
@@ -500,7 +500,7 @@ def test_of_equal_macro_f1_the_lower_loss_is_kept(fit_planned, data):
     val = [answers(labels, n, confidence, [0]) for confidence in (0.4, 0.8, 0.5)]
     test = [answers(data.split("test").labels, n, 0.5)] * 3
     fitted, _ = fit_planned({"val": val, "test": test})
-    assert fitted.facts["best_epoch"] == 2
+    assert fitted.summary["best_epoch"] == 2
 
 
 # ------------------------------------------------------------------------- the clock
@@ -532,7 +532,7 @@ def test_the_clock_of_a_baseline_is_its_fit_without_the_reading(
     monkeypatch.setattr(EncodedFolder, "expression", passing(now, 50, EncodedFolder.expression))
     monkeypatch.setattr(MajorityConfig, "fit", passing(now, 7, MajorityConfig.fit))
     monkeypatch.setattr(Majority, "predict_proba", passing(now, 20, Majority.predict_proba))
-    assert fit_baseline(make_config(model={"kind": "majority"}), data).facts["seconds"] == 7
+    assert fit_baseline(make_config(model={"kind": "majority"}), data).summary["seconds"] == 7
 
 
 def test_the_clock_of_a_network_has_its_start_once_and_no_reading(
@@ -549,7 +549,7 @@ def test_the_clock_of_a_network_has_its_start_once_and_no_reading(
             stop.clear()
             raise KeyboardInterrupt
         now[0] += 3
-        checkpoint.start_optimizer(training.optimizer)
+        checkpoint.initialize_optimizer_state(training.optimizer)
         training.step += 1
 
     svd = []
@@ -572,7 +572,7 @@ def test_the_clock_of_a_network_has_its_start_once_and_no_reading(
             else:
                 fitted = script.fit_network(config, data, folder, ALONE, tracker)
     assert len(svd) == 1
-    assert fitted.facts["start_seconds"] == 8
-    assert fitted.facts["seconds"] == 8 + 3 * (3 + 1)
+    assert fitted.summary["start_seconds"] == 8
+    assert fitted.summary["seconds"] == 8 + 3 * (3 + 1)
     n = len(data.split("train"))
-    assert fitted.facts["cells_per_second"] == pytest.approx(3 * n / 12, abs=0.1)
+    assert fitted.summary["cells_per_second"] == pytest.approx(3 * n / 12, abs=0.1)

@@ -1,1 +1,1 @@
-"""What the training loop calls, one job a file."""
+"""The parts of the training loop, one job a file."""

@@ -1,36 +1,37 @@
-"""What is said when training cannot start or goes wrong, and what to do about it."""
+"""Checks before and during training; each error says what to do about it."""
 
 import logging
 
 import numpy as np
 
 from configs.base import ConfigError
+from configs.user_error import UserError
 from training.config import OptimConfig
 
 logger = logging.getLogger("train")
 
 
-class TrainingError(ValueError):
+class TrainingError(UserError):
     """The loss is not a number any more."""
 
 
-def refuse_batches(optim: OptimConfig, n_tokens: int, world_size: int) -> None:
-    """Refuse sizes of batches that these cells or processes have no use for.
+def check_batch_sizes(optim: OptimConfig, row_length: int, world_size: int) -> None:
+    """Raise a ConfigError if the batches are too small for these cells or processes.
 
     Parameters
     ----------
     optim
         The config's.
-    n_tokens
+    row_length
         Most tokens that a cell of the folder may have.
     world_size
         Number of processes.
     """
     budget, size = optim.tokens_per_batch, optim.batch_size
-    if budget is not None and budget < n_tokens:
+    if budget is not None and budget < row_length:
         raise ConfigError(
             f"optim.tokens_per_batch: found {budget}, and a cell of this folder may have "
-            f"{n_tokens} tokens; say {n_tokens} or more"
+            f"{row_length} tokens; say {row_length} or more"
         )
     if size < world_size:
         raise ConfigError(
@@ -39,29 +40,30 @@ def refuse_batches(optim: OptimConfig, n_tokens: int, world_size: int) -> None:
         )
 
 
-def check_finite(what: str, *arrays: np.ndarray | None) -> None:
-    """Stop a run whose network has overflowed, for it never comes back.
+def check_finite(name: str, *arrays: np.ndarray) -> None:
+    """Raise a TrainingError if a network has overflowed, from which it never recovers.
 
     Parameters
     ----------
-    what
-        The arrays are, for the sentence; in the plural.
+    name
+        Of the arrays, in the plural, for the message.
     arrays
-        Of numbers; None is passed over.
+        Of numbers.
     """
-    if not all(np.isfinite(array).all() for array in arrays if array is not None):
+    if not all(np.isfinite(array).all() for array in arrays):
         raise TrainingError(
-            f"{what} are not numbers any more (NaN or infinite); lower optim.lr, or say "
-            "precision=float32"
+            f"{name} are NaN or infinite; lower optim.lr, or say precision=float32"
         )
 
 
-def warn_of_collapse(probabilities: np.ndarray, class_names: list[str], epoch: int) -> None:
-    """Sound the alarm when, after the first epochs, all val cells are given to one class."""
+def warn_of_collapse(probabilities: np.ndarray | None, class_names: list[str], epoch: int) -> None:
+    """Log a warning when, after the first epochs, one class is predicted for all val cells."""
+    if probabilities is None:  # nothing is classified
+        return
     predicted = np.unique(probabilities.argmax(axis=1))
     if epoch >= 2 and len(predicted) == 1 < len(class_names):
         logger.warning(
-            "epoch %d: every val cell is called %r; if it stays so, lower optim.lr or start from "
+            "epoch %d: %r is predicted for every val cell; if it stays so, lower optim.lr or say "
             "model.gene_init=svd",
             epoch + 1,
             class_names[predicted[0]],

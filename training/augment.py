@@ -1,7 +1,7 @@
-"""What is done to training cells only: leave tokens out, thin the counts.
+"""Augmentation of training cells: token dropout and count thinning.
 
 Both keep a row as the tokenizer would have written it: ``<cls>`` first, ``<sep>`` where it was,
-and the genes in the tokenizer's order, which is its own business.
+and the genes in the tokenizer's order, which is up to the tokenizer.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ def augment(
     token_dropout: float = 0.0,
     count_thinning: float = 0.0,
 ) -> Batch:
-    """Return changed copies of the batch's cells.
+    """Return augmented copies of the batch's cells.
 
-    What becomes of a cell follows from ``key`` and from its ``cell_index``: it does not depend on
+    How a cell is changed follows from ``key`` and from its ``cell_index``: it does not depend on
     the other cells of the batch, nor on the process that has it.
 
     Parameters
@@ -42,23 +42,25 @@ def augment(
         are ordered again, as the tokenizer would; genes beyond the row's end do not move up into
         it, for their counts are not in the batch. The library size shrinks by the same factor.
     """
-    is_empty = not batch["lengths"]  # a process without a share of the last batch
+    is_empty = not batch["lengths"]  # a process without cells of the last batch
     if is_empty or (token_dropout == 0 and count_thinning == 0):
         return batch
     cell = cell_of_token(batch)  # (n,)
     n = len(cell)
-    place = torch.arange(n, device=cell.device) - batch["offsets"][cell]  # in the cell's row
+    position = torch.arange(n, device=cell.device) - batch["offsets"][cell]  # in the cell's row
     index = batch["cell_index"][cell]
     is_special = batch["token_ids"] < N_SPECIALS
     keep = torch.ones_like(is_special)
     if count_thinning > 0:
         cells = batch["cell_index"]
-        kept_share = 1 - count_thinning * uniform(key, cells, torch.zeros_like(cells), stream=0)
-        counts = binomial(batch["counts"], kept_share[cell], uniform(key, index, place, stream=1))
-        library_size = batch["library_size"] * kept_share[:, None]
+        kept_fraction = 1 - count_thinning * uniform(key, cells, torch.zeros_like(cells), stream=0)
+        counts = binomial(
+            batch["counts"], kept_fraction[cell], uniform(key, index, position, stream=1)
+        )
+        library_size = batch["library_size"] * kept_fraction[:, None]
         batch = {**batch, "counts": counts, "library_size": library_size}
         keep &= is_special | (counts > 0)
     if token_dropout > 0:
-        keep &= is_special | (uniform(key, index, place, stream=2) >= token_dropout)
+        keep &= is_special | (uniform(key, index, position, stream=2) >= token_dropout)
     batch = keep_tokens(batch, keep)
     return reorder(batch) if count_thinning > 0 else batch

@@ -2,6 +2,7 @@
 
 from configs.base import ConfigError
 from dataset.store.encoded_folder import EncodedFolder
+from models.baselines.base import BaselineConfig, LabeledCells
 from training.clock import Clock
 from training.config import TrainConfig
 from training.predict import Fitted
@@ -14,20 +15,17 @@ def fit_baseline(config: TrainConfig, data: EncodedFolder) -> Fitted:
             f"model: {config.model.kind} needs labels, and these cells were encoded without any "
             "(label_key: null)"
         )
-    train, val = data.split("train"), data.split("val")
-    expression, val_expression = data.expression("train"), data.expression("val")
+    train, val = (
+        LabeledCells(*data.expression(split), data.split(split).labels)
+        for split in ("train", "val")
+    )
+    assert isinstance(config.model, BaselineConfig)
     clock = Clock()
     with clock.running():
-        fitted = config.model.fit(  # type: ignore[union-attr]  # a network's config has no fit
-            *expression,
-            train.labels,
-            n_classes=len(data.class_names),
-            val=(*val_expression, val.labels),
-            seed=config.seed,
-        )
+        fitted = config.model.fit(train, val, n_classes=len(data.class_names), seed=config.seed)
     return Fitted(
-        val={"probabilities": fitted.predict_proba(*val_expression)},
+        val={"probabilities": fitted.predict_proba(val.counts, val.library_size)},
         test={"probabilities": fitted.predict_proba(*data.expression("test"))},
         weights=fitted.to_arrays(),
-        facts={"seconds": round(clock.seconds, 2), "best_epoch": None, "n_parameters": None},
+        summary={"seconds": round(clock.seconds, 2), "best_epoch": None, "n_parameters": None},
     )

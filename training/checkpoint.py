@@ -13,13 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from configs.user_error import UserError
 from dataset.store.atomic import write_atomically
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is damaged or belongs to another model."""
 
 
+WEIGHTS = "model.safetensors"  # in the folder of a finished run
 ADVICE = "train again under another name, or move that folder away"
 
 
@@ -69,7 +71,7 @@ def _sha256(tensors: dict[str, Tensor], header: str) -> str:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module, prefix: str = ""
 ) -> dict[str, Tensor]:
-    """Name every tensor of an optimiser's state ``<prefix><parameter>/<state>``."""
+    """Name every tensor of an optimizer's state ``<prefix><parameter>/<state>``."""
     return {
         f"{prefix}{name}/{key}": value
         for name, parameter in model.named_parameters()
@@ -77,8 +79,8 @@ def optimizer_tensors(
     }
 
 
-def start_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW the state it makes itself in its first update, to be written over."""
+def initialize_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Allocate the state that AdamW else makes in its first update, to be written over."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             # The step count is on the CPU unless the update is fused, then beside the parameter.
@@ -90,7 +92,7 @@ def start_optimizer(optimizer: torch.optim.Optimizer) -> None:
             }
 
 
-def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors under ``prefix``, without it."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
@@ -100,5 +102,5 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        what = " ".join(str(error).split())[:300]  # torch lists every tensor on a line of its own
-        raise CheckpointError(f"{path}: weights of another model: {what}") from None
+        fault = " ".join(str(error).split())[:300]  # torch lists every tensor on its own line
+        raise CheckpointError(f"{path}: weights of another model: {fault}") from None

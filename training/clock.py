@@ -1,4 +1,4 @@
-"""How long a model took to learn: one clock for networks and baselines."""
+"""How long a model took to fit: one clock for networks and baselines."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Clock:
-    """Seconds of fitting.
+    """Seconds of fitting, the same for every model.
 
     Inside are all that is learned from the training cells (for a network its start from their SVD
     and every update, for a baseline its fit) and the passes over val by which an epoch or a
@@ -26,6 +26,15 @@ class Clock:
 
     seconds: float = 0.0
     start_seconds: float = 0.0
+
+    def summary(self, n_cells: int) -> dict[str, float]:
+        """Return the seconds, and the cells a second of a network whose updates read so many."""
+        per_second = n_cells / (self.seconds - self.start_seconds)
+        return {
+            "seconds": round(self.seconds, 2),
+            "start_seconds": round(self.start_seconds, 2),
+            "cells_per_second": round(per_second, 1),
+        }
 
     @contextmanager
     def running(self) -> Iterator[None]:

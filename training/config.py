@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from configs.base import Config
 from models import ModelConfig
+from models.baselines.base import BaselineConfig
 from models.objectives import ObjectiveConfig, default_objectives
 
 
@@ -14,7 +15,7 @@ class OptimConfig(Config):
 
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="fraction of all steps")
     gradient_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     batch_size: int = Field(
         default=32,
@@ -27,7 +28,7 @@ class OptimConfig(Config):
         ge=1,
         description="most tokens that a process computes on at once: an "
         "update's cells are cut to fit and their gradients added up, so that the device's memory "
-        "does not bound batch_size; null: a process's share of the update at once",
+        "does not bound batch_size; null: a process's part of the update at once",
     )
     max_epochs: int = Field(default=25, ge=1)
     patience: int = Field(default=8, ge=1, description="epochs without a better val score")
@@ -36,9 +37,11 @@ class OptimConfig(Config):
 class AugmentConfig(Config):
     """Applied to training cells only."""
 
-    token_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of tokens left out")
+    token_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="fraction of tokens left out"
+    )
     count_thinning: float = Field(
-        default=0.0, ge=0, lt=1, description="largest share of the counts binomially removed"
+        default=0.0, ge=0, lt=1, description="largest fraction of the counts binomially removed"
     )
 
 
@@ -68,7 +71,10 @@ class TrainConfig(Config):
     init_from: str | None = Field(
         default=None,
         description="run folder whose weights a network starts from, gene embeddings by gene id; "
-        "a run that is resumed goes on from its checkpoint instead",
+        "a run that is resumed continues from its checkpoint instead",
+    )
+    init_from_sha256: str | None = Field(
+        default=None, description="checksum of these weights; filled in when the run starts"
     )
     monitor: str | None = Field(
         default=None,
@@ -81,7 +87,8 @@ class TrainConfig(Config):
     runs_dir: str = "runs"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 on CUDA cards that have it, float32 elsewhere"
+        default="auto",
+        description="auto: bfloat16 on CUDA devices that have it, float32 elsewhere",
     )
     compile: bool = Field(
         default=False,
@@ -90,10 +97,15 @@ class TrainConfig(Config):
     )
     parallel: Literal["ddp", "fsdp"] = Field(
         default="ddp",
-        description="of several processes, each holds the whole network (ddp), or a slice of it "
-        "and of its optimiser (fsdp), for a network that does not fit one card",
+        description="of several processes, each holds the whole network (ddp), or a shard of it "
+        "and of its optimizer (fsdp), for a network that does not fit one GPU",
     )
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the model is one of scikit-learn's, and not a network."""
+        return isinstance(self.model, BaselineConfig)
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

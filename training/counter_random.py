@@ -1,9 +1,9 @@
-"""Random numbers that belong to a cell: a function of (update, cell, place in its row) alone.
+"""Counter-based random numbers: a function of (update, cell, position in its row) alone.
 
 A generator hands out numbers in the order they are asked for, so that a cell's numbers would
 depend on which other cells share its process and its batch. Here a counter is hashed instead
-(SplitMix64: Steele, Lea & Flood 2014), and however an update's cells are dealt to processes and
-batches, each is given the same numbers.
+(SplitMix64: Steele, Lea & Flood 2014), and however an update's cells are sharded over processes
+and batches, each is given the same numbers.
 """
 
 from typing import TYPE_CHECKING
@@ -23,16 +23,16 @@ def update_key(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0].view(np.int64))
 
 
-def uniform(key: int, cells: Tensor, place: Tensor, *, stream: int) -> Tensor:
-    """Draw a number from [0, 1) for each place in the row of a cell, a multiple of 2^-24.
+def uniform(key: int, cells: Tensor, position: Tensor, *, stream: int) -> Tensor:
+    """Draw a number from [0, 1) for each position in the row of a cell, a multiple of 2^-24.
 
     Parameters
     ----------
     key
         Of the update, from ``update_key``.
     cells
-        Place of the cell in its split, int64.
-    place
+        Index of the cell in its split, int64.
+    position
         In the cell's row, from 0, int64; of the shape of ``cells``, or broadcast with it.
     stream
         Which of several independent draws for the same cells.
@@ -42,20 +42,20 @@ def uniform(key: int, cells: Tensor, place: Tensor, *, stream: int) -> Tensor:
     float32, on the device of ``cells``.
     """
     start = _mix(_mix(cells + key) + stream)
-    counter = (place + 1) * _signed(0x9E3779B97F4A7C15)
+    counter = (position + 1) * _signed(0x9E3779B97F4A7C15)
     return _shift(_mix(start + counter), 40).float() * 2.0**-24
 
 
 def draw_for(batch: Batch, key: int) -> "Draw":
     """Return an objective's source of numbers: ``stream -> (n,)``, one for each token.
 
-    They follow from the cell and the token's place in it. Their streams are not ``augment``'s.
+    They follow from the cell and the token's position in it. Their streams are not ``augment``'s.
     """
 
     def draw(stream: int) -> Tensor:  # all of it here: where nothing is hidden, nobody draws
         cell = cell_of_token(batch)
-        place = torch.arange(len(cell), device=cell.device) - batch["offsets"][cell]
-        return uniform(key, batch["cell_index"][cell], place, stream=100 + stream)
+        position = torch.arange(len(cell), device=cell.device) - batch["offsets"][cell]
+        return uniform(key, batch["cell_index"][cell], position, stream=100 + stream)
 
     return draw
 
@@ -92,7 +92,7 @@ def binomial(n: Tensor, p: Tensor, u: Tensor) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """Scramble 64 bits (the finaliser of SplitMix64); products wrap around."""
+    """Scramble 64 bits (the finalizer of SplitMix64); products wrap around."""
     z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
     return z ^ _shift(z, 31)

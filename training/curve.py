@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models.learner import Learner
-from training.distributed import Ranks, sum_over_ranks, uses_bfloat16
-from training.speed import card_rate
+from training.distributed import Ranks, resolve_precision, sum_over_ranks
+from training.speed import matmul_flop_per_second
 
 
 class Curve:
@@ -30,10 +30,10 @@ class Curve:
 
     def __init__(self, learner: Learner, precision: str, ranks: Ranks) -> None:
         self.learner, self.ranks = learner, ranks
-        self.peak = 0.0  # FLOP per second of a matrix product; of CUDA cards only
+        self.peak = 0.0  # FLOP per second of a matrix product; of CUDA devices only
         if ranks.device.type == "cuda":
-            is_short = uses_bfloat16(precision, ranks.device)
-            self.peak = card_rate(ranks.device, torch.bfloat16 if is_short else torch.float32)
+            dtype = getattr(torch, resolve_precision(precision, ranks.device))
+            self.peak = matmul_flop_per_second(ranks.device, dtype)
         self._reset()
 
     @contextmanager
@@ -53,8 +53,8 @@ class Curve:
 
         Tokens are those given to the network, after augmentation. FLOP are those that the network
         counts, if it does, by the usual formula (``model``) and done (``hardware``); their
-        ``utilization`` is the share of what matrix products alone would reach on the cards
-        (measured, see ``card_rate``); without CUDA there is none.
+        ``utilization`` is the share of what matrix products alone would reach on the GPUs
+        (measured, see ``matmul_flop_per_second``); without CUDA there is none.
         """
         losses = torch.stack(self.losses).sum(dim=0).tolist()  # of each objective
         lengths = np.array(self.lengths)

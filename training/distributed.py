@@ -62,13 +62,13 @@ def start_ranks(device: str = "auto") -> Ranks:
 
 
 def stop_ranks() -> None:
-    """Leave the group, if there is one."""
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def wait_for_all(ranks: Ranks) -> None:
-    """Go on when all processes have come here."""
+def barrier(ranks: Ranks) -> None:
+    """Wait until all processes have come here."""
     if ranks.world_size > 1:
         dist.barrier()
 
@@ -89,7 +89,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
                 f"device: cuda {local_rank} was asked for, found {torch.cuda.device_count()} CUDA "
-                "cards; say device=cpu or device=auto, or start fewer processes"
+                "devices; say device=cpu or device=auto, or start fewer processes"
             )
         return torch.device("cuda", local_rank)
     if name == "mps" and not torch.backends.mps.is_available():
@@ -105,18 +105,18 @@ def wrap(
     Parameters
     ----------
     network
-        The same on all processes but for rounding; the first one's weights are used. Optimisers
+        The same on all processes but for rounding; the first one's weights are used. Optimizers
         are made afterwards.
     ranks
         Alone, nothing is wrapped.
     parallel
-        ddp: every process holds the network. fsdp: each holds a slice of every weight, gradient
-        and optimiser state, and a block's weights are put together where they are needed
+        ddp: every process holds the network. fsdp: each holds a shard of every weight, gradient
+        and optimizer state, and a block's weights are gathered where they are needed
         (``fully_shard``, FSDP2). The network is changed in place, and what the device holds never
-        exceeds the slices and a block or two.
+        exceeds the shards and a block or two.
     precision
         As of ``mixed_precision``. With bfloat16, fsdp sends the blocks' matrices as such, which
-        they are multiplied as anyway; slices and gradients' sums stay float32.
+        they are multiplied as anyway; shards and gradients' sums stay float32.
     """
     if ranks.world_size == 1:
         return network.to(ranks.device)
@@ -132,7 +132,7 @@ def wrap(
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     matrices = MixedPrecisionPolicy()
-    if uses_bfloat16(precision, ranks.device):
+    if resolve_precision(precision, ranks.device) == "bfloat16":
         matrices = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in network.modules():
         if isinstance(block, Block):
@@ -142,13 +142,26 @@ def wrap(
     return network
 
 
-def averaging(model: nn.Module, *, now: bool) -> AbstractContextManager:
-    """Return the context of one of several backward passes whose gradients are added up.
+def compile_blocks(model: nn.Module) -> None:
+    """Let torch compile the blocks of ``model``, in place; names of weights stay as they are.
 
-    DDP averages over the processes once, in the last pass (``now``). FSDP does so in every pass:
-    what is not yet averaged is not sliced either, and would have to fit the device.
+    Block by block, for they are all alike: one compilation serves all layers, one the last, which
+    computes other rows, and again one each without gradients. Lengths and number of the cells may
+    change from batch to batch. That is so where ``varlen_supports``: elsewhere attention stays
+    outside, and every new number of cells is compiled for again. Compiled at the first call.
     """
-    if now or not isinstance(model, nn.parallel.DistributedDataParallel):
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=True)
+
+
+def gradient_sync(model: nn.Module, *, enabled: bool) -> AbstractContextManager:
+    """Return the context of one of several backward passes whose gradients accumulate.
+
+    DDP averages over the processes where it is ``enabled``, in the last pass. FSDP does so in
+    every pass: what is not yet averaged is not sharded either, and would have to fit the device.
+    """
+    if enabled or not isinstance(model, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
 
@@ -164,14 +177,14 @@ def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
 
 
 def gather_rows(parts: list[torch.Tensor], n_rows: list[int], ranks: Ranks) -> np.ndarray:
-    """Put together the rows that the processes have.
+    """Gather the rows that the processes have.
 
     Parameters
     ----------
     parts
         This process's rows, in order, in pieces of ``(n, width)``; all processes have some.
     n_rows
-        Rows of each process; none is repeated to make them even.
+        Rows of each process; none is repeated to make the shards even.
 
     Returns
     -------
@@ -201,13 +214,15 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
 def mixed_precision(precision: str, device: torch.device) -> torch.autocast:
     """Return the context of a forward pass in float32, or in bfloat16 where ``precision`` says.
 
-    ``auto`` is bfloat16 on CUDA cards that have it. bfloat16 has float32's range, so that no loss
-    scaling is needed.
+    bfloat16 has float32's range, so that no loss scaling is needed.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(precision, device))
+    enabled = resolve_precision(precision, device) == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Tell whether a config's ``precision`` means bfloat16 on this device."""
-    auto = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision == "bfloat16" or (precision == "auto" and auto)
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return what ``auto`` means on this device: bfloat16 on CUDA devices that have it."""
+    if precision != "auto":
+        return precision
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bfloat16" if has_bfloat16 else "float32"

@@ -1,8 +1,8 @@
-"""Start a network from the weights of another run: fine-tuning after pretraining.
+"""The weights that training begins with: fitted on the train cells, or those of another run.
 
-Weights are matched by name and shape; those whose rows are tokens, such as gene embeddings, row by
-row through the gene ids, for the two vocabularies may differ. What has no match keeps the start
-that it had.
+Weights of another run are matched by name and shape; those whose rows are tokens, such as gene
+embeddings, row by row through the gene ids, for the two vocabularies may differ. What has no match
+keeps its own initial weights.
 """
 
 import logging
@@ -11,15 +11,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from configs.base import ConfigError
+from dataset.batches import Batch, BatchReader, to_device
 from dataset.store.data_facts import DataFacts
+from dataset.store.encoded_folder import EncodedFolder
 from dataset.vocabulary import N_SPECIALS, Vocabulary
 from models.learner import Learner
+from models.network import Network, TrainCells
+from training.clock import Clock
+from training.config import TrainConfig
 from training.runs import Run
 
 logger = logging.getLogger(__name__)
+
+
+def initialize_from_train_cells(
+    network: Network, config: TrainConfig, data: EncodedFolder, clock: Clock
+) -> None:
+    """Fit on the train cells what starts from them; reading them is not on the clock."""
+    cells = data.split("train")
+
+    def read_expression() -> tuple[csr_matrix, np.ndarray]:
+        with clock.paused():
+            return data.expression("train")
+
+    def read_batch(max_cells: int) -> Batch:
+        with clock.paused():
+            rows = np.linspace(0, len(cells) - 1, min(max_cells, len(cells))).astype(int)
+            return to_device(BatchReader(cells).read(rows), "cpu")
+
+    rng = np.random.default_rng(config.seed)
+    with clock.running():
+        config.model.start(network, TrainCells(read_expression, read_batch), rng)  # type: ignore[union-attr]
+    clock.start_seconds = clock.seconds
 
 
 def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str, Any]:
@@ -38,7 +65,7 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
     -------
     A report: ``path``; ``copied``, how many of the learner's weights have a match; ``n_weights``;
     ``genes_matched`` and ``n_genes``, of the vocabulary at hand; ``not_found`` and
-    ``other_shape``, names of weights that keep their own start.
+    ``other_shape``, names of weights that keep their own initial values.
 
     Raises
     ------
@@ -83,7 +110,7 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
         "other_shape": other_shape,
     }
     logger.info(
-        "init_from %s: %d of %d weights, %d of %d genes; own start: %s",
+        "init_from %s: %d of %d weights, %d of %d genes; not copied: %s",
         path, len(copied), len(ours), report["genes_matched"], facts.vocabulary.n_genes,
         ", ".join(not_found + other_shape) or "none",
     )  # fmt: skip

@@ -24,7 +24,7 @@ class Fitted(NamedTuple):
     val: Arrays
     test: Arrays
     weights: dict[str, np.ndarray] | None  # of a network: on the first process
-    facts: dict  # seconds, best_epoch, n_parameters; of a network cells_per_second too
+    summary: dict  # for metrics.json: seconds, best_epoch, n_parameters and others
     step: int = 0
 
 
@@ -54,7 +54,7 @@ def predict_cells(
     seed: int | None = None,
     sets: list[np.ndarray] | None = None,
 ) -> Arrays:
-    """Predict every cell once, each process its shard, and put the shards together.
+    """Predict every cell once, sharded over the processes, and gather the predictions.
 
     Parameters
     ----------
@@ -66,8 +66,7 @@ def predict_cells(
         All of them predict.
     batch_size, tokens_per_batch
         Cells computed at a time, or with ``tokens_per_batch`` as many as have so many tokens.
-        Neither changes a cell's answer, nor do cells outside of its set; float sums may differ in
-        the last digits.
+        Neither changes a cell's prediction, nor do cells outside of its set, but for rounding.
     precision
         As of ``mixed_precision``.
     seed
@@ -76,12 +75,12 @@ def predict_cells(
     sets
         Cells that the network looks at together; None: it looks at each by itself.
     """
-    # Cells of one length after another: attention takes them at once.
+    # Attention takes cells of one length at once.
     order: BatchRows = np.argsort(cells.lengths, kind="stable") if sets is None else sets
     shards = [order[rank :: ranks.world_size] for rank in range(ranks.world_size)]
     if tokens_per_batch is None:
-        each_one = np.ones(len(cells), dtype=np.int32)
-        batches = [cut_to_budget(shard, each_one, batch_size) for shard in shards]
+        n_each = np.ones(len(cells), dtype=np.int32)
+        batches = [cut_to_budget(shard, n_each, batch_size) for shard in shards]
     else:
         batches = [cut_to_budget(shard, cells.lengths, tokens_per_batch) for shard in shards]
     reader = BatchReader(cells)
@@ -91,24 +90,25 @@ def predict_cells(
         for rows in pad_with_empty_batches(batches, ranks.rank):
             batch = to_device(reader.read(rows), ranks.device)
             parts.append(predict_batch(learner, batch, seed))
-    rows_of = [flat(shard) for shard in shards]
-    n_rows, back = [len(rows) for rows in rows_of], np.argsort(np.concatenate(rows_of))
+    of_ranks = [flat(shard) for shard in shards]
+    n_rows, inverse = [len(rows) for rows in of_ranks], np.argsort(np.concatenate(of_ranks))
     return {
-        name: gather_rows([part[name] for part in parts], n_rows, ranks)[back] for name in parts[0]
+        name: gather_rows([part[name] for part in parts], n_rows, ranks)[inverse]
+        for name in parts[0]
     }
 
 
 def predict_batch(learner: Learner, batch: Batch, seed: int | None) -> dict[str, torch.Tensor]:
-    """Return what a learner says of a batch: of the whole cells, and of what objectives hide.
+    """Return the predictions of all objectives: of whole cells first, then of hidden tokens.
 
     What is hidden of a cell follows from ``seed`` and the cell alone, so that scores of two epochs
     compare.
     """
     seen = [o.kind for o in learner.objectives if not o.hides]
-    found: dict[str, torch.Tensor] = learner(batch, predict=seen)
+    predictions: dict[str, torch.Tensor] = learner(batch, predict=seen)
     for objective in learner.objectives:
         if objective.hides and seed is not None:
             draw = draw_for(batch, update_key(seed, 0))
             hidden = objective.hide(batch, draw, learner.facts)
-            found = learner(hidden, predict=[objective.kind]) | found
-    return found
+            predictions = learner(hidden, predict=[objective.kind]) | predictions
+    return predictions

@@ -34,7 +34,7 @@ from dataset.store.checksums import CHECKSUMS, write_checksums
 from dataset.store.data_facts import learned_files
 from dataset.store.encoded_folder import EncodedFolder, EncodedSplit
 from training.alarms import check_finite
-from training.checkpoint import ADVICE
+from training.checkpoint import ADVICE, WEIGHTS
 from training.config import TrainConfig
 from training.runs import (
     CELLS,
@@ -43,16 +43,14 @@ from training.runs import (
     DATA,
     METRICS,
     RUN_VERSION,
-    WEIGHTS,
     Run,
     RunFolderError,
-    is_baseline,
     other_version,
 )
 from training.same_run import differences, identity, read_meta
 
 CHECKPOINT = "checkpoint.safetensors"
-# All that is resumed. Killed, a run may have left halves of files under names of any kind.
+# All that is resumed. Killed, a run may have left partial files under names of any kind.
 RESUMED = (CHECKPOINT, CONFIG, DATA, CURVES)
 
 
@@ -179,7 +177,7 @@ class RunWriter:
 
     def write_weights(self, weights: Mapping[str, NDArray]) -> None:
         """Write ``model.safetensors``."""
-        if not is_baseline(self.config):  # a baseline's may say that a class cannot be
+        if not self.config.is_baseline:  # a baseline has -inf for a class that cannot be
             check_finite("the weights", *weights.values())
         contiguous = {name: np.ascontiguousarray(array) for name, array in weights.items()}
         write_atomically(
@@ -199,7 +197,10 @@ class RunWriter:
         flush_to_disk(self.final.parent)
 
     def _check_same(self, folder: Path, found: TrainConfig, state: str) -> None:
-        """Raise if a folder's run is another one; cells that are gone cannot differ."""
+        """Raise if a folder's run is another one; data and weights that are gone cannot differ."""
+        if self.config.init_from is not None and self.config.init_from_sha256 is None:
+            recorded = {"init_from_sha256": found.init_from_sha256}
+            self.config = self.config.model_copy(update=recorded)
         data = Path(self.config.data)
         if not read_meta(data):
             data = folder / DATA
@@ -212,7 +213,7 @@ class RunWriter:
 
 
 def environment(device: torch.device) -> dict:
-    """Say what a run was made with: commit, device, versions, peak memory of this process."""
+    """Return the provenance of a run: commit, device, versions, peak memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),

@@ -22,14 +22,14 @@ from dataset import TokenizerConfig
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.store.data_facts import DataFacts, FactsError, read_class_names, read_facts
 from dataset.store.encoded_folder import SCHEMA_VERSION
-from training.checkpoint import ADVICE
+from training.checkpoint import ADVICE, WEIGHTS
 from training.config import TrainConfig
 from training.same_run import model_key
 from training.tracking import MetricsError, read_metrics
 
 RUN_VERSION = 2  # 2: predictions by name; in metrics.json
 CONFIG, METRICS, CURVES = "config.yaml", "metrics.json", "metrics.jsonl"
-WEIGHTS, DATA = "model.safetensors", "data"
+DATA = "data"
 SPLITS = ("val", "test")  # those that are predicted
 CELLS = ("cell_names", "batches", "labels")  # of every predictions file
 # Of every finished run, be it a network or a baseline.
@@ -54,7 +54,7 @@ def other_version(path: Path, reason: object) -> RunFolderError:
 
 
 class _Table(BaseModel):
-    """What a JSON file must hold at least; what else it holds is kept."""
+    """A JSON file: the keys it must have at least; others are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -95,7 +95,7 @@ class SplitPredictions:
     Attributes
     ----------
     cell_names, batches, labels
-        Of the cells, ``(n,)`` each: names, donor or batch, class ids (-1: unlabelled).
+        Of the cells, ``(n,)`` each: names, donor or batch, class ids (-1: unlabeled).
     arrays
         By name, one row a cell: ``probabilities`` ``(n, c)`` where classes are predicted,
         ``embeddings`` ``(n, d)`` of a network, and whatever else the run's objectives predict.
@@ -178,11 +178,11 @@ class Run:
     @property
     def is_baseline(self) -> bool:
         """Whether it is one of scikit-learn's, and not a network."""
-        return is_baseline(self.config)
+        return self.config.is_baseline
 
     @cached_property
     def facts(self) -> DataFacts:
-        """What a network needs to know of the data: as ``EncodedFolder.facts``."""
+        """Sizes and names of the data, as ``EncodedFolder.facts``."""
         try:
             return read_facts(self.data, self.meta)
         except FactsError as error:
@@ -197,7 +197,7 @@ class Run:
             raise self._damaged(CURVES, error) from None
 
     def model_key(self, *, history: bool = True) -> str:
-        """Return what makes its model, its seed apart, as text (``same_run.model_key``)."""
+        """Return the identity of its model, without its seed, as text (``same_run.model_key``)."""
         return model_key(self.config, self.data, history=history)
 
     @property
@@ -206,7 +206,7 @@ class Run:
         return WEIGHTS in self.checksums
 
     def weights(self) -> dict[str, NDArray]:
-        """Read model.safetensors, whose numbers are numbers.
+        """Read model.safetensors, all of it finite.
 
         A baseline may hold minus infinity, for a class that can never be; nothing else may.
         """
@@ -217,7 +217,7 @@ class Run:
         for key, array in arrays.items():
             good = np.isfinite(array) | (self.is_baseline & np.isneginf(array))
             if not good.all():
-                raise self._damaged(WEIGHTS, f"{key!r} holds what is no number, NaN or infinite")
+                raise self._damaged(WEIGHTS, f"{key!r} holds NaN or infinite values")
         return arrays
 
     def predictions(self, split: str) -> SplitPredictions:
@@ -294,11 +294,6 @@ class Run:
         return RunFolderError(f"{self.path}/{name}: cannot be used ({_one_line(why)}); {ADVICE}")
 
 
-def is_baseline(config: TrainConfig) -> bool:
-    """Tell whether a config is of one of scikit-learn's models, and not of a network."""
-    return hasattr(config.model, "fit")
-
-
 def _fault(found: SplitPredictions, n_classes: int) -> str | None:
     """Say what is wrong with predictions; None if nothing is."""
     n, labels = len(found.labels), found.labels
@@ -316,7 +311,7 @@ def _fault(found: SplitPredictions, n_classes: int) -> str | None:
         if probabilities.shape != (n, n_classes) or probabilities.dtype.kind != "f":
             return f"probabilities are {probabilities.shape}, expected {(n, n_classes)}"
         if not (np.isfinite(probabilities).all() and (probabilities >= 0).all()):
-            return "probabilities that are no numbers from 0 to 1"
+            return "probabilities that are NaN or not from 0 to 1"
         if n and np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1).max() > 1e-3:
             return "probabilities that do not add up to 1"
     if (embeddings := found.embeddings) is not None:
@@ -326,7 +321,7 @@ def _fault(found: SplitPredictions, n_classes: int) -> str | None:
         if array.shape[:1] != (n,) or array.dtype.kind not in "fiub":
             return f"{name} are {array.dtype} {array.shape}, expected numbers of {n} cells"
         if not np.isfinite(array).all():
-            return f"{name} that are no numbers"
+            return f"{name} that are NaN or infinite"
     return None
 
 

@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from configs.base import ConfigError
 from dataset.store.checksums import file_checksum
 from dataset.store.data_facts import learned_files
+from training.checkpoint import WEIGHTS
 from training.config import TrainConfig
+from training.distributed import resolve_precision
 
 # How a run is watched, where it runs, and how much of an update is computed at once: no more than
 # the last digits of a number depend on it. The precision is not among it, for it changes numbers.
-# Where the cells lie does not matter; what they are is compared by their hashes.
+# Where the cells and the weights of init_from lie does not matter: both are compared by checksum.
 MAY_DIFFER: dict[str, Any] = {
     "tracking": True,
     "runs_dir": True,
@@ -18,18 +23,43 @@ MAY_DIFFER: dict[str, Any] = {
     "compile": True,
     "parallel": True,
     "data": True,
+    "init_from": True,
     "optim": {"tokens_per_batch"},
 }
 SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer", "position_keys")
 
 
+def resolve(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """Return the config with what it leaves to device and disk written out, to be compared.
+
+    ``precision`` becomes what ``auto`` means on this device (of a baseline, which computes on the
+    CPU, always float32), and ``init_from_sha256`` the checksum of the weights to begin with.
+
+    Raises
+    ------
+    ConfigError
+        If the config has a checksum, as that of a finished run does, and it is of other weights.
+    """
+    precision = "float32" if config.is_baseline else resolve_precision(config.precision, device)
+    checksum = config.init_from_sha256
+    if config.init_from is not None and (path := Path(config.init_from) / WEIGHTS).is_file():
+        checksum = file_checksum(path)
+        if config.init_from_sha256 not in (None, checksum):
+            raise ConfigError(
+                f"init_from: {path} has other weights than this config began with (checksum "
+                f"{checksum[:12]}, expected {config.init_from_sha256[:12]}); restore that run, or "
+                "say init_from_sha256=null"
+            )
+    return config.model_copy(update={"precision": precision, "init_from_sha256": checksum})
+
+
 def identity(config: TrainConfig, data: Path) -> dict[str, Any]:
-    """Return all that makes a run's numbers, by name; equal in two runs, they are the same run.
+    """Return all that determines a run's numbers, by name: equal in two runs, they are the same.
 
     Parameters
     ----------
     config
-        Of the run.
+        Of the run, as of ``resolve``.
     data
         The encoded folder, or a run's copy of what was learned in it.
 
@@ -50,7 +80,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def model_key(config: TrainConfig, data: Path, *, history: bool = True) -> str:
-    """Return what makes a run's model, as text: its identity without its name and seed.
+    """Return the identity of a run's model as text: that of the run without its name and seed.
 
     Parameters
     ----------

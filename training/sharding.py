@@ -1,7 +1,7 @@
-"""Whole tensors from shards and back, so that files do not know how a run was spread.
+"""Full tensors from shards and back, so that files do not depend on how a run was sharded.
 
-With FSDP every process holds a slice of each weight and of its optimiser state. Files hold whole
-tensors, and only the first process reads and writes them: a run that was sharded over four cards
+With FSDP every process holds a shard of each weight and of its optimizer state. Files hold full
+tensors, and only the first process reads and writes them: a run that was sharded over four GPUs
 resumes unsharded on one. Without FSDP the same functions copy and broadcast.
 """
 
@@ -16,28 +16,30 @@ from training.checkpoint import ADVICE, CheckpointError
 from training.distributed import Ranks
 
 
-def gather_whole(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    """Copy tensors, put together, to the first process's main memory; the others get none.
+def gather_full_state(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Gather tensors from their shards in the first process's main memory; others get none.
 
     All processes call it, with the same names.
     """
-    whole = {}
+    full_state = {}
     for name, tensor in tensors.items():
         full = tensor.detach()
         if isinstance(full, DTensor):
             full = full.full_tensor()
         if ranks.is_first:
-            whole[name] = full.to("cpu", copy=True)
-    return whole
+            full_state[name] = full.to("cpu", copy=True)
+    return full_state
 
 
 @torch.no_grad()
-def spread_whole(whole: dict[str, Tensor], targets: dict[str, Tensor], ranks: Ranks) -> None:
-    """Give every process its part of the first process's whole tensors.
+def load_full_state(
+    full_state: dict[str, Tensor], targets: dict[str, Tensor], ranks: Ranks
+) -> None:
+    """Load the first process's full tensors into every process's shards.
 
     Parameters
     ----------
-    whole
+    full_state
         By name; only read on the first process.
     targets
         What is written to, the same names on all processes.
@@ -50,7 +52,9 @@ def spread_whole(whole: dict[str, Tensor], targets: dict[str, Tensor], ranks: Ra
         If there are other names or shapes.
     """
     if ranks.is_first:
-        found, expected = ({k: tuple(t.shape) for k, t in x.items()} for x in (whole, targets))
+        found, expected = (
+            {k: tuple(t.shape) for k, t in x.items()} for x in (full_state, targets)
+        )
         if found != expected:
             differing = sorted(name for name, _ in found.items() ^ expected.items())
             raise CheckpointError(
@@ -61,18 +65,18 @@ def spread_whole(whole: dict[str, Tensor], targets: dict[str, Tensor], ranks: Ra
         if isinstance(target, DTensor):
             full = torch.empty(target.shape, dtype=target.dtype, device=target.device)
             if ranks.is_first:
-                full.copy_(whole[name])
+                full.copy_(full_state[name])
             target.copy_(distribute_tensor(full, target.device_mesh, target.placements))
         else:
             if ranks.is_first:
-                target.copy_(whole[name])
+                target.copy_(full_state[name])
             if ranks.world_size > 1:
                 on_device = target.to(ranks.device)  # AdamW may count its steps on the CPU
                 dist.broadcast(on_device, 0)
                 target.copy_(on_device)
 
 
-def share(value: Any, ranks: Ranks) -> Any:
+def broadcast(value: Any, ranks: Ranks) -> Any:
     """Return the first process's value on all of them."""
     if ranks.world_size == 1:
         return value

@@ -1,4 +1,4 @@
-"""How fast a card multiplies matrices: what a network's speed is to be held against."""
+"""How fast a GPU multiplies matrices: the peak that a network's speed is compared with."""
 
 import time
 from functools import cache
@@ -6,15 +6,15 @@ from statistics import median
 
 import torch
 
-PRODUCTS = 20  # at a time: a card needs a while to be at its pace
+PRODUCTS = 20  # at a time: a GPU needs a while to be at its pace
 
 
 @cache
-def card_rate(device: torch.device, dtype: torch.dtype, n: int = 8192) -> float:
+def matmul_flop_per_second(device: torch.device, dtype: torch.dtype, n: int = 8192) -> float:
     """FLOP per second of an ``n x n x n`` matrix product, measured once a process.
 
     The median of 7 times, after 2 more. It is computed to take a quarter of a second in bfloat16
-    on a card of 800 TFLOP/s. What a data sheet promises is more.
+    on a GPU of 800 TFLOP/s. What a data sheet promises is more.
     """
     a, b = torch.randn(2, n, n, device=device).to(dtype)
     times = []

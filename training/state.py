@@ -1,4 +1,4 @@
-"""What training changes, and what a checkpoint of it therefore holds."""
+"""The state of training: all that an update changes, and that a checkpoint holds."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -10,21 +10,21 @@ from torch import nn
 from training import checkpoint
 from training.clock import Clock
 from training.distributed import Ranks
-from training.sharding import gather_whole, share, spread_whole
+from training.sharding import broadcast, gather_full_state, load_full_state
 
 COUNTERS = ("epoch", "step", "best_epoch", "best_rating", "init_from")
 
 
 @dataclass
 class Training:
-    """A learner on its way, on this process and, by ``ranks``, on the others."""
+    """A learner in training, on this process and, by ``ranks``, on the others."""
 
     learner: nn.Module
     model: nn.Module  # the learner as the loop calls it: itself, or wrapped for several processes
     optimizer: torch.optim.Optimizer
     ranks: Ranks
     epoch: int = 0  # epochs done
-    step: int = 0  # optimiser updates done
+    step: int = 0  # optimizer updates done
     clock: Clock = field(default_factory=Clock)
     init_from: dict = field(default_factory=dict)  # which weights came from another run
     best_epoch: int = -1
@@ -32,14 +32,25 @@ class Training:
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)  # on the first process
 
     def keep_if_best(self, rating: tuple[float, float]) -> None:
-        """Remember the weights if they are the best so far."""
+        """Keep a copy of the weights if they are the best so far."""
         if rating > self.best_rating:
             self.best_rating, self.best_epoch = rating, self.epoch
-            self.best_weights = gather_whole(self.learner.state_dict(), self.ranks)
+            self.best_weights = gather_full_state(self.learner.state_dict(), self.ranks)
 
-    def return_to_best(self) -> None:
-        """Give the learner its best weights."""
-        spread_whole(self.best_weights, self.learner.state_dict(), self.ranks)
+    def restore_best(self) -> None:
+        """Load the best weights into the learner."""
+        load_full_state(self.best_weights, self.learner.state_dict(), self.ranks)
+
+    def summary(self, n_train: int) -> dict:
+        """Return what metrics.json says of the training; ``n_train`` cells are an epoch."""
+        return (
+            self.clock.summary(self.epoch * n_train)
+            | {
+                "best_epoch": self.best_epoch + 1,
+                "n_parameters": sum(p.numel() for p in self.learner.parameters()),
+            }
+            | ({"init_from": self.init_from} if self.init_from else {})
+        )
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; all processes call it and the first one writes.
@@ -47,7 +58,7 @@ class Training:
         It needs no random state (see ``seed_everything``) and nothing that depends on the number
         of processes.
         """
-        tensors = gather_whole(
+        tensors = gather_full_state(
             {f"model/{name}": t for name, t in self.learner.state_dict().items()}
             | checkpoint.optimizer_tensors(self.optimizer, self.learner, "optimizer/"),
             self.ranks,
@@ -60,7 +71,7 @@ class Training:
             checkpoint.save_tensors(path, tensors | best, header=header)
 
     def resume(self, path: Path) -> None:
-        """Go on where ``save`` left off, on any number of processes; the first one reads."""
+        """Load a checkpoint, on any number of processes; the first one reads it."""
         tensors: dict[str, torch.Tensor] = {}
         header: dict = {}
         if self.ranks.is_first:
@@ -69,15 +80,17 @@ class Training:
                 raise checkpoint.CheckpointError(
                     f"{path}: written by another version of this code; {checkpoint.ADVICE}"
                 )
-        self.best_weights = checkpoint.take(tensors, "best/")
-        spread_whole(checkpoint.take(tensors, "model/"), self.learner.state_dict(), self.ranks)
-        checkpoint.start_optimizer(self.optimizer)
-        spread_whole(
-            checkpoint.take(tensors, "optimizer/"),
+        self.best_weights = checkpoint.without_prefix(tensors, "best/")
+        load_full_state(
+            checkpoint.without_prefix(tensors, "model/"), self.learner.state_dict(), self.ranks
+        )
+        checkpoint.initialize_optimizer_state(self.optimizer)
+        load_full_state(
+            checkpoint.without_prefix(tensors, "optimizer/"),
             checkpoint.optimizer_tensors(self.optimizer, self.learner),
             self.ranks,
         )
-        header = share(header, self.ranks)
+        header = broadcast(header, self.ranks)
         self.clock = Clock(**header.pop("clock"))
         for name, value in header.items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)

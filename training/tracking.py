@@ -1,4 +1,4 @@
-"""Where numbers go: ``metrics.jsonl`` always, Weights & Biases when it can be had.
+"""Logging of metrics: ``metrics.jsonl`` always, Weights & Biases when it can be had.
 
 W&B must never cost a run anything. Its calls are made in a thread that is waited for a few seconds
 and no longer; a server that is away or slow turns an online run into an offline one, and whatever
@@ -24,6 +24,7 @@ from urllib.parse import urlparse
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
+from configs.user_error import UserError
 from dataset.store.atomic import write_text, writing
 from evaluation.plot_text import plain
 from training.checkpoint import ADVICE
@@ -35,7 +36,7 @@ GRACE = 3.0  # seconds the client gets beyond its own timeout
 FINISH_TIMEOUT = 30.0  # seconds the end of a run may wait for an upload
 
 
-class MetricsError(ValueError):
+class MetricsError(UserError):
     """A ``metrics.jsonl`` holds what this code does not write."""
 
 
@@ -72,7 +73,7 @@ class Tracker:
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Write one line; ``step`` is the number of optimiser updates done."""
+        """Write one line; ``step`` is the number of optimizer updates done."""
         if not self.writes:
             return
         line = {"step": step, **{name: _json_number(value) for name, value in metrics.items()}}
@@ -193,7 +194,7 @@ class Tracker:
             self._give_up(f"it could not start {attempt} ({_first_line(error)})")
 
     def _give_up(self, reason: str) -> None:
-        logger.warning("W&B: %s; the run goes on, metrics.jsonl has every number", reason)
+        logger.warning("W&B: %s; the run continues, metrics.jsonl has every number", reason)
         self.run = None
         Tracker.abandoned = True
 
@@ -201,7 +202,7 @@ class Tracker:
 def umap_image(
     embeddings: np.ndarray, labels: np.ndarray, class_names: list[str], max_cells: int = 5000
 ) -> Any:
-    """Draw the UMAP of cell embeddings, coloured by cell type; None where it cannot be drawn."""
+    """Draw the UMAP of cell embeddings, colored by cell type; None where it cannot be drawn."""
     import warnings
 
     from matplotlib.figure import Figure
@@ -250,7 +251,7 @@ def read_metrics(path: Path) -> list[dict]:
     Raises
     ------
     MetricsError
-        If another line is not a step and its numbers.
+        If another line is not a step with its metrics.
     """
     if not path.exists():
         return []
@@ -265,7 +266,7 @@ def read_metrics(path: Path) -> list[dict]:
             lines.append(line)
         elif number < len(texts):
             raise MetricsError(
-                f"{path}, line {number}: is no step and its numbers: it was changed since it was "
+                f"{path}, line {number}: is no step with its metrics: it was changed since it was "
                 f"written; {ADVICE}"
             )
     return lines
@@ -300,7 +301,7 @@ def _bounded(call: Callable[[], Any], timeout: float) -> tuple[Any, Exception | 
     def work() -> None:
         try:
             answer.put((call(), None))
-        except Exception as error:  # noqa: BLE001 - whatever W&B raises, the run goes on
+        except Exception as error:  # noqa: BLE001 - whatever W&B raises, the run continues
             answer.put((None, error))
 
     threading.Thread(target=work, daemon=True).start()
@@ -310,7 +311,7 @@ def _bounded(call: Callable[[], Any], timeout: float) -> tuple[Any, Exception | 
         return None, TimeoutError(f"no answer in {timeout:.0f} s")
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End the process; at once if W&B was given up on, for its exit hook waits for the server."""
     if Tracker.abandoned:
         logging.shutdown()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dataset.batches import BatchRows, EncodedCells, flat
 from dataset.store.encoded_folder import EncodedSplit
 from models.learner import Learner
+from training.distributed import Ranks
 
 POOL_BATCHES = 50
 
@@ -55,7 +56,6 @@ def samples_of(learner: Learner, cells: EncodedSplit | EncodedCells) -> Samples 
 def rows_of_updates(
     lengths: NDArray[np.integer],
     batch_size: int,
-    *,
     seed: int = 0,
     epoch: int = 0,
     samples: Samples | None = None,
@@ -107,8 +107,7 @@ def shard_updates(
     updates: Iterable[BatchRows],
     lengths: NDArray[np.integer],
     tokens_per_batch: int | None,
-    rank: int = 0,
-    world_size: int = 1,
+    ranks: Ranks,
 ) -> Iterator[Update]:
     """Shard each update over the processes, cut into what their devices can hold.
 
@@ -120,17 +119,17 @@ def shard_updates(
         As of ``rows_of_updates``.
     tokens_per_batch
         Most tokens of a batch; None: each process computes its shard at once.
-    rank, world_size
-        The process whose shards are returned, and how many there are.
+    ranks
+        Of which the shards of this process are returned.
     """
     for rows in updates:
-        edges = [len(rows) * i // world_size for i in range(world_size + 1)]
+        edges = [len(rows) * i // ranks.world_size for i in range(ranks.world_size + 1)]
         shards = [rows[start:stop] for start, stop in pairwise(edges)]
         if tokens_per_batch is None:
-            yield Update([shards[rank]], len(flat(rows)))
+            yield Update([shards[ranks.rank]], len(flat(rows)))
         else:
             cut = [cut_to_budget(shard, lengths, tokens_per_batch) for shard in shards]
-            yield Update(pad_with_empty_batches(cut, rank), len(flat(rows)))
+            yield Update(pad_with_empty_batches(cut, ranks.rank), len(flat(rows)))
 
 
 def cut_to_budget(rows: BatchRows, costs: NDArray[np.integer], budget: int) -> list[BatchRows]:

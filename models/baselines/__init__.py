@@ -1,1 +1,1 @@
-"""scikit-learn's classifiers behind one call: fit on raw counts, answer with probabilities."""
+"""scikit-learn's classifiers behind one call: fit on raw counts, predict probabilities."""

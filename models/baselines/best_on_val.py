@@ -2,23 +2,12 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
-
-import numpy as np
-from scipy.sparse import csr_matrix
+from typing import TypeVar
 
 from evaluation.classification import log_loss, macro_f1
-from models.baselines.features import ValCells
+from models.baselines.base import Classifier, LabeledCells
 
 logger = logging.getLogger(__name__)
-
-
-class Classifier(Protocol):
-    """Fitted: answers with probabilities."""
-
-    def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
-        """Return class probabilities, ``(n_cells, n_classes)``, of raw counts."""
-        ...
 
 
 Setting = TypeVar("Setting")
@@ -26,7 +15,7 @@ Fitted = TypeVar("Fitted", bound=Classifier)
 
 
 def best_on_val(
-    candidates: Iterable[tuple[Setting, Fitted]], val: ValCells
+    candidates: Iterable[tuple[Setting, Fitted]], val: LabeledCells
 ) -> tuple[Setting, Fitted]:
     """Return the candidate with the best macro-F1 on val, ties by log-loss, then the first.
 
@@ -35,7 +24,7 @@ def best_on_val(
     candidates
         Pairs of a setting and the model fitted with it on train.
     val
-        Counts, library sizes and labels of the val cells.
+        The val cells.
     """
     counts, library_size, labels = val
     best: tuple[tuple[float, float], Setting, Fitted] | None = None

@@ -1,4 +1,4 @@
-"""What the baselines see of a cell: log expression, standardised and rotated, fitted on train."""
+"""Features of the baselines: log expression, standardized and rotated, fitted on train."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,6 @@ from scipy.sparse import csr_matrix, diags
 from scipy.sparse.linalg import LinearOperator, svds
 
 from dataset.log_expression import log_expression
-
-# The counts, library sizes and labels of the val cells, with which a baseline is tuned.
-ValCells = tuple[csr_matrix, np.ndarray, np.ndarray]
 
 # Up to this many cells are rotated exactly: seconds, and memory for three matrices (n, n).
 EXACT_CELLS = 2000
@@ -76,7 +73,7 @@ class PrincipalAxes:
     axes
         ``(n_genes, n_axes)``, with the weights of the genes folded in.
     offset
-        ``(n_axes,)``: where the mean cell lies, so that coordinates are centred.
+        ``(n_axes,)``: where the mean cell lies, so that coordinates are centered.
     """
 
     axes: np.ndarray
@@ -125,7 +122,7 @@ class PrincipalAxes:
 
 def _axes_of_products(scaled: csr_matrix, scaled_mean: np.ndarray, n_axes: int) -> np.ndarray:
     """Return orthonormal axes, ``(n_genes, n_axes)``, from the cell-by-cell products."""
-    # Products of the centred matrix, from those of the sparse one.
+    # Products of the centered matrix, from those of the sparse one.
     to_mean = scaled @ scaled_mean  # (n,)
     gram = np.zeros((scaled.shape[0], scaled.shape[0]))
     by_gene = scaled.tocsc()

@@ -9,15 +9,15 @@ from pydantic import Field
 from scipy.sparse import csr_matrix
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from configs.base import Config
 from evaluation.classification import log_loss
+from models.baselines.base import BaselineConfig, LabeledCells
 from models.baselines.best_on_val import warn_at_edge
-from models.baselines.features import ValCells, highly_variable, log_normalize
+from models.baselines.features import highly_variable, log_normalize
 
 logger = logging.getLogger(__name__)
 
 
-class GradientBoostingConfig(Config):
+class GradientBoostingConfig(BaselineConfig):
     """scikit-learn's histogram trees; the number of rounds is tuned on val by log-loss."""
 
     kind: Literal["gradient_boosting"] = "gradient_boosting"
@@ -33,37 +33,20 @@ class GradientBoostingConfig(Config):
     min_samples_leaf: int = Field(default=2, ge=1, description="fewest cells in a leaf")
     l2: float = Field(default=1.0, ge=0, description="penalty on the values of the leaves")
     class_balanced: bool = Field(default=True, description="every class weighs the same")
-    max_features: float = Field(default=0.2, gt=0, le=1, description="share of genes each split")
+    max_features: float = Field(
+        default=0.2, gt=0, le=1, description="fraction of genes each split"
+    )
 
     def fit(
-        self,
-        expression: csr_matrix,
-        library_size: np.ndarray,
-        labels: np.ndarray,
-        n_classes: int,
-        val: ValCells,
-        seed: int,
+        self, train: LabeledCells, val: LabeledCells, n_classes: int, seed: int
     ) -> "GradientBoosting":
         """Grow rounds on train while val gains; keep as many as are best on val.
 
-        Parameters
-        ----------
-        expression
-            Raw counts of the training cells, ``(n_cells, n_genes)``.
-        library_size
-            Counts of each over all genes, ``(n_cells,)``.
-        labels
-            Class ids, ``(n_cells,)``.
-        n_classes
-            Number of classes, with or without training cells.
-        val
-            Counts, library sizes and labels of the val cells.
-        seed
-            Draws the genes each split may choose from.
+        The seed draws the genes that each split may choose from.
         """
-        train = log_normalize(expression, library_size)
-        genes = highly_variable(train, self.n_top_genes)
-        values = train[:, genes].toarray()
+        expression = log_normalize(train.counts, train.library_size)
+        genes = highly_variable(expression, self.n_top_genes)
+        values = expression[:, genes].toarray()
         model = HistGradientBoostingClassifier(
             learning_rate=self.learning_rate,
             max_leaf_nodes=self.max_leaf_nodes,
@@ -75,17 +58,16 @@ class GradientBoostingConfig(Config):
             warm_start=True,
             random_state=seed,
         )
-        val_counts, val_library_size, val_labels = val
-        val_values = log_normalize(val_counts, val_library_size)[:, genes].toarray()
+        val_values = log_normalize(val.counts, val.library_size)[:, genes].toarray()
         # By log-loss: macro-F1 jumps with single cells of rare types, and may stop far too early.
         losses: list[float] = []
         n_rounds = 0
         while len(losses) < min(n_rounds + self.patience, self.max_rounds):
-            # Twice as many each time: before it goes on, scikit-learn predicts with all so far.
+            # Twice as many each time: before it continues, scikit-learn predicts with all so far.
             grown = min(max(2 * len(losses), n_rounds + self.patience), self.max_rounds)
-            model.set_params(max_iter=grown).fit(values, labels)
+            model.set_params(max_iter=grown).fit(values, train.labels)
             losses = [
-                log_loss(val_labels, _all_classes(staged, model.classes_, n_classes))
+                log_loss(val.labels, _all_classes(staged, model.classes_, n_classes))
                 for staged in model.staged_predict_proba(val_values)
             ]
             n_rounds = 1 + int(np.argmin(losses))
@@ -94,7 +76,7 @@ class GradientBoostingConfig(Config):
         return GradientBoosting(model, genes, n_classes, n_rounds)
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> "GradientBoosting":
-        """Say why there is nothing to rebuild."""
+        """Raise a ValueError that says why there is nothing to rebuild."""
         raise ValueError(
             "gradient-boosted trees are not kept in a run folder: scikit-learn can only pickle "
             "them, and pickles are never loaded here; annotate with another run, such as "
@@ -111,9 +93,9 @@ class GradientBoosting:
     n_classes: int
     n_rounds: int
 
-    def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
+    def predict_proba(self, counts: csr_matrix, library_size: np.ndarray) -> np.ndarray:
         """Return class probabilities, ``(n_cells, n_classes)``, of raw counts."""
-        values = log_normalize(expression, library_size)[:, self.genes].toarray()
+        values = log_normalize(counts, library_size)[:, self.genes].toarray()
         staged = self.model.staged_predict_proba(values)
         probabilities = next(p for i, p in enumerate(staged, start=1) if i == self.n_rounds)
         return _all_classes(probabilities, self.model.classes_, self.n_classes)

@@ -1,4 +1,4 @@
-"""Nearest neighbours on principal components: what a clustering-minded biologist would do."""
+"""Nearest neighbors on principal components: what a clustering-minded biologist would do."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,57 +8,33 @@ from pydantic import Field
 from scipy.sparse import csr_matrix
 from sklearn.neighbors import NearestNeighbors
 
-from configs.base import Config
+from models.baselines.base import BaselineConfig, LabeledCells
 from models.baselines.best_on_val import best_on_val, warn_at_edge
-from models.baselines.features import PrincipalAxes, ValCells, highly_variable, log_normalize
+from models.baselines.features import PrincipalAxes, highly_variable, log_normalize
 
 
-class KNNConfig(Config):
-    """Neighbours among the training cells; how many is tuned on val by macro-F1."""
+class KNNConfig(BaselineConfig):
+    """Neighbors among the training cells; how many is tuned on val by macro-F1."""
 
     kind: Literal["knn"] = "knn"
     k_grid: list[int] = Field(
-        default=[3, 5, 10, 15, 30, 50], min_length=1, description="numbers of neighbours to try"
+        default=[3, 5, 10, 15, 30, 50], min_length=1, description="numbers of neighbors to try"
     )
     n_top_genes: int = Field(default=2000, ge=1, description="highly variable genes in train")
     n_components: int = Field(default=50, ge=1, description="principal components")
 
-    def fit(
-        self,
-        expression: csr_matrix,
-        library_size: np.ndarray,
-        labels: np.ndarray,
-        n_classes: int,
-        val: ValCells,
-        seed: int,
-    ) -> "KNN":
+    def fit(self, train: LabeledCells, val: LabeledCells, n_classes: int, seed: int) -> "KNN":
         """Remember the training cells; choose ``k`` on val, ties by log-loss.
 
-        Parameters
-        ----------
-        expression
-            Raw counts of the training cells, ``(n_cells, n_genes)``.
-        library_size
-            Counts of each over all genes, ``(n_cells,)``.
-        labels
-            Class ids, ``(n_cells,)``.
-        n_classes
-            Number of classes, with or without training cells.
-        val
-            Counts, library sizes and labels of the val cells.
-        seed
-            Only starts the search for the axes where there are thousands of cells.
+        The seed only starts the search for the axes where there are thousands of cells.
         """
-        train = log_normalize(expression, library_size)
-        weights = np.zeros(train.shape[1])
-        weights[highly_variable(train, self.n_top_genes)] = 1.0
-        axes = PrincipalAxes.fit(
-            train,
-            weights,
-            n_axes=self.n_components,
-            rng=np.random.default_rng(seed),
-        )
-        coordinates = axes.coordinates(train)
+        labels = train.labels
+        expression = log_normalize(train.counts, train.library_size)
+        weights = np.zeros(expression.shape[1])
+        weights[highly_variable(expression, self.n_top_genes)] = 1.0
+        rng = np.random.default_rng(seed)
+        axes = PrincipalAxes.fit(expression, weights, n_axes=self.n_components, rng=rng)
+        coordinates = axes.coordinates(expression)
         class_counts = np.bincount(labels, minlength=n_classes)
         tried = sorted({min(k, len(labels)) for k in self.k_grid})
         own = labels.astype(np.int64)
@@ -89,13 +65,13 @@ class KNN:
     class_counts: np.ndarray
     k: int
 
-    def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
+    def predict_proba(self, counts: csr_matrix, library_size: np.ndarray) -> np.ndarray:
         """Return class probabilities, ``(n_cells, n_classes)``, of raw counts.
 
-        The share of the neighbours, plus one vote split by the class frequencies: with no vote
+        The share of the neighbors, plus one vote split by the class frequencies: with no vote
         at all a class would be impossible, and one such cell makes the log-loss infinite.
         """
-        query = self.axes.coordinates(log_normalize(expression, library_size))
+        query = self.axes.coordinates(log_normalize(counts, library_size))
         neighbors = NearestNeighbors(n_neighbors=self.k).fit(self.coordinates)
         found = self.labels[neighbors.kneighbors(query, return_distance=False)]  # (n, k)
         n_classes = len(self.class_counts)

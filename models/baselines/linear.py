@@ -25,10 +25,10 @@ class LinearClassifier:
     intercept: np.ndarray
 
     @classmethod
-    def of_present(
+    def with_all_classes(
         cls, weights: np.ndarray, intercept: np.ndarray, present: np.ndarray, n_classes: int
     ) -> "LinearClassifier":
-        """Give the classes without training cells their place among the others.
+        """Add the classes without training cells, which are never predicted.
 
         Parameters
         ----------
@@ -45,9 +45,9 @@ class LinearClassifier:
         all_intercepts[present] = intercept
         return cls(weights=all_weights, intercept=all_intercepts)
 
-    def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
+    def predict_proba(self, counts: csr_matrix, library_size: np.ndarray) -> np.ndarray:
         """Return class probabilities, ``(n_cells, n_classes)``, of raw counts."""
-        scores = log_normalize(expression, library_size) @ self.weights + self.intercept
+        scores = log_normalize(counts, library_size) @ self.weights + self.intercept
         return softmax(scores.astype(np.float64), axis=1)
 
     def to_arrays(self) -> dict[str, np.ndarray]:

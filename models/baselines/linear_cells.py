@@ -1,4 +1,4 @@
-"""Training cells as a linear classifier sees them: centred, of mean norm 1, in one of two forms.
+"""Training cells as a linear classifier sees them: centered, of mean norm 1, in one of two forms.
 
 Few cells are rotated onto all of their principal axes: weights under an L2 penalty lie in the span
 of the cells, so nothing is lost, and there are ``n_cells`` weights a class instead of ``n_genes``.
@@ -57,8 +57,8 @@ class RotatedCells:
         """Divide by ``sqrt(1 + strength * variance)`` along every axis."""
         return values / np.sqrt(1 + strength * self.variance)[:, None]
 
-    def of_genes(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights in log expression, ``(n_genes, n_classes)``, and what they centre by."""
+    def to_genes(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights in log expression, ``(n_genes, n_classes)``, and what they center by."""
         return self.axes.axes @ weights / self.norm, self.axes.offset @ weights / self.norm
 
 
@@ -125,8 +125,8 @@ class SparseCells:
         factor = 1 / np.sqrt(1 + strength * self.variance) - other
         return other * values + self.leading @ (factor[:, None] * (self.leading.T @ values))
 
-    def of_genes(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights in log expression, ``(n_genes, n_classes)``, and what they centre by."""
+    def to_genes(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights in log expression, ``(n_genes, n_classes)``, and what they center by."""
         return self.gene_weights[:, None] * weights, self.shift @ weights
 
 

@@ -1,4 +1,4 @@
-"""A penalised linear classifier fitted until it is one: L-BFGS, with its gradient checked.
+"""A penalized linear classifier fitted until it is one: L-BFGS, with its gradient checked.
 
 Under an L2 penalty the optimum is one point, so a fit that has reached it depends on nothing but
 cells, labels and penalty: not on where it began, nor on what was fitted before.
@@ -75,7 +75,7 @@ def fit_linear(
     penalize_intercept: bool,
     max_iter: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minimise ``c * loss + |weights|^2 / 2``, from 0 until the gradient has vanished.
+    """Minimize ``c * loss + |weights|^2 / 2``, from 0 until the gradient has vanished.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def early_stopped(
     *,
     n_iterations: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minimise the loss alone, from 0, and for a few iterations of L-BFGS.
+    """Minimize the loss alone, from 0, and for a few iterations of L-BFGS.
 
     There is no penalty: that the fit stops early is what keeps the weights small, above all along
     axes of little variance. The intercept moves as much slower than the weights as it does on

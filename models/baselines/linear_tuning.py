@@ -7,10 +7,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from pydantic import Field
 
+from models.baselines.base import BaselineConfig, LabeledCells
 from models.baselines.best_on_val import best_on_val
-from models.baselines.features import ValCells, standardize
+from models.baselines.features import EXACT_CELLS, log_normalize, standardize
 from models.baselines.linear import LinearClassifier
 from models.baselines.linear_cells import LinearCells, RotatedCells, SparseCells
 from models.baselines.linear_fit import balanced
@@ -31,78 +32,96 @@ class Setting:
     n_iterations: int | None = None
 
 
-# Weights and intercepts of the classes present, of cells, their labels from 0 and their weights.
-Fit = Callable[
-    [Setting, LinearCells, NDArray[np.int64], np.ndarray], tuple[np.ndarray, np.ndarray]
-]
+class LinearConfig(BaselineConfig):
+    """What the configs of both linear classifiers have in common."""
 
+    class_weights: list[ClassWeights] = Field(
+        default=["none", "balanced"],
+        min_length=1,
+        description="to try: every cell, or every class, weighs the same",
+    )
+    gene_scaling: list[GeneScaling] = Field(
+        default=["standardized", "log_expression"],
+        min_length=1,
+        description="to try: every gene with a standard deviation of 1, or as it is",
+    )
+    max_iter: int = Field(default=5000, ge=1, description="L-BFGS iterations for each of them")
+    tuning_cells: int = Field(
+        default=EXACT_CELLS,
+        ge=2,
+        description="with more training cells than this, the choice among settings is made with "
+        "this many, drawn at random; the chosen one is fitted on all",
+    )
 
-def tune_linear(
-    train: csr_matrix,
-    labels: np.ndarray,
-    n_classes: int,
-    val: ValCells,
-    settings: Sequence[Setting],
-    fit: Fit,
-    *,
-    finish: Callable[[LinearClassifier], LinearClassifier],
-    tuning_cells: int,
-    seed: int,
-) -> tuple[Setting, LinearClassifier]:
-    """Fit every setting on train, choose one on val, and return it with its model of all cells.
+    def fit_setting(
+        self,
+        setting: Setting,
+        cells: LinearCells,
+        labels: NDArray[np.int64],
+        cell_weights: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights and intercepts of the classes present, whose labels are 0, 1, ..."""
+        raise NotImplementedError
 
-    Parameters
-    ----------
-    train
-        Log expression of the training cells, ``(n_cells, n_genes)``.
-    labels
-        Class ids, ``(n_cells,)``.
-    n_classes
-        Number of classes, with or without training cells.
-    val
-        Counts, library sizes and labels of the val cells.
-    settings
-        The points of the grid.
-    fit
-        Finds weights and intercepts.
-    finish
-        What is done to each fitted classifier before val cells judge it.
-    tuning_cells
-        With more training cells than this, the settings are compared on a random draw of this
-        many, and the chosen one is then fitted on all cells.
-    seed
-        Draws them.
-    """
-    rng = np.random.default_rng(seed)
-    n_cells = len(labels)
-    rows = np.arange(n_cells)
-    if n_cells > tuning_cells:
-        rows = np.sort(rng.choice(n_cells, tuning_cells, replace=False))
-    forms: dict[GeneScaling, LinearCells] = {}
-    gene_weights = {"standardized": standardize(train), "log_expression": np.ones(train.shape[1])}
+    def tune(
+        self,
+        train: LabeledCells,
+        val: LabeledCells,
+        n_classes: int,
+        seed: int,
+        settings: Sequence[Setting],
+        finish: Callable[[LinearClassifier], LinearClassifier] = lambda classifier: classifier,
+    ) -> tuple[Setting, LinearClassifier]:
+        """Fit every setting on train, choose one on val, return it with its model of all cells.
 
-    def of(setting: Setting) -> LinearClassifier:
-        if setting.gene_scaling not in forms:
-            weights = gene_weights[setting.gene_scaling]
-            forms[setting.gene_scaling] = RotatedCells.fit(train[rows], weights, rng)
-        cells = forms[setting.gene_scaling]
-        return finish(_classifier(setting, cells, labels[rows], n_classes, fit))
+        Parameters
+        ----------
+        train, val, n_classes
+            As of ``fit``.
+        seed
+            Draws cells where there are more than ``tuning_cells``.
+        settings
+            The points of the grid.
+        finish
+            What is done to each fitted classifier before val cells judge it.
+        """
+        rng = np.random.default_rng(seed)
+        labels, n_cells = train.labels, len(train.labels)
+        expression = log_normalize(train.counts, train.library_size)
+        rows = np.arange(n_cells)
+        if n_cells > self.tuning_cells:
+            rows = np.sort(rng.choice(n_cells, self.tuning_cells, replace=False))
+        forms: dict[GeneScaling, LinearCells] = {}
+        gene_weights = {
+            "standardized": standardize(expression),
+            "log_expression": np.ones(expression.shape[1]),
+        }
 
-    setting, fitted = best_on_val(((setting, of(setting)) for setting in settings), val)
-    if n_cells > tuning_cells:
-        logger.info("settings chosen on %d cells, fitted on all %d", tuning_cells, n_cells)
-        forms.clear()
-        cells = SparseCells.fit(train, gene_weights[setting.gene_scaling], rng)
-        fitted = finish(_classifier(setting, cells, labels, n_classes, fit))
-    return setting, fitted
+        def fitted_on_rows(setting: Setting) -> LinearClassifier:
+            if setting.gene_scaling not in forms:
+                weights = gene_weights[setting.gene_scaling]
+                forms[setting.gene_scaling] = RotatedCells.fit(expression[rows], weights, rng)
+            cells = forms[setting.gene_scaling]
+            return finish(self._classifier(setting, cells, labels[rows], n_classes))
 
+        setting, fitted = best_on_val(((s, fitted_on_rows(s)) for s in settings), val)
+        if n_cells > self.tuning_cells:
+            logger.info("settings chosen on %d cells, fitted on all %d", len(rows), n_cells)
+            forms.clear()
+            cells = SparseCells.fit(expression, gene_weights[setting.gene_scaling], rng)
+            fitted = finish(self._classifier(setting, cells, labels, n_classes))
+        return setting, fitted
 
-def _classifier(
-    setting: Setting, cells: LinearCells, labels: np.ndarray, n_classes: int, fit: Fit
-) -> LinearClassifier:
-    """Fit the classes that have cells, and give the others a place."""
-    present, own = np.unique(labels, return_inverse=True)
-    cell_weights = balanced(own) if setting.class_weights == "balanced" else np.ones(len(own))
-    weights, intercept = fit(setting, cells, own, cell_weights)
-    weights, center = cells.of_genes(weights)
-    return LinearClassifier.of_present(weights, intercept - center, present, n_classes)
+    def from_arrays(self, arrays: dict[str, np.ndarray]) -> LinearClassifier:
+        """Rebuild the classifier that ``to_arrays`` wrote down."""
+        return LinearClassifier.from_arrays(arrays)
+
+    def _classifier(
+        self, setting: Setting, cells: LinearCells, labels: np.ndarray, n_classes: int
+    ) -> LinearClassifier:
+        """Fit the classes that have cells, and add the others."""
+        present, own = np.unique(labels, return_inverse=True)
+        cell_weights = balanced(own) if setting.class_weights == "balanced" else np.ones(len(own))
+        weights, intercept = self.fit_setting(setting, cells, own, cell_weights)
+        weights, center = cells.to_genes(weights)
+        return LinearClassifier.with_all_classes(weights, intercept - center, present, n_classes)

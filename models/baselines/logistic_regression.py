@@ -7,20 +7,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.sparse import csr_matrix
 
-from configs.base import Config
+from models.baselines.base import LabeledCells
 from models.baselines.best_on_val import warn_at_edge
-from models.baselines.features import EXACT_CELLS, ValCells, log_normalize
 from models.baselines.linear import LinearClassifier
 from models.baselines.linear_cells import LinearCells
 from models.baselines.linear_fit import cross_entropy, early_stopped, fit_linear
-from models.baselines.linear_tuning import ClassWeights, GeneScaling, Setting, tune_linear
+from models.baselines.linear_tuning import LinearConfig, Setting
 
 logger = logging.getLogger(__name__)
 
 
-class LogisticRegressionConfig(Config):
+class LogisticRegressionConfig(LinearConfig):
     """L2 penalty and converged, or none and stopped early; chosen on val by macro-F1."""
 
     kind: Literal["logistic_regression"] = "logistic_regression"
@@ -34,23 +32,6 @@ class LogisticRegressionConfig(Config):
         description="numbers of L-BFGS iterations to try without a penalty: stopping early is "
         "what keeps those weights small",
     )
-    class_weights: list[ClassWeights] = Field(
-        default=["none", "balanced"],
-        min_length=1,
-        description="to try: every cell, or every class, weighs the same",
-    )
-    gene_scaling: list[GeneScaling] = Field(
-        default=["standardized", "log_expression"],
-        min_length=1,
-        description="to try: every gene with a standard deviation of 1, or as it is",
-    )
-    max_iter: int = Field(default=5000, ge=1, description="L-BFGS iterations for each of them")
-    tuning_cells: int = Field(
-        default=EXACT_CELLS,
-        ge=2,
-        description="with more training cells than this, the choice among settings is made with "
-        "this many, drawn at random; the chosen one is fitted on all",
-    )
 
     @model_validator(mode="after")
     def _has_a_candidate(self) -> "LogisticRegressionConfig":
@@ -59,46 +40,13 @@ class LogisticRegressionConfig(Config):
         return self
 
     def fit(
-        self,
-        expression: csr_matrix,
-        library_size: np.ndarray,
-        labels: np.ndarray,
-        n_classes: int,
-        val: ValCells,
-        seed: int,
+        self, train: LabeledCells, val: LabeledCells, n_classes: int, seed: int
     ) -> LinearClassifier:
-        """Fit one model per setting on train; keep the one that is best on val.
-
-        Parameters
-        ----------
-        expression
-            Raw counts of the training cells, ``(n_cells, n_genes)``.
-        library_size
-            Counts of each over all genes, ``(n_cells,)``.
-        labels
-            Class ids, ``(n_cells,)``.
-        n_classes
-            Number of classes, with or without training cells.
-        val
-            Counts, library sizes and labels of the val cells.
-        seed
-            Only draws cells where there are more than ``tuning_cells``.
-        """
-        train = log_normalize(expression, library_size)
+        """Fit one model per setting on train; keep the one that is best on val."""
         forms = list(product(self.gene_scaling, self.class_weights))
         settings = [Setting(*form, c=c) for form in forms for c in self.c_grid]
         settings += [Setting(*form, n_iterations=n) for form in forms for n in self.early_stopped]
-        chosen, fitted = tune_linear(
-            train,
-            labels,
-            n_classes,
-            val,
-            settings,
-            self._fit_setting,
-            finish=lambda classifier: classifier,
-            tuning_cells=self.tuning_cells,
-            seed=seed,
-        )
+        chosen, fitted = self.tune(train, val, n_classes, seed, settings)
         logger.info("logistic regression: val cells chose %s", chosen)
         if chosen.c is not None:
             warn_at_edge("c_grid", chosen.c, self.c_grid)
@@ -106,13 +54,14 @@ class LogisticRegressionConfig(Config):
             warn_at_edge("early_stopped", chosen.n_iterations, self.early_stopped, lowest=1)
         return fitted
 
-    def _fit_setting(
+    def fit_setting(
         self,
         setting: Setting,
         cells: LinearCells,
         labels: NDArray[np.int64],
         cell_weights: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights and intercepts of the classes present, whose labels are 0, 1, ..."""
         if setting.c is None:
             assert setting.n_iterations is not None
             return early_stopped(
@@ -127,7 +76,3 @@ class LogisticRegressionConfig(Config):
             penalize_intercept=False,
             max_iter=self.max_iter,
         )
-
-    def from_arrays(self, arrays: dict[str, np.ndarray]) -> LinearClassifier:
-        """Rebuild the fitted model that ``to_arrays`` wrote down."""
-        return LinearClassifier.from_arrays(arrays)

@@ -6,27 +6,18 @@ from typing import ClassVar, Literal
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from configs.base import Config
-from models.baselines.features import ValCells
+from models.baselines.base import BaselineConfig, LabeledCells
 
 
-class MajorityConfig(Config):
+class MajorityConfig(BaselineConfig):
     """Nothing to choose."""
 
     kind: Literal["majority"] = "majority"
     is_control: ClassVar[bool] = True  # it looks at no gene, and figures leave it out
 
-    def fit(
-        self,
-        expression: csr_matrix,
-        library_size: np.ndarray,
-        labels: np.ndarray,
-        n_classes: int,
-        val: ValCells,
-        seed: int,
-    ) -> "Majority":
+    def fit(self, train: LabeledCells, val: LabeledCells, n_classes: int, seed: int) -> "Majority":
         """Count the training labels; nothing else is looked at."""
-        frequencies = np.bincount(labels, minlength=n_classes) / len(labels)
+        frequencies = np.bincount(train.labels, minlength=n_classes) / len(train.labels)
         return Majority(frequencies=frequencies.astype(np.float32))
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> "Majority":
@@ -40,9 +31,9 @@ class Majority:
 
     frequencies: np.ndarray
 
-    def predict_proba(self, expression: csr_matrix, library_size: np.ndarray) -> np.ndarray:
+    def predict_proba(self, counts: csr_matrix, library_size: np.ndarray) -> np.ndarray:
         """Return the same class probabilities for every cell, ``(n_cells, n_classes)``."""
-        return np.tile(self.frequencies.astype(np.float64), (expression.shape[0], 1))
+        return np.tile(self.frequencies.astype(np.float64), (counts.shape[0], 1))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return what ``from_arrays`` needs."""

@@ -11,5 +11,5 @@ ObjectiveConfig = Annotated[ClassifyConfig | MaskedGeneConfig, Field(discriminat
 
 
 def default_objectives() -> list[ClassifyConfig | MaskedGeneConfig]:
-    """Name cell types, and nothing else."""
+    """Predict cell types, and nothing else."""
     return [ClassifyConfig()]

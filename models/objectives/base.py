@@ -1,4 +1,4 @@
-"""What every objective is to the training loop.
+"""The interface of an objective to the training loop.
 
 An objective is one file beside this one and one line in ``models/objectives/__init__.py``. It
 owns a head, and its loss is one number a cell: summed over cells and processes and divided once,
@@ -6,18 +6,16 @@ so that one process and several report the same number.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
 from configs.base import Config
+from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
 from models.network import Encoded, Network
-
-if TYPE_CHECKING:
-    from dataset.batches import Batch
 
 # stream -> (n,) from [0, 1), one for each token: the same whoever stands beside its cell
 Draw = Callable[[int], Tensor]
@@ -40,7 +38,7 @@ class Objective(Config):
     weight: float = Field(default=1.0, gt=0, description="of its loss among the objectives'")
 
     def head(self, network: Network, dropout: float, facts: DataFacts) -> nn.Module:
-        """Return what turns the network's answer into this objective's.
+        """Return the module that maps the network's states to this objective's outputs.
 
         Parameters
         ----------
@@ -53,19 +51,19 @@ class Objective(Config):
         """
         raise NotImplementedError
 
-    def hide(self, batch: "Batch", draw: Draw, facts: DataFacts) -> "Batch":
+    def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Return the cells as the network is to see them.
 
         What is gone is kept in the batch under a name of its own, one number a token.
         """
         return batch
 
-    def loss(self, encoded: Encoded, head: nn.Module, batch: "Batch") -> Tensor:
+    def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each cell, ``(b,)``, float32."""
         raise NotImplementedError
 
-    def predict(self, encoded: Encoded, head: nn.Module, batch: "Batch") -> dict[str, Tensor]:
-        """Return what is stored of each cell, by name, each ``(b, ...)``."""
+    def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the predictions that are stored of each cell, by name, each ``(b, ...)``."""
         return {}
 
     def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Masked genes: hide some tokens of a cell and name the gene that stood there.
+"""Masked genes: hide some tokens of a cell and predict the genes that stood there.
 
 Devlin et al. 2019, section 3.1, on genes in rank order, as Geneformer is pretrained (Theodoris et
 al. 2023, Methods). Deliberate differences: the random replacement is a gene, never a special
@@ -24,18 +24,15 @@ TARGET = "masked_gene_target"  # of each token in the batch: the gene that was t
 
 
 class MaskedGeneConfig(Objective):
-    """Name the genes behind hidden tokens; needs no labels."""
+    """Predict the genes behind hidden tokens; needs no labels."""
 
     kind: Literal["masked_gene"] = "masked_gene"
-    hidden_share: float = Field(default=0.15, gt=0, le=1, description="of a cell's genes")
-    masked_share: float = Field(
-        default=0.8, ge=0, le=1, description="of the hidden ones: become <mask>"
+    masked_fraction: float = Field(default=0.15, gt=0, le=1, description="genes of a cell hidden")
+    mask_token_fraction: float = Field(
+        default=0.8, ge=0, le=1, description="of the hidden genes: replaced by <mask>"
     )
-    random_share: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="of the hidden ones: become another gene",
+    random_fraction: float = Field(
+        default=0.1, ge=0, le=1, description="of the hidden genes: replaced by a random gene"
     )
     reads_tokens: ClassVar[bool] = True
     hides: ClassVar[bool] = True
@@ -47,19 +44,19 @@ class MaskedGeneConfig(Objective):
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Replace tokens: by ``<mask>`` without its count, by a random gene, or not at all."""
         token_ids = batch["token_ids"]
-        is_hidden = (token_ids >= N_SPECIALS) & (draw(0) < self.hidden_share)
-        how = draw(1)
-        is_masked = is_hidden & (how < self.masked_share)
-        is_random = is_hidden & ~is_masked & (how < self.masked_share + self.random_share)
+        is_hidden = (token_ids >= N_SPECIALS) & (draw(0) < self.masked_fraction)
+        how, changed = draw(1), self.mask_token_fraction + self.random_fraction
+        is_masked = is_hidden & (how < self.mask_token_fraction)
+        is_random = is_hidden & ~is_masked & (how < changed)
         gene = N_SPECIALS + (draw(2) * facts.vocabulary.n_genes).long()
         seen = torch.where(is_masked, MASK, torch.where(is_random, gene, token_ids))
-        changed = {
+        masked = {
             **batch,
             "token_ids": seen,
             "counts": torch.where(is_masked, 0, batch["counts"]),
             TARGET: torch.where(is_hidden, token_ids, -1),
         }
-        return cast(Batch, changed)
+        return cast(Batch, masked)
 
     def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of each cell's hidden genes, ``(b,)``; 0 without any."""
@@ -69,12 +66,12 @@ class MaskedGeneConfig(Objective):
         return total / n.clamp(min=1)
 
     def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return how many tokens of each cell were hidden and named, and their loss, ``(b,)``."""
-        cell, losses, is_right = self._hidden(encoded, head, batch)
+        """Return how many genes of each cell were hidden, how many predicted, and their loss."""
+        cell, losses, is_correct = self._hidden(encoded, head, batch)
         nothing = losses.new_zeros(len(batch["labels"]))
         return {
             "masked_gene_hidden": nothing.index_add(0, cell, torch.ones_like(losses)),
-            "masked_gene_right": nothing.index_add(0, cell, is_right.float()),
+            "masked_gene_correct": nothing.index_add(0, cell, is_correct.float()),
             "masked_gene_loss": nothing.index_add(0, cell, losses),
         }
 
@@ -83,13 +80,13 @@ class MaskedGeneConfig(Objective):
         n = max(float(predictions["masked_gene_hidden"].sum()), 1.0)
         return {
             "masked_gene_loss": float(predictions["masked_gene_loss"].sum()) / n,
-            "masked_gene_accuracy": float(predictions["masked_gene_right"].sum()) / n,
+            "masked_gene_accuracy": float(predictions["masked_gene_correct"].sum()) / n,
         }
 
     def _hidden(
         self, encoded: Encoded, head: nn.Module, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the cell of each hidden token that was read, its loss, if it is right."""
+        """Return the cell of each hidden token that was read, its loss, whether it is correct."""
         target, cell = cast("dict[str, Tensor]", batch)[TARGET], cell_of_token(batch)  # (n,)
         if encoded.token_index is not None:
             target, cell = target[encoded.token_index], cell[encoded.token_index]

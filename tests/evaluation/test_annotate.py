@@ -92,7 +92,7 @@ def test_other_genes_stop_it_with_their_names(network_run, query, tmp_path):
     assert not list(tmp_path.glob("*a.h5ad*"))
 
 
-def test_normalised_values_are_refused(network_run, query, tmp_path):
+def test_normalized_values_are_refused(network_run, query, tmp_path):
     def normalize(adata):
         adata.X = adata.X.multiply(1.37).tocsr()
         return adata

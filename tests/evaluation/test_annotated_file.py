@@ -127,7 +127,7 @@ def test_cell_names_under_one_of_our_names_are_not_lost(baseline_run, query, tmp
         adata.obs.index.name = "confidence"
         return adata
 
-    with pytest.raises(AnnotationError, match="names of its cells are called 'confidence'"):
+    with pytest.raises(AnnotationError, match="its obs index is named 'confidence'"):
         annotate(baseline_run, query(name_index), tmp_path / "annotated.h5ad")
 
 

@@ -77,7 +77,7 @@ def coverage(trial, truth, n_trials=150, n_resamples=150):
 
 
 def test_intervals_of_accuracy_hold_the_truth_in_95_of_100_cases():
-    """Cells of three types, of random numbers, are named rightly with known probability."""
+    """Cells of three types, of random numbers, are predicted correctly with known probability."""
     skills = np.array([0.9, 0.7, 0.4])
     shares = np.array([0.5, 0.3, 0.2])
 

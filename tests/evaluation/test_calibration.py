@@ -61,7 +61,7 @@ def test_val_cells_all_right_do_not_make_certain(n_cells, rng):
     assert 0.2 / n_cells < doubt < 2 / n_cells
 
 
-def test_threshold_flags_one_in_twenty_of_the_rightly_named(honest):
+def test_threshold_flags_one_in_twenty_of_the_correctly_predicted(honest):
     labels, probabilities = honest
     threshold = confidence_threshold(labels, probabilities)
     right = probabilities.argmax(axis=1) == labels

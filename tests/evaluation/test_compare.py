@@ -17,7 +17,7 @@ def compared(folder, n_resamples=200, **settings):
 
 
 def softened(labels, n_classes=5, *, wrong=(), instead=0):
-    """Return probabilities that name every cell rightly, but those numbered ``wrong``."""
+    """Return probabilities that predict every cell correctly, but those numbered ``wrong``."""
     named = np.array(labels)
     named[list(wrong)] = instead
     return 0.9 * np.eye(n_classes)[named] + 0.1 / n_classes

@@ -194,7 +194,7 @@ def test_weights_that_are_no_numbers_are_refused(run, request, changed_run):
     run = changed_run(request.getfixturevalue(run))
     spoil(run / "model.safetensors")
     changed_run.sum_up(run)
-    with pytest.raises(ValueError, match=r"model\.safetensors: .* no number"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: .* NaN or infinite"):
         TrainedModel(run)
 
 
@@ -205,7 +205,7 @@ def test_answers_that_are_no_numbers_are_refused(network_run, query, tmp_path, m
 
     model = TrainedModel(network_run)
     model.baseline = NotANumber()
-    with pytest.raises(AnnotationError, match="2 of 2 cells .* no numbers"):
+    with pytest.raises(AnnotationError, match="2 of 2 cells .* NaN"):
         model.predict([(csr_matrix((2, 200), dtype=np.int32), np.zeros(2))])
 
 

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from configs.base import ConfigError
 from evaluation import METRICS
+from models.mlp_classifier import balanced_class_weights
 from models.network import Encoded
-from models.objectives.classify import ClassifyConfig, balanced_class_weights
+from models.objectives.classify import ClassifyConfig
 from tests.made_up import facts
 
 

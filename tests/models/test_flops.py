@@ -62,6 +62,6 @@ def test_training_costs_three_forward_passes_of_the_network_as_built():
 
 @pytest.mark.parametrize(("n_segments", "longest"), [(1, 7), (2, 14)])
 def test_ranks_the_network_does_not_read_cost_nothing(n_segments, longest):
-    network = build(n_segments, n_tokens=6)
+    network = build(n_segments, context_genes=6)
     expected = build(n_segments).training_flop([5, longest])
     assert network.training_flop([5, 30]) == expected

@@ -13,12 +13,12 @@ def cells(rng: np.random.Generator) -> tuple[csr_matrix, np.ndarray]:
     return csr_matrix(counts), np.maximum(counts.sum(axis=1), 1).astype(np.float64)
 
 
-def test_equals_a_dense_svd_of_standardised_log_expression(cells):
+def test_equals_a_dense_svd_of_standardized_log_expression(cells):
     counts, library_size = cells
     expression = np.log1p(counts.toarray() / library_size[:, None] * 1e4)
     std = expression.std(axis=0)
-    standardised = (expression - expression.mean(axis=0)) / np.where(std > 0, std, 1)
-    _, singular_values, loadings = np.linalg.svd(standardised, full_matrices=False)
+    standardized = (expression - expression.mean(axis=0)) / np.where(std > 0, std, 1)
+    _, singular_values, loadings = np.linalg.svd(standardized, full_matrices=False)
     expected = (loadings[:5] * singular_values[:5, None]).T
 
     genes = gene_svd(
@@ -33,8 +33,8 @@ def test_clipping_equals_clipping_the_dense_values(cells):
     counts, library_size = cells
     expression = np.log1p(counts.toarray() / library_size[:, None] * 1e4)
     std = expression.std(axis=0)
-    standardised = (expression - expression.mean(axis=0)) / np.where(std > 0, std, 1)
-    _, values, loadings = np.linalg.svd(np.minimum(standardised, 1.5), full_matrices=False)
+    standardized = (expression - expression.mean(axis=0)) / np.where(std > 0, std, 1)
+    _, values, loadings = np.linalg.svd(np.minimum(standardized, 1.5), full_matrices=False)
     expected = (loadings[:3] * values[:3, None]).T
     genes = gene_svd(
         counts, library_size, n_components=3, rng=np.random.default_rng(0), max_value=1.5

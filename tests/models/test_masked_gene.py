@@ -37,7 +37,7 @@ def batch(rng):
 
 
 def test_shares_of_genes_are_masked_replaced_and_kept(batch):
-    objective = MaskedGeneConfig(hidden_share=0.2)
+    objective = MaskedGeneConfig(masked_fraction=0.2)
     found = objective.hide(batch, draw_for(batch, 5), FACTS)
     target, before, after = found[TARGET], batch["token_ids"], found["token_ids"]
     hidden = target >= 0
@@ -114,7 +114,7 @@ def test_a_gene_that_another_one_determines_is_learned(rng):
     config = RankTransformerConfig(
         d_model=32, n_heads=4, n_layers=2, dropout=0, gene_init="random", cls_init="learned"
     )
-    objective = MaskedGeneConfig(hidden_share=0.3)
+    objective = MaskedGeneConfig(masked_fraction=0.3)
     model = learner(config, [objective], n_vocabulary=N_SPECIALS + N_GENES, row_length=31)
     pairs = rng.integers(0, N_GENES // 2, 256)
     batch = cells_of_genes([rng.permutation([2 * i, 2 * i + 1]).tolist() for i in pairs])

@@ -162,7 +162,7 @@ def test_a_ragged_batch_gives_what_padded_rows_give(rows_of_two, two_segments):
 @pytest.mark.parametrize("n_segments", [1, 2])
 def test_a_batch_without_cells_has_gradients_of_zero(rows, rows_of_two, n_segments):
     # A process whose share of the last batch is empty takes part in the update all the same.
-    model = build(n_segments, value_embedding="mlp", n_tokens=4).train()
+    model = build(n_segments, value_embedding="mlp", context_genes=4).train()
     output = model(ragged(rows if n_segments == 1 else rows_of_two, []))
     assert output.cell_embedding.shape == (0, 16)
     output.cell_embedding.sum().backward()
@@ -198,11 +198,11 @@ def test_gradient_reaches_every_parameter(batch, two_segments, choice, n_segment
             assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("n_tokens", [None, 4])
+@pytest.mark.parametrize("context_genes", [None, 4])
 @pytest.mark.parametrize("n_segments", [1, 2])
-def test_a_cell_does_not_depend_on_the_others(rows, rows_of_two, n_segments, n_tokens):
+def test_a_cell_does_not_depend_on_the_others(rows, rows_of_two, n_segments, context_genes):
     rows = rows if n_segments == 1 else rows_of_two
-    model = build(n_segments, value_embedding="mlp", n_tokens=n_tokens)
+    model = build(n_segments, value_embedding="mlp", context_genes=context_genes)
     together = model(ragged(rows)).cell_embedding
     alone = torch.cat([model(ragged(rows, [i])).cell_embedding for i in range(5)])
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
@@ -271,7 +271,7 @@ def test_cls_starts_from_the_expression_weighted_genes(rows, batch):
 
 def test_only_the_highest_ranks_enter_the_blocks(rows, batch, rows_of_two, two_segments):
     # Without the sum of expression, which is over the whole row, cutting the row is the same.
-    model, short = build(cls_init="learned"), build(cls_init="learned", n_tokens=4)
+    model, short = build(cls_init="learned"), build(cls_init="learned", context_genes=4)
     short.load_state_dict(
         {k: v[:5] if "position" in k else v for k, v in model.state_dict().items()}
     )

@@ -6,9 +6,10 @@ from einops import rearrange
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models import self_attention
+from models import packed_attention
+from models.packed_attention import varlen_supports
 from models.packing import cells_of
-from models.self_attention import SelfAttention, flash_can
+from models.self_attention import SelfAttention
 
 
 @pytest.fixture
@@ -125,18 +126,18 @@ def one_cell_after_the_other(q, k, v, q_offsets, k_offsets, longest_q, longest_k
 
 @pytest.mark.parametrize("first_only", [False, True])
 def test_the_cuda_kernel_is_told_where_the_cells_lie(monkeypatch, attention, first_only):
-    # Without a card: the call that it would be given, answered by the plain formula.
+    # Without a GPU: the call that it would be given, answered by the plain formula.
     x = torch.randn(12, 12)
     expected = attention(x, CELLS, first_only=first_only)
-    monkeypatch.setattr(self_attention, "flash_can", lambda *_: True)
-    monkeypatch.setattr(self_attention, "varlen_attn", one_cell_after_the_other)
+    monkeypatch.setattr(packed_attention, "varlen_supports", lambda *_: True)
+    monkeypatch.setattr(packed_attention, "varlen_attn", one_cell_after_the_other)
     torch.testing.assert_close(attention(x, CELLS, first_only=first_only), expected)
 
 
 @pytest.mark.parametrize("first_only", [False, True])
 def test_the_cuda_kernel_takes_the_call_and_gives_gradients(monkeypatch, first_only):
-    # Without a card: torch's own account of the kernel's shapes, forward and backward.
-    monkeypatch.setattr(self_attention, "flash_can", lambda *_: True)
+    # Without a GPU: torch's own account of the kernel's shapes, forward and backward.
+    monkeypatch.setattr(packed_attention, "varlen_supports", lambda *_: True)
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
         attention = SelfAttention(12, 3, 16)
         output = attention(torch.randn(12, 12), cells_of([7, 4, 1]), first_only=first_only)
@@ -146,11 +147,11 @@ def test_the_cuda_kernel_takes_the_call_and_gives_gradients(monkeypatch, first_o
 
 
 def test_the_cuda_kernel_is_not_asked_on_a_cpu():
-    assert not flash_can(torch.zeros(3, 2, 16, dtype=torch.bfloat16), 0.0)
+    assert not varlen_supports(torch.zeros(3, 2, 16, dtype=torch.bfloat16), 0.0)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize("d_head", [16, 64])
 def test_the_cuda_kernel_in_half_precision_equals_float32(d_head, first_only):
@@ -161,7 +162,7 @@ def test_the_cuda_kernel_in_half_precision_equals_float32(d_head, first_only):
     results = []
     for half in (False, True):
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
-            assert flash_can(attention.to_q(x).view(-1, 4, d_head), 0.0) == half
+            assert varlen_supports(attention.to_q(x).view(-1, 4, d_head), 0.0) == half
             output = attention(x, cells, first_only=first_only).float()
         gradients = torch.autograd.grad(output.square().mean(), list(attention.parameters()))
         results.append((output, *gradients))

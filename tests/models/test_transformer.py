@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from models import self_attention
+from models import packed_attention
 from models.packing import cells_of
-from models.transformer import Encoder, compile_blocks, initialize_weights
+from models.transformer import Encoder, initialize_weights
+from training.distributed import compile_blocks
 
 
 @pytest.fixture
@@ -98,9 +99,9 @@ def masked(q, k, v, q_offsets, k_offsets, *_):
 # torch.compile hides this warning of its own, but not from a filter that turns it into an error.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_blocks_are_compiled_twice_for_cells_of_any_number_and_length(monkeypatch, encoder):
-    # Traced and differentiated as on a card, without the minutes of generating code.
+    # Traced and differentiated as on a GPU, without the minutes of generating code.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(self_attention, "varlen_attn", masked)
+    monkeypatch.setattr(packed_attention, "varlen_attn", masked)
     torch._dynamo.reset()
     counters.clear()
 
@@ -115,7 +116,7 @@ def test_blocks_are_compiled_twice_for_cells_of_any_number_and_length(monkeypatc
     names = encoder.state_dict().keys()
     compile_blocks(encoder)
     assert encoder.state_dict().keys() == names
-    monkeypatch.setattr(self_attention, "flash_can", lambda *_: True)
+    monkeypatch.setattr(packed_attention, "varlen_supports", lambda *_: True)
     for batch, eager in zip(batches, expected, strict=True):
         for a, b in zip(results(*batch), eager, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

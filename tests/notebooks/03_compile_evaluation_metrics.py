@@ -109,9 +109,9 @@ for comparison in comparisons:
 # %% [markdown]
 # ## Can confidence be believed?
 #
-# On the diagonal, cells named with 80 % confidence are right 80 % of the time. Below it a model is
-# too sure of itself, above it not sure enough; either is mended by scaling, as in the table. A
-# point is at least 15 cells.
+# On the diagonal, cells predicted with 80 % confidence are correct 80 % of the time. Below it a
+# model is too sure of itself, above it not sure enough; either is mended by scaling, as in the
+# table. A point is at least 15 cells.
 
 # %%
 for comparison in comparisons:

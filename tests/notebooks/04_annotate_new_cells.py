@@ -14,7 +14,7 @@
 # ---
 
 # %% [markdown]
-# # 04 · Names for new cells
+# # 04 · Annotate new cells
 #
 # Takes a finished run and an `.h5ad` file **without labels**, and writes the same file again with
 # a cell type, a confidence and an embedding for every cell.
@@ -24,8 +24,8 @@
 #     -p run runs/<yours> -p query new.h5ad -p output annotated.h5ad
 # ```
 #
-# A cell's answer depends on that cell alone: not on the others in the file, nor on their order.
-# Only of a network that looks across cells it depends on the other cells of its sample.
+# A cell's prediction depends on that cell alone: not on others in the file, nor on their order.
+# Only with a network that looks across cells it depends on the other cells of its sample.
 
 # %% tags=["parameters"]
 run = "runs/rank_transformer_baron_human"
@@ -61,7 +61,8 @@ found = annotate(
 missing = len(found.match.missing)
 print(*found.messages, sep="\n")
 print(f"{found.match.rate:.1%} of the model's genes are in the query ({missing:,} missing)")
-print(f"{len(found.cells):,} cells named; {found.cells['uncertain'].mean():.1%} of them uncertain")
+uncertain = found.cells["uncertain"].mean()
+print(f"{len(found.cells):,} cells annotated; {uncertain:.1%} of them uncertain")
 print(f"written: {found.output}")
 
 # %%
@@ -78,10 +79,10 @@ plots.type_counts(found.cells)
 # %% [markdown]
 # ## How sure
 #
-# `confidence` is the probability of the named type, calibrated on the run's own validation cells
-# (temperature scaling). Cells left of the dashed line are marked `uncertain`: of validation cells
-# that were named rightly, one in twenty lies there. A hump on the left says that the query holds
-# cells unlike any the model has seen.
+# `confidence` is the probability of the predicted type, calibrated on the run's own validation
+# cells (temperature scaling). Cells left of the dashed line are marked `uncertain`: of correctly
+# predicted validation cells, one in twenty lies there. A hump on the left says that the query
+# holds cells unlike any the model has seen.
 
 # %%
 plots.confidence_histogram(found.cells, found.threshold)
@@ -98,7 +99,7 @@ found.cells["uncertain_reason"].value_counts().to_frame()
 # %% [markdown]
 # ## Where they lie
 #
-# Look for islands with two names, and for islands of low confidence: candidates for a type that
+# Look for islands of two types, and for islands of low confidence: candidates for a type that
 # was not in the training cells.
 
 # %%

@@ -27,7 +27,7 @@ def test_tensors_and_header_come_back(tmp_path):
     found, header = checkpoint.load_tensors(tmp_path / "x.safetensors")
     assert header == {"step": 3, "best": [0.5, -1.0]}
     assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in tensors.items()}
-    assert checkpoint.take(found, "a/").keys() == {"b"}
+    assert checkpoint.without_prefix(found, "a/").keys() == {"b"}
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
@@ -44,8 +44,8 @@ def test_optimizer_goes_on_as_if_never_saved(tmp_path, model):
     other = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     other_optimizer = make_optimizer(other, lr=0.1, weight_decay=0.1)
     tensors, _ = checkpoint.load_tensors(tmp_path / "x.safetensors")
-    checkpoint.load_weights(other, checkpoint.take(tensors, "model/"), tmp_path)
-    checkpoint.start_optimizer(other_optimizer)
+    checkpoint.load_weights(other, checkpoint.without_prefix(tensors, "model/"), tmp_path)
+    checkpoint.initialize_optimizer_state(other_optimizer)
     started = checkpoint.optimizer_tensors(other_optimizer, other, "optimizer/")
     assert started.keys() == {name for name in tensors if name.startswith("optimizer/")}
     for name, state in started.items():

@@ -48,17 +48,17 @@ def test_a_point_is_a_mean_over_cells_and_a_rate_over_seconds(learner, clock):
 def test_on_cards_the_rate_is_held_against_a_matrix_product(learner, clock, monkeypatch):
     asked = []
 
-    def card_rate(device, dtype):
+    def matmul_flop_per_second(device, dtype):
         asked.append((device, dtype))
         return 1e12
 
-    monkeypatch.setattr(curve, "card_rate", card_rate)
-    card = torch.device("cuda", 1)
-    points = curve.Curve(learner, "bfloat16", Ranks(0, 1, card))
+    monkeypatch.setattr(curve, "matmul_flop_per_second", matmul_flop_per_second)
+    gpu = torch.device("cuda", 1)
+    points = curve.Curve(learner, "bfloat16", Ranks(0, 1, gpu))
     points.add(torch.ones(2, 1), [12, 12])
     clock[0] += 2
     model, hardware = learner.network.training_flop(np.array([12, 12]))
     point = points.read()
     assert point["perf/model_flop_utilization"] == pytest.approx(model / 2 / 1e12)
     assert point["perf/hardware_flop_utilization"] == pytest.approx(hardware / 2 / 1e12)
-    assert asked == [(card, torch.bfloat16)]
+    assert asked == [(gpu, torch.bfloat16)]

@@ -9,9 +9,9 @@ from models.rank_transformer import RankTransformerConfig
 from tests import made_up
 from training.distributed import (
     Ranks,
-    averaging,
     choose_device,
     gather_rows,
+    gradient_sync,
     mixed_precision,
     seed_everything,
     start_ranks,
@@ -52,9 +52,9 @@ def test_fsdp_leaves_each_process_its_slice(two_ranks, precision):
 
 def test_ddp_averages_in_the_last_pass_only(two_ranks):
     model = wrap(nn.Linear(2, 2), two_ranks)
-    with averaging(model, now=False):
+    with gradient_sync(model, enabled=False):
         assert not model.require_backward_grad_sync
-    with averaging(model, now=True):
+    with gradient_sync(model, enabled=True):
         assert model.require_backward_grad_sync
 
 

@@ -39,7 +39,7 @@ def test_a_class_that_cannot_be_is_no_fault_of_a_baseline(baseline_run, tmp_path
     arrays["intercept"][0] = np.inf
     save_file(arrays, folder / "model.safetensors")
     write_checksums(folder)
-    with pytest.raises(RunFolderError, match="'intercept' holds what is no number"):
+    with pytest.raises(RunFolderError, match="'intercept' holds NaN or infinite values"):
         Run(folder).weights()
 
 
@@ -201,7 +201,7 @@ def test_what_is_no_number_is_refused(copy, name, number):
         next(iter(arrays.values()))[0] = number
         save_file(arrays, path)
     write_checksums(copy)
-    refused(copy, f"{name}.*no number")
+    refused(copy, f"{name}.*NaN")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_what_is_no_number_is_refused(copy, name, number):
         ("cell_names", lambda x: x[1:], "texts"),
         ("batches", lambda x: np.arange(len(x)), "texts"),
         ("embeddings", lambda x: x[1:], "embeddings are"),
-        ("embeddings", lambda x: x * np.float32("nan"), "embeddings that are no numbers"),
+        ("embeddings", lambda x: x * np.float32("nan"), "embeddings that are NaN or infinite"),
     ],
 )
 def test_predictions_are_what_they_should_be(copy, key, change, message):
@@ -308,19 +308,19 @@ def test_arrays_of_any_name_come_back(copy):
     keep(copy, "test", lambda arrays: arrays | {"denoised": denoised[1:]})
     refused(copy, "denoised are")
     keep(copy, "test", lambda arrays: arrays | {"denoised": np.full((n, 3), np.inf)})
-    refused(copy, "denoised that are no numbers")
+    refused(copy, "denoised that are NaN or infinite")
     keep(copy, "test", lambda arrays: arrays | {"denoised": np.full(n, "text")})
     refused(copy, "denoised are")
 
 
 def test_a_run_that_predicts_no_classes_is_whole(copy):
-    def unlabelled(arrays):
+    def unlabeled(arrays):
         return {k: v for k, v in arrays.items() if k != "probabilities"} | {
             "labels": np.full_like(arrays["labels"], -1)
         }
 
     for split in ("val", "test"):
-        keep(copy, split, unlabelled)
+        keep(copy, split, unlabeled)
     scores = {"val": {"masked_gene_loss": 2.5}, "test": {"masked_gene_loss": 2.25}}
     edit_json(copy, "metrics.json", lambda metrics: metrics | scores)
     edit_json(copy, "data/class_names.json", lambda _: [])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.speed import PRODUCTS, card_rate
+from training.speed import PRODUCTS, matmul_flop_per_second
 
 
 def test_the_rate_is_that_of_the_asked_for_product_and_measured_once(monkeypatch):
@@ -14,8 +14,8 @@ def test_the_rate_is_that_of_the_asked_for_product_and_measured_once(monkeypatch
     monkeypatch.setattr("training.speed.time.perf_counter", lambda: now[0])
     monkeypatch.setattr(torch.Tensor, "__matmul__", product)
     cpu = torch.device("cpu")
-    assert card_rate(cpu, torch.bfloat16, n=16) == pytest.approx(2 * 16**3 / 0.5)
+    assert matmul_flop_per_second(cpu, torch.bfloat16, n=16) == pytest.approx(2 * 16**3 / 0.5)
     assert set(asked) == {((16, 16), (16, 16), torch.bfloat16)}
     n_asked = len(asked)
-    card_rate(cpu, torch.bfloat16, n=16)
+    matmul_flop_per_second(cpu, torch.bfloat16, n=16)
     assert len(asked) == n_asked

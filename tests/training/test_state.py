@@ -37,7 +37,7 @@ def test_the_best_weights_come_back(make_training):
         seen.append(update(training))
         training.keep_if_best(rating)
     assert (training.best_epoch, training.best_rating) == (1, (0.7, -2.0))
-    training.return_to_best()
+    training.restore_best()
     assert all(
         torch.equal(a, b) for a, b in zip(training.learner.parameters(), seen[1], strict=True)
     )

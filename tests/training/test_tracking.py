@@ -141,7 +141,7 @@ def test_no_wandb_at_all_costs_seconds_and_no_numbers(
     assert time.monotonic() - start < 5
     assert tracker.run is None
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 1.0}]
-    assert "the run goes on" in caplog.text
+    assert "the run continues" in caplog.text
 
 
 @pytest.mark.parametrize("call", ["log", "finish"])
@@ -213,7 +213,7 @@ tracker.log({"train/loss": 1.0}, 1)
 labels = np.array([0, 1, 1, 0])
 tracker.report(folder, ["a", "b"], labels, np.eye(2)[labels], np.zeros((4, 2)))
 tracker.finish()
-tracking.leave(3 if tracking.Tracker.abandoned else 0)
+tracking.exit_process(3 if tracking.Tracker.abandoned else 0)
 """
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", program, str(tmp_path)],

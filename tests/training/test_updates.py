@@ -2,9 +2,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from dataset.batches import BatchReader, flat
 from dataset.store.encoded_folder import EncodedFolder
+from training.distributed import Ranks
 from training.updates import (
     Samples,
     cut_to_budget,
@@ -30,10 +32,14 @@ def samples(rng):
     return Samples(rng.choice([-3, -2, 0, 1, 4], size=1000, p=[0.4, 0.2, 0.2, 0.19, 0.01]), 30)
 
 
+def ranks(rank, world_size):
+    return Ranks(rank, world_size, torch.device("cpu"))
+
+
 def batches_of(lengths, size, rank=0, world_size=1, **settings):
     """Return what one process computes of each update."""
     updates = rows_of_updates(lengths, size, **settings)
-    sharded = shard_updates(updates, lengths, None, rank, world_size)
+    sharded = shard_updates(updates, lengths, None, ranks(rank, world_size))
     return [flat(rows).tolist() for update in sharded for rows in update.batches]
 
 
@@ -97,7 +103,9 @@ def test_every_process_has_as_many_batches():
 def test_an_update_is_sharded_whole(cells, budget):
     n = len(cells)
     batches = rows_of_updates(cells.lengths, 50, seed=1, epoch=2)
-    sharded = [list(shard_updates(batches, cells.lengths, budget, rank, 3)) for rank in range(3)]
+    sharded = [
+        list(shard_updates(batches, cells.lengths, budget, ranks(rank, 3))) for rank in range(3)
+    ]
     assert sum(update.n_cells for update in sharded[0]) == n
     for whole, *shares in zip(batches, *sharded, strict=True):
         assert {share.n_cells for share in shares} == {len(whole)}
@@ -147,7 +155,8 @@ def test_sets_follow_from_seed_and_epoch_alone(lengths, samples):
 def test_sets_are_never_divided(lengths, samples, budget, world_size):
     whole = rows_of_updates(lengths, 200, samples=samples)
     sharded = [
-        list(shard_updates(whole, lengths, budget, rank, world_size)) for rank in range(world_size)
+        list(shard_updates(whole, lengths, budget, ranks(rank, world_size)))
+        for rank in range(world_size)
     ]
     for update, *shards in zip(as_tuples(whole), *sharded, strict=True):
         found = [of_set for s in shards for batch in as_tuples(s.batches) for of_set in batch]

@@ -6,6 +6,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix
 
 from evaluation.classification import accuracy
+from models.baselines.base import LabeledCells
 from models.baselines.gradient_boosting import GradientBoostingConfig
 from models.baselines.knn import KNNConfig
 from models.baselines.linear_svm import LinearSVMConfig
@@ -36,7 +37,8 @@ def make_cells(rng, n_cells, classes=(0, 1, 2, 4)):
     for cell, label in enumerate(labels):
         rates[cell, 8 * label : 8 * label + 8] = 3.0
     counts = csr_matrix(rng.poisson(rates).astype(np.float32))
-    return counts, np.asarray(counts.sum(axis=1)).ravel() + 10.0, labels.astype(np.int64)
+    library_size = np.asarray(counts.sum(axis=1)).ravel() + 10.0
+    return LabeledCells(counts, library_size, labels.astype(np.int64))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def cells():
 @pytest.fixture(scope="module")
 def fitted(cells):
     return {
-        config.kind: config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
+        config.kind: config.fit(cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
         for config in CONFIGS
     }
 
@@ -81,7 +83,7 @@ def test_a_cells_answer_is_its_own(config, fitted, cells):
 
 @by_kind(CONFIGS)
 def test_same_seed_same_model(config, fitted, cells):
-    again = config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
+    again = config.fit(cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
     np.testing.assert_array_equal(
         again.predict_proba(*cells["test"][:2]),
         fitted[config.kind].predict_proba(*cells["test"][:2]),
@@ -93,7 +95,7 @@ def test_fitting_leaves_the_cells_alone(config):
     rng = np.random.default_rng(3)
     train, val = make_cells(rng, 60), make_cells(rng, 30)
     before = train[0].copy(), val[0].copy()
-    config.fit(*train, n_classes=N_CLASSES, val=val, seed=0)
+    config.fit(train, n_classes=N_CLASSES, val=val, seed=0)
     for now, then in zip((train[0], val[0]), before, strict=True):
         assert (now != then).nnz == 0
 
@@ -118,7 +120,7 @@ def test_trees_say_that_they_cannot_be_kept(fitted):
 def test_two_classes(config):
     rng = np.random.default_rng(5)
     train, val, test = (make_cells(rng, n, classes=(0, 1)) for n in (60, 40, 40))
-    model = config.fit(*train, n_classes=2, val=val, seed=0)
+    model = config.fit(train, n_classes=2, val=val, seed=0)
     probabilities = model.predict_proba(*test[:2])
     assert probabilities.shape == (40, 2)
     if config.kind != "majority":
@@ -144,6 +146,6 @@ def test_svm_is_as_sure_as_val_cells_allow(cells, fitted):
     assert 0.9 < probabilities.max(axis=1).mean() < 1 - 0.1 / len(labels)
 
 
-def test_neighbours_leave_no_present_class_impossible(fitted, cells):
+def test_neighbors_leave_no_present_class_impossible(fitted, cells):
     probabilities = fitted["knn"].predict_proba(*cells["test"][:2])
     assert (np.delete(probabilities, ABSENT, axis=1) > 0).all()

@@ -5,6 +5,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from evaluation.classification import accuracy, log_loss, macro_f1
+from models.baselines.base import LabeledCells
 from models.baselines.best_on_val import best_on_val, warn_at_edge
 from models.baselines.features import log_normalize
 from models.baselines.gradient_boosting import GradientBoostingConfig
@@ -73,7 +74,7 @@ def make_cells(rng, n_cells, share_wrong):
     rates[types == 1, 6:12] = 2.2
     counts = csr_matrix(rng.poisson(rates).astype(np.float32))
     labels = np.where(rng.random(n_cells) < share_wrong, 1 - types, types)
-    return counts, np.full(n_cells, 60.0), labels.astype(np.int64)
+    return LabeledCells(counts, np.full(n_cells, 60.0), labels.astype(np.int64))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ GRIDS = {
         LinearSVMConfig(c_grid=[0.1, 100], **GRID),
         [LinearSVMConfig(c_grid=[c], **GRID) for c in (0.1, 100)],
     ),
-    "number of neighbours": (
+    "number of neighbors": (
         KNNConfig(k_grid=[1, 25], n_components=5),
         [KNNConfig(k_grid=[k], n_components=5) for k in (25, 1)],
     ),
@@ -106,7 +107,7 @@ GRIDS = {
 
 
 def fit(config, cells, val="val", seed=0):
-    return config.fit(*cells["train"], n_classes=2, val=cells[val], seed=seed)
+    return config.fit(cells["train"], n_classes=2, val=cells[val], seed=seed)
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -162,11 +163,11 @@ def test_the_seed_and_the_class_weights_of_trees_count(cells):
     assert np.abs(fit(TREES, cells, seed=1).predict_proba(*cells["val"][:2]) - first).max() > 1e-3
     uneven = np.concatenate([np.flatnonzero(cells["train"][2] == 0)[:10],
                              np.flatnonzero(cells["train"][2] == 1)])  # fmt: skip
-    train = tuple(part[uneven] for part in cells["train"])
+    train = LabeledCells(*(part[uneven] for part in cells["train"]))
     names_the_rare = [
         (
             TREES.model_copy(update={"class_balanced": balanced})
-            .fit(*train, n_classes=2, val=cells["val"], seed=0)
+            .fit(train, n_classes=2, val=cells["val"], seed=0)
             .predict_proba(*cells["val"][:2])[:, 0]
             .mean()
         )

@@ -8,11 +8,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from evaluation.classification import accuracy, log_loss, macro_f1
+from models.baselines.base import LabeledCells
 from models.baselines.features import log_normalize, standardize
 from models.baselines.linear_cells import RotatedCells, SparseCells
 from models.baselines.linear_fit import balanced, cross_entropy, fit_linear, squared_hinge
 from models.baselines.linear_svm import LinearSVMConfig
-from models.baselines.linear_tuning import Setting, tune_linear
+from models.baselines.linear_tuning import Setting
 from models.baselines.logistic_regression import LogisticRegressionConfig
 
 N_CLASSES = 4
@@ -27,7 +28,7 @@ def make_cells(rng, n_cells, n_genes=50):
         rates[cell, 5 * label : 5 * label + 5] = 1.4
     counts = csr_matrix(rng.poisson(rates).astype(np.float32))
     library_size = np.asarray(counts.sum(axis=1)).ravel() * rng.uniform(1, 3, size=n_cells)
-    return counts, library_size, labels.astype(np.int64)
+    return LabeledCells(counts, library_size, labels.astype(np.int64))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_logistic_regression_is_scikit_learns(cells, c, class_weights, scaling, 
         gene_scaling=[scaling],
         tuning_cells=tuning_cells,
     )
-    ours = config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
+    ours = config.fit(cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
     train, test = dense(cells, scaling)
     theirs = LogisticRegression(
         C=c,
@@ -107,11 +108,11 @@ def test_linear_svm_is_scikit_learns(cells, form, class_weight):
 @pytest.mark.parametrize("tuning_cells", [1000, 40], ids=["rotated", "sparse"])
 def test_two_classes_are_scikit_learns_at_twice_the_penalty(cells, tuning_cells):
     two = {
-        name: tuple(part[np.flatnonzero(labels != 3)] for part in (counts, library_size, labels))
-        for name, (counts, library_size, labels) in cells.items()
+        name: LabeledCells(*(part[np.flatnonzero(split.labels != 3)] for part in split))
+        for name, split in cells.items()
     }
     config = only(LogisticRegressionConfig, c_grid=[20.0], tuning_cells=tuning_cells)
-    ours = config.fit(*two["train"], n_classes=2, val=two["val"], seed=0)
+    ours = config.fit(two["train"], n_classes=2, val=two["val"], seed=0)
     train, test = dense(two, "standardized")
     theirs = LogisticRegression(C=40.0, max_iter=50_000, tol=1e-9).fit(train, two["train"][2])
     found = ours.predict_proba(*two["test"][:2])
@@ -122,12 +123,12 @@ def test_two_classes_are_scikit_learns_at_twice_the_penalty(cells, tuning_cells)
 @pytest.mark.parametrize("n_genes", [1, 3])
 def test_a_panel_of_few_genes_and_a_single_class(tuning_cells, n_genes):
     counts, library_size, labels = make_cells(np.random.default_rng(0), 60)
-    train = counts[:, :n_genes], library_size, labels
+    train = LabeledCells(counts[:, :n_genes], library_size, labels)
     config = only(LogisticRegressionConfig, c_grid=[10.0], tuning_cells=tuning_cells)
-    model = config.fit(*train, n_classes=N_CLASSES, val=train, seed=0)
+    model = config.fit(train, n_classes=N_CLASSES, val=train, seed=0)
     assert np.isfinite(model.predict_proba(*train[:2])).all()
-    alike = train[0], library_size, np.full(60, 2)
-    model = config.fit(*alike, n_classes=N_CLASSES, val=alike, seed=0)
+    alike = LabeledCells(train.counts, library_size, np.full(60, 2))
+    model = config.fit(alike, n_classes=N_CLASSES, val=alike, seed=0)
     assert (model.predict_proba(*train[:2])[:, 2] == 1).all()
 
 
@@ -148,15 +149,15 @@ def test_more_genes_than_cells_lose_nothing_by_the_rotation():
             penalize_intercept=False,
             max_iter=5000,
         )
-        of_genes, center = cells.of_genes(weights)
-        found.append(softmax(expression @ of_genes + (intercept - center), axis=1))
+        to_genes, center = cells.to_genes(weights)
+        found.append(softmax(expression @ to_genes + (intercept - center), axis=1))
     np.testing.assert_allclose(found[0], found[1], atol=5e-4)
 
 
 def test_the_order_of_the_grid_changes_nothing(cells):
     probabilities = [
         only(LogisticRegressionConfig, c_grid=grid)
-        .fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
+        .fit(cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
         .predict_proba(*cells["test"][:2])
         for grid in ([1, 10, 100], [100, 1, 10], [10])
     ]
@@ -164,33 +165,24 @@ def test_the_order_of_the_grid_changes_nothing(cells):
     # whichever was chosen is what it is by itself
     alone = [
         only(LogisticRegressionConfig, c_grid=[c])
-        .fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
+        .fit(cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
         .predict_proba(*cells["test"][:2])
         for c in (1, 10, 100)
     ]
     assert min(np.abs(probabilities[0] - one).max() for one in alone) < 1e-4
 
 
-def test_the_seed_draws_the_cells_that_settings_are_compared_on(cells):
-    counts, library_size, labels = cells["train"]
+def test_the_seed_draws_the_cells_that_settings_are_compared_on(cells, monkeypatch):
     seen = []
 
-    def fit(setting, form, own, cell_weights):
+    def fit(self, setting, form, own, cell_weights):
         seen.append((form.shape[0], own.tolist()))
         return np.zeros((form.shape[1], own.max() + 1)), np.zeros(own.max() + 1)
 
+    monkeypatch.setattr(LinearSVMConfig, "fit_setting", fit)
+    config, settings = LinearSVMConfig(tuning_cells=50), [Setting("standardized", "none", c=1.0)]
     for seed in (0, 0, 1):
-        tune_linear(
-            log_normalize(counts, library_size),
-            labels,
-            N_CLASSES,
-            cells["val"],
-            [Setting("standardized", "none", c=1.0)],
-            fit,
-            finish=lambda classifier: classifier,
-            tuning_cells=50,
-            seed=seed,
-        )
+        config.tune(cells["train"], cells["val"], N_CLASSES, seed, settings)
     drawn, whole = seen[0::2], seen[1::2]
     assert [n for n, _ in drawn] == [50, 50, 50]
     assert [n for n, _ in whole] == [150, 150, 150]
@@ -199,11 +191,11 @@ def test_the_seed_draws_the_cells_that_settings_are_compared_on(cells):
 
 def test_a_fit_that_has_not_converged_says_so(cells, caplog):
     config = only(LogisticRegressionConfig, c_grid=[100.0], max_iter=2)
-    config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
+    config.fit(cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
     assert "did not converge in 2 iterations" in caplog.text
     caplog.clear()
     config = only(LogisticRegressionConfig, c_grid=[100.0])
-    config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
+    config.fit(cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
     assert caplog.text == ""
 
 
@@ -212,7 +204,7 @@ def test_early_stopping_keeps_weights_small_and_its_number_counts(cells):
     fitted = {}
     for n in (1, 5, 50):
         config = only(LogisticRegressionConfig, c_grid=[], early_stopped=[n])
-        model = config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
+        model = config.fit(cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
         fitted[n] = model
     losses = [log_loss(labels, m.predict_proba(counts, library_size)) for m in fitted.values()]
     assert losses[0] > losses[1] > losses[2]
@@ -225,7 +217,7 @@ def test_balanced_weights_help_the_rare_type(cells):
     recall = []
     for class_weights in ("none", "balanced"):
         config = only(LogisticRegressionConfig, c_grid=[1.0], class_weights=[class_weights])
-        model = config.fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
+        model = config.fit(cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
         rare = model.predict_proba(counts, library_size)[labels == 3]
         recall.append(accuracy(np.full(len(rare), 3), rare))
     assert recall[1] > recall[0]
@@ -249,14 +241,14 @@ def test_every_form_is_tried_and_val_decides(cells, config):
         "class_weights": ["none", "balanced"],
     }
     best = only(config, c_grid=[3.0], **forms).fit(
-        *cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0
+        cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0
     )
     scores = {}
     for scaling in forms["gene_scaling"]:
         for class_weights in forms["class_weights"]:
             one = only(
                 config, c_grid=[3.0], gene_scaling=[scaling], class_weights=[class_weights]
-            ).fit(*cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
+            ).fit(cells["train"], n_classes=N_CLASSES, val=cells["val"], seed=0)
             probabilities = one.predict_proba(counts, library_size)
             score = macro_f1(labels, probabilities), -log_loss(labels, probabilities)
             scores[score] = one

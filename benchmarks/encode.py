@@ -20,7 +20,7 @@ def ours(path: str, label_key: str, n_threads: int = 1, n_tokens: int = 2048) ->
     from dataset.encode import encode
 
     config = PreprocessConfig(
-        name=f"tokenise_{n_threads}",
+        name=f"encode_{n_threads}",
         input=path,
         label_key=label_key,
         tokenizer={"kind": "rank", "n_tokens": n_tokens},
@@ -68,7 +68,7 @@ def run(*, quick: bool = False, rounds: int = 3) -> list[dict]:
         for n_threads in (1, 2):
             found[str(n_threads)].append(
                 alone(
-                    "benchmarks.tokenise:ours",
+                    "benchmarks.encode:ours",
                     path=path,
                     label_key=LABEL_KEY,
                     n_threads=n_threads,
@@ -88,7 +88,7 @@ def run(*, quick: bool = False, rounds: int = 3) -> list[dict]:
         speed = median(r["cells_per_second"] for r in results)
         rows.append(
             {
-                "tokeniser": label,
+                "tokenizer": label,
                 "cells": n,
                 "cells/s": speed,
                 "of the peer": f"{speed / peer['cells_per_second']:.1f}x",
@@ -98,5 +98,5 @@ def run(*, quick: bool = False, rounds: int = 3) -> list[dict]:
             }
         )
     two = rows[1]["cells/s"] / rows[0]["cells/s"]
-    show(f"Tokenise: gzip .h5ad -> tokens on disk ({SOURCE}, 2 threads are {two:.2f}x)", rows)
+    show(f"Encode: gzip .h5ad -> tokens on disk ({SOURCE}, 2 threads are {two:.2f}x)", rows)
     return rows
