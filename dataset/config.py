@@ -89,6 +89,11 @@ class PreprocessConfig(Config):
         description="obs columns kept as integer codes beside each cell (batch, donor, "
         "perturbation), for networks and objectives that read conditions",
     )
+    position_keys: list[str] = Field(
+        default=[],
+        description="two numeric obs columns, such as [x, y], kept as the position of each cell, "
+        "for networks that read positions",
+    )
     organism: str | None = None
     ignore_labels: list[str] = Field(default=[], description="labels that are not a cell type")
     min_cells_per_class: int = Field(
@@ -115,6 +120,11 @@ class PreprocessConfig(Config):
             raise ValueError("ignore_labels names values of an obs column: say which (label_key)")
         if len(set(self.condition_keys)) < len(self.condition_keys):
             raise ValueError(f"condition_keys names a column twice: {self.condition_keys}")
+        if self.position_keys and len(set(self.position_keys)) != 2:
+            raise ValueError(
+                f"position_keys: found {self.position_keys}; expected two obs columns, such as "
+                "[x, y], or none"
+            )
         return self
 
     def to_yaml(self) -> str:

@@ -19,7 +19,7 @@ from dataset.store.blocks import cut
 from dataset.store.count_store import CountStore
 from dataset.store.csr_file import open_npy
 from dataset.store.encoded_folder import SCHEMA_VERSION
-from dataset.store.layout import OF_SPLIT, SPLITS
+from dataset.store.layout import RESERVED, SPLITS
 
 TABLE_CELLS = 16_384  # lines written in one go
 
@@ -98,6 +98,7 @@ def describe(
         "batch_key": config.batch_key or config.split.key,
         "time_key": config.time_key,
         "condition_keys": config.condition_keys,
+        "position_keys": config.position_keys,
         "organism": config.organism,
         "quality_control": config.quality_control.model_dump(mode="json"),
         # The poorest train cell: nothing was learned of cells with fewer genes than it has.
@@ -114,7 +115,7 @@ def describe(
             }
             for name, array in learned.items()
         },
-        "arrays": {n: a.dtype.name for n, a in written.items() if n not in OF_SPLIT},
+        "arrays": {n: a.dtype.name for n, a in written.items() if n not in RESERVED},
         "n_cells": {split: len(chosen.of_split(split)) for split in SPLITS},
         "dropped": chosen.reasons.count(),
         "messages": messages,

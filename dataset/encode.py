@@ -116,8 +116,7 @@ def _encode_into(
     vocabulary, columns = find_vocabulary(store, chosen, steps)
     vocabulary.save(folder / "vocabulary.json")
     _write_json(folder / "class_names.json", chosen.class_names)
-    names = {key: list(values.categories) for key, values in chosen.conditions.items()}
-    _write_json(folder / "conditions.json", names)
+    _write_json(folder / "conditions.json", chosen.condition_names)
     Expression.write(folder, chosen.rows, columns, measures.total_counts[chosen.rows])
 
     train = chosen.rows[chosen.of_split("train")]
@@ -236,9 +235,11 @@ def encode_splits(
         np.save(folder / name / "rows.npy", rows)
         np.save(folder / name / "labels.npy", chosen.labels.codes[rows].astype(np.int64))
         conditions = np.zeros((len(rows), len(chosen.conditions)), dtype=np.int64)
-        for column, values in enumerate(chosen.conditions.values()):
-            conditions[:, column] = values.codes[rows]
+        for column, codes in enumerate(chosen.conditions.values()):
+            conditions[:, column] = codes[rows]
         np.save(folder / name / "conditions.npy", conditions)
+        if chosen.positions is not None:
+            np.save(folder / name / "positions.npy", chosen.positions[rows])
     items, first = [], np.zeros(len(SPLITS), dtype=int)
     for start, stop in cut_shares(0, len(chosen.rows)):
         split = chosen.split.codes[start:stop]

@@ -51,6 +51,8 @@ class DataFacts:
         ``(n_genes, ...)`` in the order of the vocabulary.
     conditions
         Names of the codes of each obs column that was kept, in the order of ``Batch``'s columns.
+    position_keys
+        The obs columns of the cells' positions; empty where cells have none.
     class_sizes
         Train cells of each class, ``(c,)``; None where there are no train cells at hand.
     """
@@ -61,6 +63,7 @@ class DataFacts:
     n_segments: int
     learned: dict[str, NDArray]
     conditions: dict[str, list[str]] = field(default_factory=dict)
+    position_keys: tuple[str, ...] = ()
     class_sizes: NDArray[np.int64] | None = None
 
     @property
@@ -77,8 +80,8 @@ def read_facts(folder: Path, meta: Mapping[str, Any]) -> DataFacts:
     folder
         Of the files.
     meta
-        Content of its ``meta.json``: ``n_tokens``, ``n_segments``, ``condition_keys``, and of
-        each array in ``learned/`` its dtype, shape and range.
+        Content of its ``meta.json``: ``n_tokens``, ``n_segments``, ``condition_keys``,
+        ``position_keys``, and of each array in ``learned/`` its dtype, shape and range.
 
     Raises
     ------
@@ -103,6 +106,7 @@ def read_facts(folder: Path, meta: Mapping[str, Any]) -> DataFacts:
             for name, said in meta["learned"].items()
         },
         conditions=conditions,
+        position_keys=tuple(meta["position_keys"]),
     )
 
 

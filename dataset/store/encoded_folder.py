@@ -49,8 +49,9 @@ class EncodedSplit:
     labels: NDArray[np.int64]  # (n,), -1: unlabelled
     rows: NDArray[np.int64]  # (n,), into the lines of cells.csv
     library_size: NDArray[np.float32]  # (n, s)
-    conditions: NDArray[np.int64]  # (n, k), codes of obs columns; -1: not among the train cells'
+    conditions: NDArray[np.int64]  # (n, k), codes of obs columns; below 0: of no train cell
     folder: "EncodedFolder" = field(repr=False)
+    positions: NDArray[np.float32] | None = None  # (n, 2)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -241,7 +242,9 @@ class EncodedFolder:
             [len(names) for names in self._facts.conditions.values()], dtype=np.int64
         )
         conditions = self._array(f"{name}/conditions.npy", (n, len(n_names)), ("int64",))
-        known = bool(((conditions >= -1) & (conditions < n_names)).all())
+        # Of train cells only a missing value is unknown.
+        lowest = -1 if name == "train" else -1 - self.meta["source"]["n_cells"]
+        known = bool(((conditions >= lowest) & (conditions < n_names)).all())
         self._check(known, f"{name}/conditions.npy", "codes without a name")
         least_label = 0 if self.class_names else -1
         for file, values, low, high in (
@@ -251,7 +254,13 @@ class EncodedFolder:
         ):
             inside = n == 0 or (values.min() >= low and values.max() <= high)
             self._check(inside, f"{name}/{file}", f"values outside {low} to {high}")
-        return EncodedSplit(name, arrays, lengths, labels, rows, library_size, conditions, self)
+        positions = None
+        if self.meta["position_keys"]:
+            positions = self._array(f"{name}/positions.npy", (n, 2), ("float32",))
+            self._check(bool(np.isfinite(positions).all()), f"{name}/positions.npy", "no numbers")
+        return EncodedSplit(
+            name, arrays, lengths, labels, rows, library_size, conditions, self, positions
+        )
 
     def _array(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> NDArray:
         """Open an array without reading it, if it is what it should be."""

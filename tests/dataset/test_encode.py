@@ -15,6 +15,7 @@ import dataset.describe
 import dataset.encode
 import dataset.keep_counts
 import dataset.store.blocks
+from dataset.batches import BatchReader, to_device
 from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.encode_error import EncodeError
@@ -512,9 +513,17 @@ def test_conditions_are_codes_of_the_names_in_train(cells, config_of):
         for column, (key, known) in enumerate(names.items()):
             code_of = {value: code for code, value in enumerate(known)}
             values = cells.obs.loc[split.cell_names, key].astype(str)
-            expected = [code_of.get(value, -1) for value in values]
-            assert split.conditions[:, column].tolist() == expected
-    assert (folder.split("test").conditions[:, 1:] == -1).all()
+            codes = split.conditions[:, column].tolist()
+            # One that no train cell has is below -1, and each such value has a code of its own.
+            unknown = sorted({*values} - {*known, "nan"})
+            code_of |= {value: code for code, value in zip(codes, values, strict=True)
+                        if value in unknown} | {"nan": -1}  # fmt: skip
+            assert codes == [code_of[value] for value in values]
+            assert max((code_of[value] for value in unknown), default=-2) < -1
+            assert len({code_of[value] for value in unknown}) == len(unknown)
+    test = folder.split("test")
+    assert (test.conditions[:, 1:] < -1).all()
+    assert (BatchReader(test).read(np.arange(3))["conditions"][:, 1:] == -1).all()
     assert folder.split("train").conditions[0, 1] == -1
     assert run(config_of(None, "none")).split("train").conditions.shape == (80, 0)
 
@@ -524,6 +533,41 @@ def test_a_condition_that_is_not_there_or_named_twice_is_said(cells, config_of):
         run(config_of(cells, condition_keys=["nothing"]))
     with pytest.raises(ValueError, match="names a column twice"):
         config_of(None, condition_keys=["time", "time"])
+
+
+def test_positions_are_kept_as_they_are(cells, config_of):
+    cells.obs["x"], cells.obs["y"] = np.linspace(-1, 7, 160), np.arange(160)
+    cells.obs.loc["cell_4", "x"] = np.nan
+    folder = run(config_of(cells, position_keys=["x", "y"]))
+    assert folder.facts.position_keys == ("x", "y")
+    assert folder.meta["dropped"] == {"no x": 1}
+    for name in ("train", "val", "test"):
+        split = folder.split(name)
+        expected = cells.obs.loc[split.cell_names, ["x", "y"]].to_numpy(np.float32)
+        np.testing.assert_array_equal(split.positions, expected)
+        assert split.positions.dtype == np.float32
+        rows = np.array([2, 0])
+        batch = to_device(BatchReader(split).read(rows), "cpu")
+        np.testing.assert_array_equal(batch["positions"].numpy(), expected[rows])
+    check_replaceable(folder.path)
+
+
+def test_without_positions_no_array_is_written(cells, config_of):
+    folder = run(config_of(cells))
+    assert not list(folder.path.glob("*/positions.npy"))
+    assert folder.split("val").positions is None
+    assert "positions" not in BatchReader(folder.split("val")).read(np.arange(3))
+
+
+def test_positions_that_cannot_be_are_said(cells, config_of):
+    cells.obs["x"] = [f"{i} um" for i in range(160)]
+    with pytest.raises(CellFileError, match="no obs column 'y'"):
+        run(config_of(cells, position_keys=["time", "y"]))
+    with pytest.raises(EncodeError, match="position_keys: obs 'x' holds .*expected numbers"):
+        run(config_of(None, position_keys=["time", "x"]))
+    for keys in (["time"], ["time", "time"], ["time", "x", "donor"]):
+        with pytest.raises(ValueError, match=r"position_keys: found .*expected two obs columns"):
+            config_of(None, position_keys=keys)
 
 
 # ----------------------------------------------------------------- another tokenizer

@@ -219,7 +219,7 @@ def test_json_of_another_type_is_a_sentence(copy, name, content, sealed):
 
 META_KEYS = [
     "name", "source", "label_key", "batch_key", "time_key", "organism", "tokenizer", "n_tokens",
-    "learned", "arrays", "condition_keys",
+    "learned", "arrays", "condition_keys", "position_keys",
     "n_segments", "n_cells", "dropped", "messages", "data_sha256", "split_sha256", "git_commit",
 ]  # fmt: skip
 
