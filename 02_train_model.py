@@ -27,14 +27,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.user_error import UserError
 from dataset import read_tokenizer
-from dataset.batches import (
-    LengthBucketSampler,
-    NpyDataset,
-    Update,
-    collate,
-    deal_updates,
-    to_device,
-)
+from dataset.batches import BatchReader, to_device
 from dataset.store.encoded_folder import EncodedFolder
 from models.learner import Learner
 from training.alarms import check_batch_sizes, check_finite, warn_of_collapse
@@ -65,6 +58,7 @@ from training.same_run import resolve
 from training.sharding import broadcast
 from training.state import Training
 from training.tracking import Tracker, exit_process
+from training.updates import Update, rows_of_updates, samples_of, shard_updates
 
 logger = logging.getLogger("train")
 LOG_EVERY = 10  # optimizer updates between two points of the training curve
@@ -88,14 +82,13 @@ def read_config(arguments: list[str] | None) -> TrainConfig:
 
 
 def epoch_updates(
-    data: EncodedFolder, config: TrainConfig, epoch: int, ranks: Ranks
+    learner: Learner, data: EncodedFolder, config: TrainConfig, epoch: int, ranks: Ranks
 ) -> Iterator[Update]:
     """Return the updates of an epoch: which cells this process reads for each, in batches."""
     cells, optim = data.split("train"), config.optim
-    sampler = LengthBucketSampler(
-        cells.lengths, optim.batch_size, config.seed, epoch, ranks.rank, ranks.world_size
-    )
-    return deal_updates(sampler, cells, optim.tokens_per_batch)
+    samples = samples_of(learner, cells)
+    rows = rows_of_updates(cells.lengths, optim.batch_size, config.seed, epoch, samples)
+    return shard_updates(rows, cells.lengths, optim.tokens_per_batch, ranks)
 
 
 # ============================================================================= model
@@ -140,7 +133,8 @@ def fit_network(
     optim, val, n_train = config.optim, data.split("val"), len(data.split("train"))
     check_batch_sizes(optim, data.n_tokens, ranks.world_size)
     training = build_training(config, data, run, ranks, tracker)
-    n_steps = optim.max_epochs * -(-n_train // optim.batch_size)
+    n_updates = len([*epoch_updates(training.learner, data, config, 0, ranks)])  # in every epoch
+    n_steps = optim.max_epochs * n_updates
     bar = tqdm(desc=config.name, total=n_steps, initial=training.step, disable=not ranks.is_first)
     with bar, logging_redirect_tqdm():
         while training.epoch < optim.max_epochs:
@@ -173,20 +167,20 @@ def train_epoch(
     training: Training, config: TrainConfig, data: EncodedFolder, tracker: Tracker, bar: tqdm
 ) -> None:
     """Make one pass over the training cells."""
-    optim, ranks, dataset = config.optim, training.ranks, NpyDataset(data.split("train"))
+    optim, ranks, reader = config.optim, training.ranks, BatchReader(data.split("train"))
     learned = {k: torch.tensor(v).to(ranks.device) for k, v in data.facts.learned.items()}
     reorder = partial(read_tokenizer(data.meta["tokenizer"]).reorder, learned=learned)
     weights = torch.tensor([o.weight for o in config.objectives], device=ranks.device)
     training.learner.train()
     with training.clock.paused():  # on a GPU its speed is measured, the first time
         curve = Curve(training.learner, config.precision, ranks)
-    for update in epoch_updates(data, config, training.epoch, ranks):
+    for update in epoch_updates(training.learner, data, config, training.epoch, ranks):
         seed_everything(config.seed, training.step, ranks.rank)
         key = update_key(config.seed, training.step)
         for i, rows in enumerate(update.batches):
             # Read here: rows come out of a memory map faster than from a worker process.
             with curve.waiting(), training.clock.paused():
-                batch = collate(dataset.__getitems__(rows))
+                batch = reader.read(rows)
             batch = to_device(batch, ranks.device)
             batch = augment(batch, reorder, key=key, **dict(config.augment))
             batch = training.learner.hide(batch, draw_for(batch, key))

@@ -37,7 +37,7 @@ def encoded(path: str, label_key: str, n_tokens: int = 2048) -> Path:
 
 
 def ours(folder: str, rounds: int = 3) -> dict:
-    """Shuffling, dealing, reading and collating, as the training script puts them together."""
+    """Shuffling, sharding and reading, as the training script puts them together."""
     from dataset.store.encoded_folder import EncodedFolder
 
     cells = EncodedFolder(folder).split("train")
@@ -50,23 +50,28 @@ def ours(folder: str, rounds: int = 3) -> dict:
 
 def read_batches(cells, batch_size: int):
     """Yield an epoch's batches as the training script reads them, on the CPU and not widened."""
-    from dataset.batches import LengthBucketSampler, NpyDataset, collate, deal_updates
+    import torch
 
-    rows, sampler = NpyDataset(cells), LengthBucketSampler(cells.lengths, batch_size)
-    for update in deal_updates(sampler, cells, None):
-        for some in update.batches:
-            yield collate(rows.__getitems__(some))
+    from dataset.batches import BatchReader
+    from training.distributed import Ranks
+    from training.updates import rows_of_updates, shard_updates
+
+    reader, updates = BatchReader(cells), rows_of_updates(cells.lengths, batch_size)
+    alone = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+    for update in shard_updates(updates, cells.lengths, None, alone):
+        for rows in update.batches:
+            yield reader.read(rows)
 
 
 def plain_numpy(folder: str, rounds: int = 3) -> dict:
     """The limit: the same cells of the same batches, padded rows, sorted in the batch."""
-    from dataset.batches import LengthBucketSampler
     from dataset.store.encoded_folder import EncodedFolder
+    from training.updates import rows_of_updates
 
     cells = EncodedFolder(folder).split("train")
     batches = [
-        (np.sort(b), int(cells.lengths[b].max()))
-        for b in LengthBucketSampler(cells.lengths, batch_size=BATCH_CELLS).global_batches()
+        (np.sort(rows), int(cells.lengths[rows].max()))
+        for rows in rows_of_updates(cells.lengths, BATCH_CELLS)
     ]
     arrays = [np.asarray(array) for array in cells.arrays.values()]
 

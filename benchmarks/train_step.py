@@ -94,20 +94,17 @@ def make_model(
 
 def make_batch(ids: np.ndarray, device: str = "cpu"):
     """What the network reads, for these token ids: without their padding."""
-    from dataset.batches import collate, to_device
+    from dataset.batches import BatchReader, EncodedCells, to_device
 
-    is_token, b = ids != 0, len(ids)
-    token_ids = ids[is_token]
-    rows = {
-        "token_ids": token_ids,
-        "counts": (token_ids > 3).astype(np.float32),
-        "lengths": is_token.sum(axis=1),
-        "library_size": np.full((b, 1), 1e4, dtype=np.float32),
-        "labels": np.arange(b) % N_CLASSES,
-        "conditions": np.zeros((b, 0), dtype=np.int64),
-        "cell_index": np.arange(b),
-    }
-    return to_device(collate(rows), device)
+    b = len(ids)
+    cells = EncodedCells(
+        arrays={"token_ids": ids, "counts": (ids > 3).astype(np.float32)},
+        lengths=(ids != 0).sum(axis=1).astype(np.int32),
+        library_size=np.full((b, 1), 1e4, dtype=np.float32),
+        labels=np.arange(b) % N_CLASSES,
+        conditions=np.zeros((b, 0), dtype=np.int64),
+    )
+    return to_device(BatchReader(cells).read(np.arange(b)), device)
 
 
 def ours(

@@ -1,4 +1,4 @@
-"""Which cells are encoded, and in which split; who is dropped, and why.
+"""Choose the cells to encode and their splits; keep the reasons why others are dropped.
 
 A cell is a handful of small numbers here, not a handful of Python strings: a million cells are
 then a few megabytes.
@@ -14,11 +14,13 @@ from dataset.config import PreprocessConfig
 from dataset.cut_list import cut_list
 from dataset.doublets import drop_doublets, score_doublets
 from dataset.encode_error import EncodeError
+from dataset.nearest_names import shortened
 from dataset.previous.history import order_time_points, time_names
 from dataset.quality_control import Measures, drop_cells, drop_rare_types, drop_unlabelled
 from dataset.reading.cells import Cells
 from dataset.reasons import Reasons
 from dataset.split import split_cells
+from dataset.store.count_store import CountStore
 from dataset.store.layout import SPLITS
 
 FEWEST_DISTINCT = 20  # below, every cell may have a type of its own: too few to call it a mistake
@@ -31,14 +33,16 @@ class ChosenCells:
     Categoricals hold a small number a cell; their categories are the names.
     """
 
-    rows: NDArray[np.integer]  # (n,), number of the cell in the files
+    rows: NDArray[np.int64]  # (n,), number of the cell in the files
     split: pd.Categorical  # (n,)
     labels: pd.Categorical  # (n,), the cell type; no categories without labels
     batch: pd.Categorical  # (n,)
     time: pd.Categorical | None  # (n,)
     time_points: list[str]  # in order
     class_names: list[str]  # those with enough train cells, sorted
-    conditions: dict[str, pd.Categorical]  # (n,) each, by column; names of the train cells alone
+    condition_names: dict[str, list[str]]  # by column: values that train cells have, sorted
+    conditions: dict[str, NDArray[np.int64]]  # (n,) each, by column; see condition_codes
+    positions: NDArray[np.float32] | None  # (n, 2)
     reasons: Reasons  # of all cells of the files
     doublet_score: NDArray[np.float64] | None  # (n,)
     messages: list[str]
@@ -57,9 +61,10 @@ class Annotations:
     groups: pd.Categorical | None  # (n_cells,), of split.key
     times: pd.Series | None  # (n_cells,)
     conditions: dict[str, pd.Categorical]  # (n_cells,) each, by column
+    positions: NDArray[np.float32] | None  # (n_cells, 2), NaN where there is none
 
     @classmethod
-    def read(cls, cells: Cells, config: PreprocessConfig) -> "Annotations":
+    def read(cls, cells: Cells | CountStore, config: PreprocessConfig) -> "Annotations":
         """Read the columns that the config names, before any count is looked at.
 
         Raises
@@ -84,10 +89,11 @@ class Annotations:
             groups=column.get(config.split.key),
             times=times,
             conditions={key: column[key] for key in config.condition_keys},
+            positions=read_positions(cells, config.position_keys),
         )
 
 
-def _read_labels(cells: Cells, key: str) -> pd.Categorical:
+def _read_labels(cells: Cells | CountStore, key: str) -> pd.Categorical:
     labels = categories(cells.column(key), strip=True)
     n_distinct, n_labelled = len(labels.categories), int((labels.codes >= 0).sum())
     if n_distinct > max(FEWEST_DISTINCT, n_labelled / 2):
@@ -100,7 +106,7 @@ def _read_labels(cells: Cells, key: str) -> pd.Categorical:
 
 
 def choose_cells(
-    cells: Cells, obs: Annotations, measures: Measures, config: PreprocessConfig
+    store: CountStore, obs: Annotations, measures: Measures, config: PreprocessConfig
 ) -> ChosenCells:
     """Apply quality control, drop what cannot be learned from, and split the rest.
 
@@ -113,8 +119,8 @@ def choose_cells(
 
     Parameters
     ----------
-    cells
-        The cells; their counts are read again only to score doublets.
+    store
+        Of all cells; their counts are looked at only to score doublets.
     obs, measures
         Of all cells.
     config
@@ -127,7 +133,7 @@ def choose_cells(
     """
     quality, fewest = config.quality_control, config.min_cells_per_class
     messages: list[str] = []
-    reasons = Reasons(cells.n_cells)
+    reasons = Reasons(store.n_cells)
     drop_cells(reasons, measures, quality)
     for key, missing in _missing(obs, config).items():
         reasons.drop(missing, f"no {key}", f"{key!r} without a value", f"fill obs {key!r}")
@@ -144,7 +150,7 @@ def choose_cells(
     split = _split(obs, fit, reasons.kept, config)
     scores = None
     if quality.scrublet:
-        scores, notes = score_doublets(cells, fit, split, obs.batch, seed=config.split.seed)
+        scores, notes = score_doublets(store, fit, split, obs.batch, seed=config.split.seed)
         messages += notes
         drop_doublets(reasons, scores, quality)
     is_train = split == SPLITS.index("train")
@@ -157,18 +163,21 @@ def choose_cells(
 
     rows = np.flatnonzero(reasons.kept)
     _check_splits(split[rows], class_names, config, reasons)
-    if n_dropped := cells.n_cells - len(rows):
-        messages.append(f"{n_dropped:,} of {cells.n_cells:,} cells dropped: {reasons}")
+    if n_dropped := store.n_cells - len(rows):
+        messages.append(f"{n_dropped:,} of {store.n_cells:,} cells dropped: {reasons}")
     batch = obs.batch
     if batch is None:
         batch = pd.Categorical.from_codes(
-            np.zeros(cells.n_cells, dtype=np.int8), pd.Index(["all"], dtype=object)
+            np.zeros(store.n_cells, dtype=np.int8), pd.Index(["all"], dtype=object)
         )
     labels = obs.labels
     if labels is None:
         labels = pd.Categorical.from_codes(
-            np.full(cells.n_cells, -1, dtype=np.int8), pd.Index([], dtype=object)
+            np.full(store.n_cells, -1, dtype=np.int8), pd.Index([], dtype=object)
         )
+    names = {
+        key: _names(values, reasons.kept & is_train) for key, values in obs.conditions.items()
+    }
     return ChosenCells(
         rows=rows,
         split=pd.Categorical.from_codes(split[rows], pd.Index(SPLITS, dtype=object)),
@@ -178,10 +187,12 @@ def choose_cells(
         # Of all cells, or who is dropped for a label would change what the others' pasts are.
         time_points=[] if obs.times is None else order_time_points(obs.times),
         class_names=class_names,
+        condition_names=names,
         conditions={
-            key: values[rows].set_categories(_names(values, reasons.kept & is_train))
+            key: condition_codes(values, names[key])[rows]
             for key, values in obs.conditions.items()
         },
+        positions=None if obs.positions is None else obs.positions[rows],
         reasons=reasons,
         doublet_score=None if scores is None else scores[rows],
         messages=messages,
@@ -196,6 +207,9 @@ def _missing(obs: Annotations, config: PreprocessConfig) -> dict[str, NDArray[np
     for key, values in ((config.batch_key, obs.batch), (config.split.key, obs.groups)):
         if key is not None and values is not None:
             missing[key] = values.codes < 0
+    if obs.positions is not None:
+        for key, of_axis in zip(config.position_keys, obs.positions.T, strict=True):
+            missing[key] = ~np.isfinite(of_axis)
     return missing
 
 
@@ -204,9 +218,9 @@ def _count(labels: pd.Categorical, which: NDArray[np.bool_]) -> NDArray[np.int64
     return np.bincount(codes, minlength=len(labels.categories))
 
 
-def _names(values: pd.Categorical, which: NDArray[np.bool_]) -> pd.Index:
+def _names(values: pd.Categorical, which: NDArray[np.bool_]) -> list[str]:
     """Return the names that some of the cells have."""
-    return values.categories[_count(values, which) > 0]
+    return list(values.categories[_count(values, which) > 0])
 
 
 def _split(
@@ -258,6 +272,40 @@ def categories(values: pd.Series, *, strip: bool = False) -> pd.Categorical:
     new_codes = [*(code_of[text] for text in texts), -1]  # the last: code -1
     recoded = np.array(new_codes, dtype=np.min_scalar_type(-len(names) - 1))
     return pd.Categorical.from_codes(recoded[codes], pd.Index(names, dtype=object))
+
+
+def condition_codes(values: pd.Categorical, names: list[str]) -> NDArray[np.int64]:
+    """Return the code of each value: its index in ``names``.
+
+    A value that is not among them is unknown, and has a code of its own, from -2 downward: cells
+    that share it can still be told to be of one sample. A missing one is -1.
+    """
+    code_of = {name: code for code, name in enumerate(names)}
+    codes = [code_of.get(name, -2 - i) for i, name in enumerate(values.categories)]
+    return np.array([*codes, -1], dtype=np.int64)[values.codes]
+
+
+def read_positions(cells: Cells | CountStore, keys: list[str]) -> NDArray[np.float32] | None:
+    """Read the obs columns of the cells' coordinates, ``(n_cells, 2)``; None where none are named.
+
+    Raises
+    ------
+    CellFileError
+        If there is no such column.
+    EncodeError
+        If a column does not hold numbers.
+    """
+    axes = []
+    for key in keys:
+        column = cells.column(key)
+        if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+            found = shortened(list(map(str, column.unique()[:3])))
+            raise EncodeError(
+                f"position_keys: obs {key!r} holds {column.dtype}, such as {found}; expected "
+                "numbers: name another column, or write it anew as numbers"
+            )
+        axes.append(column.to_numpy(dtype=np.float32, na_value=np.nan))
+    return np.stack(axes, axis=1) if axes else None
 
 
 def _time_points(times: pd.Series) -> pd.Categorical:

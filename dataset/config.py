@@ -8,6 +8,8 @@ from configs.base import Config
 from dataset import TokenizerConfig
 from dataset.reading.cell_url import without_secrets
 
+COUNTS = "counts"  # folder under data_dir: the counts of all inputs, which encodings share
+
 
 class QualityControlConfig(Config):
     """Thresholds of the cell and gene filters, applied alike to train, val and test cells."""
@@ -37,7 +39,7 @@ class QualityControlConfig(Config):
 
 
 class SplitConfig(Config):
-    """Who goes to train, val and test: whole groups where there are groups, cells otherwise."""
+    """Split into train, val and test: of whole groups where there are groups, else of cells."""
 
     key: str | None = Field(
         default=None,
@@ -87,6 +89,11 @@ class PreprocessConfig(Config):
         description="obs columns kept as integer codes beside each cell (batch, donor, "
         "perturbation), for networks and objectives that read conditions",
     )
+    position_keys: list[str] = Field(
+        default=[],
+        description="two numeric obs columns, such as [x, y], kept as the position of each cell, "
+        "for networks that read positions",
+    )
     organism: str | None = None
     ignore_labels: list[str] = Field(default=[], description="labels that are not a cell type")
     min_cells_per_class: int = Field(
@@ -107,17 +114,24 @@ class PreprocessConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "PreprocessConfig":
+        if self.name == COUNTS:
+            raise ValueError(f"name {COUNTS!r} is taken: counts of all data sets are kept there")
         if self.label_key is None and self.ignore_labels:
             raise ValueError("ignore_labels names values of an obs column: say which (label_key)")
         if len(set(self.condition_keys)) < len(self.condition_keys):
             raise ValueError(f"condition_keys names a column twice: {self.condition_keys}")
+        if self.position_keys and len(set(self.position_keys)) != 2:
+            raise ValueError(
+                f"position_keys: found {self.position_keys}; expected two obs columns, such as "
+                "[x, y], or none"
+            )
         return self
 
     def to_yaml(self) -> str:
         """Return every field as YAML text, without the keys and passwords of addresses."""
-        places = [self.input] if isinstance(self.input, str) else self.input
-        shown = [without_secrets(place) for place in places]
-        told = self.model_copy(
+        inputs = [self.input] if isinstance(self.input, str) else self.input
+        shown = [without_secrets(text) for text in inputs]
+        written = self.model_copy(
             update={"input": shown[0] if isinstance(self.input, str) else shown}
         )
-        return super(PreprocessConfig, told).to_yaml()
+        return super(PreprocessConfig, written).to_yaml()

@@ -9,6 +9,7 @@ predicts such a cell too, often with great confidence, and knows nothing of it.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from dataset.reading.cell_file import open_store
 from dataset.reading.cell_url import CellPath
 from dataset.reading.cells import Cells, open_cells
 from dataset.sources import resolve
+from dataset.store.csr_file import Rows
 from dataset.vocabulary import GeneMatch
 from evaluation.annotated_file import (
     AnnotationError,
@@ -39,13 +41,13 @@ from evaluation.annotated_file import (
     check_query,
     write_annotated,
 )
+from evaluation.query_cells import BLOCK_CELLS, Block, in_whole_sets, read_obs
 from evaluation.trained_model import TrainedModel
 
 __all__ = ["Annotation", "AnnotationError", "TrainedModel", "annotate", "match_genes"]
 
 logger = logging.getLogger(__name__)
 
-BLOCK_CELLS = 1024  # read and encoded at a time
 EMBEDDING_KEY = "X_nanocell"
 PROBABILITIES_KEY = "class_probabilities"
 COLUMNS = ("predicted_cell_type", "confidence", "uncertain", "uncertain_reason")
@@ -187,7 +189,7 @@ def annotate(
     uns = {
         "run": model.run.path.resolve().name,
         "class_names": np.array(model.class_names, dtype=object),
-        "gene_match_rate": match.rate,
+        "gene_match_rate": match.match_rate,
         "temperature": model.temperature,
         "uncertain_below": model.threshold,
         "min_detected_genes": model.min_detected_genes,
@@ -216,9 +218,9 @@ def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> Gen
     match = model.vocabulary.match(cells.gene_ids.tolist(), cells.gene_symbols.tolist())
     n_genes = model.vocabulary.n_genes
     logger.info("%d of the model's %d genes found", n_genes - len(match.missing), n_genes)
-    if match.rate < min_match_rate:
+    if match.match_rate < min_match_rate:
         raise AnnotationError(
-            f"{cells.files[0].path}: has {match.rate:.1%} of the model's genes, at least "
+            f"{cells.files[0].path}: has {match.match_rate:.1%} of the model's genes, at least "
             f"{min_match_rate:.0%} are needed. The model knows genes such as "
             f"{', '.join(match.missing[:8])}; the file has {', '.join(cells.gene_ids[:8])}. Are "
             "they of the same species, and named the same way?"
@@ -265,6 +267,41 @@ def _predict_query(
     messages: list[str],
 ) -> QueryPredictions:
     """Predict every cell, a block at a time."""
+    obs = None if model.run.is_baseline else read_obs(model, cells, messages)
+    blocks = _blocks(model, cells, match, time_key, messages)
+    if obs is not None and obs.sets is not None:
+        blocks = in_whole_sets(blocks, obs.sets)
+    parts, rows = [], []
+    with tqdm(total=cells.n_cells, unit="cell", desc="annotate", mininterval=1.0) as bar:
+        for block in blocks:
+            probabilities, embedding = model.predict(
+                block.profiles,
+                conditions=None if obs is None else obs.conditions[block.rows],
+                positions=None
+                if obs is None or obs.positions is None
+                else obs.positions[block.rows],
+                sets=block.sets,
+                batch_size=batch_size,
+            )
+            n_known_genes = np.diff(block.profiles[0][0].indptr)
+            parts.append(QueryPredictions(probabilities, embedding, block.measures, n_known_genes))
+            rows.append(block.rows)
+            bar.update(len(block.rows))
+    back = np.argsort(np.concatenate(rows))  # to the order of the file
+    embeddings = [part.embedding for part in parts if part.embedding is not None]
+    measures = map(np.concatenate, zip(*(part.measures for part in parts), strict=True))
+    return QueryPredictions(
+        np.concatenate([part.probabilities for part in parts])[back],
+        np.concatenate(embeddings)[back] if embeddings else None,
+        Measures(*(column[back] for column in measures)),
+        np.concatenate([part.n_known_genes for part in parts])[back],
+    )
+
+
+def _blocks(
+    model: TrainedModel, cells: Cells, match: GeneMatch, time_key: str | None, messages: list[str]
+) -> Iterator[Block]:
+    """Read the query's cells in the model's genes, in file order."""
     times = _times(model, cells, time_key) if model.needs_time else None
     before = None
     if (layer := model.previous_layer) is not None:
@@ -272,31 +309,15 @@ def _predict_query(
         messages.append(f"previous profiles are read from layers/{layer}")
     align = _alignment(match, cells.n_genes, model.vocabulary.n_genes)
     is_mitochondrial = _mitochondrial(model, cells, match)
-    parts = []
-    with tqdm(total=cells.n_cells, unit="cell", desc="annotate", mininterval=1.0) as bar:
-        for start, block in cells.blocks(BLOCK_CELLS):
-            counts, library_size = _aligned(block, align)
-            previous = None
-            if before is not None:
-                previous = _aligned(next(before)[1], align)
-            elif times is not None and model.history is not None:
-                now = times[start : start + block.shape[0]]
-                previous = model.history.profiles(counts, library_size, now)
-            probabilities, embedding = model.predict(
-                counts, library_size, previous=previous, batch_size=batch_size
-            )
-            measures = measure_block(block, is_mitochondrial)
-            parts.append(
-                QueryPredictions(probabilities, embedding, measures, np.diff(counts.indptr))
-            )
-            bar.update(block.shape[0])
-    embeddings = [part.embedding for part in parts if part.embedding is not None]
-    return QueryPredictions(
-        np.concatenate([part.probabilities for part in parts]),
-        np.concatenate(embeddings) if embeddings else None,
-        Measures(*map(np.concatenate, zip(*(part.measures for part in parts), strict=True))),
-        np.concatenate([part.n_known_genes for part in parts]),
-    )
+    for start, block in cells.blocks(BLOCK_CELLS):
+        rows = np.arange(start, start + block.shape[0])
+        profiles = [_aligned(block, align)]
+        if before is not None:
+            profiles.append(_aligned(next(before)[1], align))
+        elif times is not None and model.history is not None:
+            profiles.append(model.history.profiles(*profiles[0], times[rows]))
+        counts = Rows(block.indptr, block.indices, block.data)
+        yield Block(rows, profiles, measure_block(counts, is_mitochondrial))
 
 
 def _alignment(match: GeneMatch, n_genes: int, n_known: int) -> csr_matrix:
@@ -320,7 +341,7 @@ def _mitochondrial(model: TrainedModel, cells: Cells, match: GeneMatch) -> NDArr
     prefix = model.quality_control.mitochondrial_prefix
     known = [symbol.upper().startswith(prefix.upper()) for symbol in model.vocabulary.gene_symbols]
     in_vocabulary = np.array([*known, False])[match.columns]  # -1: the last, no gene of it
-    return mitochondrial_genes(cells, prefix) | in_vocabulary
+    return mitochondrial_genes(cells.gene_symbols, prefix) | in_vocabulary
 
 
 def _times(model: TrainedModel, cells: Cells, time_key: str | None) -> NDArray[np.str_]:

@@ -1,5 +1,6 @@
 """``TrainedModel``: a finished run that predicts new cells, each independent of the others."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dataset.tokenizers.tokenizer import CellCounts
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from models.learner import Learner
+from models.network import CellSets
 from training.checkpoint import WEIGHTS, CheckpointError, load_weights
 from training.config import TrainConfig
 from training.distributed import Ranks, choose_device
@@ -147,6 +149,16 @@ class TrainedModel:
         previous = self.tokenizer.previous
         return None if self.baseline is not None or previous is None else previous.layer
 
+    @property
+    def cell_sets(self) -> CellSets | None:
+        """Which cells the model looks at together; None: at each by itself."""
+        return None if self.baseline is not None else self.learner.config.cell_sets
+
+    @property
+    def reads_positions(self) -> bool:
+        """Whether the model needs the position of each cell."""
+        return self.baseline is None and self.learner.config.reads_positions
+
     @cached_property
     def history(self) -> History | None:
         """Profiles of the time point before, for new cells; None for one time point."""
@@ -155,25 +167,30 @@ class TrainedModel:
 
     def predict(
         self,
-        counts: csr_matrix,
-        library_size: np.ndarray,
+        profiles: Sequence[tuple[csr_matrix, np.ndarray]],
         *,
-        previous: tuple[csr_matrix, np.ndarray] | None = None,
+        conditions: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
+        sets: list[np.ndarray] | None = None,
         batch_size: int = 64,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Predict a block of cells.
 
         Parameters
         ----------
-        counts
-            Raw counts, ``(n_cells, n_genes)``, columns in vocabulary order.
-        library_size
-            Counts of each cell over all its genes, ``(n_cells,)``.
-        previous
-            The same of the time point before, for a network of two time points.
+        profiles
+            Raw counts, ``(n_cells, n_genes)``, columns in vocabulary order, and counts of each
+            cell over all its genes, ``(n_cells,)``; for a network of two time points those of the
+            time point before too.
+        conditions
+            Codes known to the run, ``(n_cells, k)``; None: all unknown.
+        positions
+            Of the cells, ``(n_cells, 2)``, for a network that reads them.
+        sets
+            Rows of the block, for a network that looks at several cells together.
         batch_size
-            Cells computed at a time. It does not change a cell's prediction, nor do its neighbors:
-            float sums may differ in the last digits (below 1e-5 in a probability).
+            Cells computed at a time. It does not change a cell's prediction, nor do cells outside
+            of its set: float sums may differ in the last digits (below 1e-5 in a probability).
 
         Returns
         -------
@@ -187,9 +204,17 @@ class TrainedModel:
         """
         embedding = None
         if self.baseline is not None:
-            probabilities = self.baseline.predict_proba(counts, library_size)
+            probabilities = self.baseline.predict_proba(*profiles[0])
         else:
-            probabilities, embedding = self._compute(counts, library_size, previous, batch_size)
+            if len(profiles) != self.tokenizer.n_segments:
+                raise AnnotationError(
+                    f"{self.run.path}: the network was trained on {self.tokenizer.n_segments} "
+                    f"profile(s) of a cell and is given {len(profiles)}"
+                )
+            cells = self._encode(profiles, conditions, positions)
+            alone = Ranks(rank=0, world_size=1, device=self.device)
+            found = predict_cells(self.learner, cells, alone, batch_size=batch_size, sets=sets)
+            probabilities, embedding = found["probabilities"], found["embeddings"]
         calibrated = apply_temperature(probabilities, self.temperature)
         if bad := int((~np.isfinite(calibrated).all(axis=1)).sum()):
             raise AnnotationError(
@@ -198,43 +223,25 @@ class TrainedModel:
             )
         return calibrated, embedding
 
-    def _compute(
-        self,
-        counts: csr_matrix,
-        library_size: np.ndarray,
-        previous: tuple[csr_matrix, np.ndarray] | None,
-        batch_size: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        n_given = 1 if previous is None else 2
-        if n_given != self.tokenizer.n_segments:
-            raise AnnotationError(
-                f"{self.run.path}: the network was trained on {self.tokenizer.n_segments} "
-                f"profile(s) of a cell and is given {n_given}"
-            )
-        cells = self._encode(counts, library_size, previous)
-        alone = Ranks(rank=0, world_size=1, device=self.device)
-        found = predict_cells(self.learner, cells, alone, batch_size=batch_size)
-        return found["probabilities"], found["embeddings"]
-
     def _encode(
         self,
-        counts: csr_matrix,
-        library_size: np.ndarray,
-        previous: tuple[csr_matrix, np.ndarray] | None,
+        profiles: Sequence[tuple[csr_matrix, np.ndarray]],
+        conditions: np.ndarray | None,
+        positions: np.ndarray | None,
     ) -> EncodedCells:
         """Encode cells in memory with the run's tokenizer."""
-        profiles = [(counts, library_size), *([] if previous is None else [previous])]
         segments = [CellCounts(Rows.from_csr(rows), size) for rows, size in profiles]
         dtype = max((counts_dtype(s.rows.counts) for s in segments), key=lambda d: d.itemsize)
         dtypes = self.tokenizer.arrays(self.vocabulary.n_genes, dtype)
         tokens = self.tokenizer.encode(segments, self.facts.learned, dtypes)
-        unknown = np.full((counts.shape[0], 1 + len(self.facts.conditions)), -1, dtype=np.int64)
+        unknown = np.full((len(tokens.lengths), len(self.facts.conditions)), -1, dtype=np.int64)
         return EncodedCells(
             arrays=tokens.arrays,
             lengths=tokens.lengths,
             library_size=np.stack([s.library_size for s in segments], axis=1).astype(np.float32),
-            labels=unknown[:, 0],
-            conditions=unknown[:, 1:],
+            labels=np.full(len(tokens.lengths), -1, dtype=np.int64),
+            conditions=unknown if conditions is None else conditions,
+            positions=positions,
         )
 
 

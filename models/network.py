@@ -5,7 +5,7 @@ what is done with the embedding is up to the objectives (``models/objectives``).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -62,8 +62,28 @@ class TrainCells(NamedTuple):
     batch: Callable[[int], Batch]  # at most so many cells
 
 
+class CellSets(NamedTuple):
+    """Cells that a network looks at together: some of one sample, or field of view."""
+
+    condition: str  # the obs column of the sample; one of the folder's condition_keys
+    max_cells: int  # of a set; samples with more are cut
+
+
 class NetworkConfig(Config):
-    """Sizes and settings of a network; also has a ``kind`` of its own."""
+    """Sizes and settings of a network; also has a ``kind`` of its own.
+
+    Attributes
+    ----------
+    reads_positions
+        Whether the network needs ``Batch["positions"]``.
+    """
+
+    reads_positions: ClassVar[bool] = False
+
+    @property
+    def cell_sets(self) -> CellSets | None:
+        """Of a network that looks across cells, which come together in ``Batch["sets"]``."""
+        return None
 
     def build(self, facts: DataFacts) -> Network:
         """Return the network for these data; the sizes of a vocabulary come from there."""

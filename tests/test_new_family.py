@@ -1,10 +1,7 @@
 """A family that nobody knows, a file each and a line in each union, goes through the pipeline."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -14,61 +11,28 @@ import yaml
 from safetensors.numpy import load_file
 
 from dataset.sources import synthetic_cells
+from tests.new_family.house import TOYS, build_house, run_python
 from tests.two_processes import ROOT, run_on_two
 
-TOYS = Path(__file__).parent / "new_family"
-PACKAGES = ("configs", "dataset", "models", "training", "evaluation", "tests")
 # Where a toy goes: its file, the union, and what the union's line becomes.
 MOVES_IN = (
     ("toy_tokenizer", "dataset/tokenizers", "dataset/__init__.py", "ToyTokenizerConfig"),
     ("toy_network", "models", "models/__init__.py", "ToyNetworkConfig"),
     ("toy_objective", "models/objectives", "models/objectives/__init__.py", "ToyObjectiveConfig"),
 )
-FIRST_MEMBER = {
-    "dataset/__init__.py": ("TokenizerConfig = RankConfig", "TokenizerConfig = RankConfig | {}"),
-    "models/__init__.py": ("    RankTransformerConfig\n", "    RankTransformerConfig | {}\n"),
-    "models/objectives/__init__.py": ("Annotated[ClassifyConfig", "Annotated[{} | ClassifyConfig"),
-}
 OBJECTIVES = [{"kind": "classify"}, {"kind": "toy_objective", "weight": 0.1}]
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory) -> Path:
     """Copy the project, and let the toys move in."""
-    copy = tmp_path_factory.mktemp("house")
-    for package in PACKAGES:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / package, copy / package, ignore=ignored)
-    for file in ("02_train_model.py", "pyproject.toml"):
-        shutil.copy(ROOT / file, copy / file)
-    for toy, folder, union, config in MOVES_IN:
-        shutil.copy(TOYS / f"{toy}.py", copy / folder / f"{toy}.py")
-        text = (copy / union).read_text()
-        line, changed = FIRST_MEMBER[union]
-        assert text.count(line) == 1
-        module = f"{folder.replace('/', '.')}.{toy}"
-        text = text.replace(line, changed.format(config))
-        docstring, rest = text.split('"""\n', 1)
-        (copy / union).write_text(f'{docstring}"""\nfrom {module} import {config}\n{rest}')
-    return copy
+    return build_house(tmp_path_factory.mktemp("house"), MOVES_IN)
 
 
 @pytest.fixture(scope="module")
 def python(house):
     """Return a function that runs Python in the copy, and returns what it prints."""
-
-    def run(*arguments, **environment):
-        found = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=house,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-            capture_output=True,
-            text=True,
-        )
-        assert found.returncode == 0, found.stderr[-3000:]
-        return found.stdout + found.stderr
-
-    return run
+    return partial(run_python, house)
 
 
 @pytest.fixture(scope="module")

@@ -597,8 +597,8 @@ def test_sixty_four_cells_can_be_learned_by_heart(script, encoded_folder, write_
     data = EncodedFolder(encoded_folder)
     config = TrainConfig.load(write_config(), ["model.dropout=0"])
     learner = script.build_learner(config, data).train()
-    cells = script.NpyDataset(data.split("train")).__getitems__(list(range(64)))
-    batch = script.to_device(script.collate(cells), torch.device("cpu"))
+    batch = script.BatchReader(data.split("train")).read(np.arange(64))
+    batch = script.to_device(batch, torch.device("cpu"))
     optimizer = script.make_optimizer(learner, lr=1e-2, weight_decay=0.0)
     losses = []
     for _ in range(30):

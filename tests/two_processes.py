@@ -44,13 +44,15 @@ def run_until(script, epoch: int, arguments: list[str]) -> int:
         script.train_epoch = train_epoch
 
 
-def run_on_two(lines: Sequence[str], folder: Path = ROOT, timeout: float = 120) -> None:
-    """Hand the lines to two processes of this file, in ``folder``, which holds the project."""
+def run_on_two(
+    lines: Sequence[str], folder: Path = ROOT, timeout: float = 120, *, world_size: int = 2
+) -> None:
+    """Hand the lines to processes of this file, in ``folder``, which holds the project."""
     listening = [socket.create_server(("127.0.0.1", 0)) for _ in lines]
     ports = [free.getsockname()[1] for free in listening]
     for free in listening:
         free.close()
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "tests/two_processes.py"],
@@ -60,7 +62,7 @@ def run_on_two(lines: Sequence[str], folder: Path = ROOT, timeout: float = 120) 
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(world_size)
     ]
     text = "".join(f"{port} {line}\n" for port, line in zip(ports, lines, strict=True))
     for process in processes:
@@ -72,7 +74,7 @@ def run_on_two(lines: Sequence[str], folder: Path = ROOT, timeout: float = 120) 
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors[0] + errors[1]
+    assert not any(process.returncode for process in processes), "".join(errors)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,12 @@ class OptimConfig(Config):
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="fraction of all steps")
     gradient_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    batch_size: int = Field(default=32, ge=1, description="cells an update, over all ranks")
+    batch_size: int = Field(
+        default=32,
+        ge=1,
+        description="cells an update, over all ranks; of a network that looks at sets of cells, "
+        "as many whole sets as have about so many",
+    )
     tokens_per_batch: int | None = Field(
         default=None,
         ge=1,

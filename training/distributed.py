@@ -176,28 +176,28 @@ def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
     return total.tolist()
 
 
-def gather_rows(parts: list[torch.Tensor], n_total: int, ranks: Ranks) -> np.ndarray:
-    """Gather a table whose row ``i`` is on process ``i % world_size``.
+def gather_rows(parts: list[torch.Tensor], n_rows: list[int], ranks: Ranks) -> np.ndarray:
+    """Gather the rows that the processes have.
 
     Parameters
     ----------
     parts
         This process's rows, in order, in pieces of ``(n, width)``; all processes have some.
-    n_total
-        Rows of the whole table; none is repeated to make the shards even.
+    n_rows
+        Rows of each process; none is repeated to make the shards even.
 
     Returns
     -------
-    The whole table in order, ``(n_total, width)``, on every process.
+    The rows of one process behind those of the other, ``(n_total, width)``, on every process.
     """
     mine = torch.cat(parts)
     if ranks.world_size == 1:
         return mine.cpu().numpy()
-    padded = mine.new_zeros((-(-n_total // ranks.world_size), *mine.shape[1:]))
+    padded = mine.new_zeros((max(n_rows), *mine.shape[1:]))
     padded[: len(mine)] = mine
     shards = [torch.empty_like(padded) for _ in range(ranks.world_size)]
     dist.all_gather(shards, padded)
-    return torch.stack(shards, dim=1).flatten(0, 1)[:n_total].cpu().numpy()
+    return torch.cat([shard[:n] for shard, n in zip(shards, n_rows, strict=True)]).cpu().numpy()
 
 
 def seed_everything(seed: int, step: int, rank: int) -> None:

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from configs.base import ConfigError
-from dataset.batches import Batch, NpyDataset, collate, to_device
+from dataset.batches import Batch, BatchReader, to_device
 from dataset.store.data_facts import DataFacts
 from dataset.store.encoded_folder import EncodedFolder
 from dataset.vocabulary import N_SPECIALS, Vocabulary
@@ -41,7 +41,7 @@ def initialize_from_train_cells(
     def read_batch(max_cells: int) -> Batch:
         with clock.paused():
             rows = np.linspace(0, len(cells) - 1, min(max_cells, len(cells))).astype(int)
-            return to_device(collate(NpyDataset(cells).__getitems__(rows)), "cpu")
+            return to_device(BatchReader(cells).read(rows), "cpu")
 
     rng = np.random.default_rng(config.seed)
     with clock.running():

@@ -5,20 +5,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset.batches import (
-    Batch,
-    EncodedCells,
-    NpyDataset,
-    collate,
-    cut_to_budget,
-    even_rounds,
-    to_device,
-)
+from dataset.batches import Batch, BatchReader, BatchRows, EncodedCells, flat, to_device
 from dataset.store.encoded_folder import EncodedSplit
 from models.learner import Learner
 from training.config import TrainConfig
 from training.counter_random import draw_for, update_key
 from training.distributed import Ranks, gather_rows, mixed_precision
+from training.updates import cut_to_budget, pad_with_empty_batches, samples_of
 
 # Of each cell of a split, in its order, by name, each (n_cells, ...): "embeddings" of a network,
 # "probabilities" of what names classes, and whatever else an objective predicts
@@ -45,6 +38,7 @@ def predict(learner: Learner, cells: EncodedSplit, config: TrainConfig, ranks: R
         tokens_per_batch=config.optim.tokens_per_batch,
         precision=config.precision,
         seed=config.seed,
+        sets=None if (samples := samples_of(learner, cells)) is None else samples.sets(),
     )
 
 
@@ -58,6 +52,7 @@ def predict_cells(
     tokens_per_batch: int | None = None,
     precision: str = "float32",
     seed: int | None = None,
+    sets: list[np.ndarray] | None = None,
 ) -> Arrays:
     """Predict every cell once, sharded over the processes, and gather the predictions.
 
@@ -70,30 +65,36 @@ def predict_cells(
     ranks
         All of them predict.
     batch_size, tokens_per_batch
-        Cells computed at a time, or with ``tokens_per_batch`` as of ``cut_to_budget``. Neither
-        changes a cell's prediction, nor do its neighbors, but for rounding.
+        Cells computed at a time, or with ``tokens_per_batch`` as many as have so many tokens.
+        Neither changes a cell's prediction, nor do cells outside of its set, but for rounding.
     precision
         As of ``mixed_precision``.
     seed
         Of what objectives hide from the network; None: nothing is hidden, and only what is
         predicted of whole cells is returned.
+    sets
+        Cells that the network looks at together; None: it looks at each by itself.
     """
-    order = np.argsort(cells.lengths, kind="stable")  # attention takes cells of one length at once
+    # Attention takes cells of one length at once.
+    order: BatchRows = np.argsort(cells.lengths, kind="stable") if sets is None else sets
     shards = [order[rank :: ranks.world_size] for rank in range(ranks.world_size)]
     if tokens_per_batch is None:
-        cut = [np.split(shard, range(batch_size, len(shard), batch_size)) for shard in shards]
+        n_each = np.ones(len(cells), dtype=np.int32)
+        batches = [cut_to_budget(shard, n_each, batch_size) for shard in shards]
     else:
-        cut = [cut_to_budget(shard, cells, tokens_per_batch) for shard in shards]
-    dataset = NpyDataset(cells)
+        batches = [cut_to_budget(shard, cells.lengths, tokens_per_batch) for shard in shards]
+    reader = BatchReader(cells)
     learner.eval()
     parts = []
     with mixed_precision(precision, ranks.device):
-        for rows in even_rounds(cut, ranks.rank):  # of an empty shard, empty batches
-            batch = to_device(collate(dataset.__getitems__(rows)), ranks.device)
+        for rows in pad_with_empty_batches(batches, ranks.rank):
+            batch = to_device(reader.read(rows), ranks.device)
             parts.append(predict_batch(learner, batch, seed))
-    inverse, n = np.argsort(order, kind="stable"), len(order)
+    of_ranks = [flat(shard) for shard in shards]
+    n_rows, inverse = [len(rows) for rows in of_ranks], np.argsort(np.concatenate(of_ranks))
     return {
-        name: gather_rows([part[name] for part in parts], n, ranks)[inverse] for name in parts[0]
+        name: gather_rows([part[name] for part in parts], n_rows, ranks)[inverse]
+        for name in parts[0]
     }
 
 

@@ -84,6 +84,7 @@ class _Meta(_Table):
     n_tokens: int
     n_segments: int
     condition_keys: list[str]
+    position_keys: list[str]
     learned: dict[str, Any]
 
 

@@ -26,7 +26,7 @@ MAY_DIFFER: dict[str, Any] = {
     "init_from": True,
     "optim": {"tokens_per_batch"},
 }
-SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer")
+SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer", "position_keys")
 
 
 def resolve(config: TrainConfig, device: torch.device) -> TrainConfig:
@@ -65,8 +65,8 @@ def identity(config: TrainConfig, data: Path) -> dict[str, Any]:
 
     Returns
     -------
-    Settings of the config, ``data`` (hashes of cells and split, and the tokenizer), and a checksum
-    of every file that was learned from the train cells.
+    Settings of the config, ``data`` (hashes of cells and split, tokenizer, positions), and a
+    checksum of every file that was learned from the train cells.
     """
     meta = read_meta(data)
     cells = {"data": {key: meta.get(key) for key in SAME_CELLS}}

@@ -51,6 +51,8 @@ class DataFacts:
         ``(n_genes, ...)`` in the order of the vocabulary.
     conditions
         Names of the codes of each obs column that was kept, in the order of ``Batch``'s columns.
+    position_keys
+        The obs columns of the cells' positions; empty where cells have none.
     class_sizes
         Train cells of each class, ``(c,)``; None where there are no train cells at hand.
     """
@@ -61,6 +63,7 @@ class DataFacts:
     n_segments: int
     learned: dict[str, NDArray]
     conditions: dict[str, list[str]] = field(default_factory=dict)
+    position_keys: tuple[str, ...] = ()
     class_sizes: NDArray[np.int64] | None = None
 
     @property
@@ -77,8 +80,8 @@ def read_facts(folder: Path, meta: Mapping[str, Any]) -> DataFacts:
     folder
         Of the files.
     meta
-        Content of its ``meta.json``: ``n_tokens``, ``n_segments``, ``condition_keys``, and of
-        each array in ``learned/`` its dtype, shape and range.
+        Content of its ``meta.json``: ``n_tokens``, ``n_segments``, ``condition_keys``,
+        ``position_keys``, and of each array in ``learned/`` its dtype, shape and range.
 
     Raises
     ------
@@ -99,10 +102,11 @@ def read_facts(folder: Path, meta: Mapping[str, Any]) -> DataFacts:
         row_length=meta["n_tokens"],
         n_segments=meta["n_segments"],
         learned={
-            name: _learned(folder, name, vocabulary.n_genes, said)
-            for name, said in meta["learned"].items()
+            name: _learned(folder, name, vocabulary.n_genes, described)
+            for name, described in meta["learned"].items()
         },
         conditions=conditions,
+        position_keys=tuple(meta["position_keys"]),
     )
 
 
@@ -143,13 +147,13 @@ def _json(folder: Path, name: str) -> Any:
         raise FactsError(name, error) from None
 
 
-def _learned(folder: Path, name: str, n_genes: int, said: Mapping[str, Any]) -> NDArray:
+def _learned(folder: Path, name: str, n_genes: int, described: Mapping[str, Any]) -> NDArray:
     """Read what was learned of each gene: of the type, shape and range that was written."""
     file = f"learned/{name}.npy"
     try:
         array = np.load(folder / file, allow_pickle=False)
-        dtype, shape = said["dtype"], (n_genes, *said["shape"][1:])
-        low, high = said["range"]
+        dtype, shape = described["dtype"], (n_genes, *described["shape"][1:])
+        low, high = described["range"]
     except (*READ_ERRORS, TypeError, KeyError) as error:
         raise FactsError(file, error) from None
     if array.shape != shape or array.dtype.name != dtype:

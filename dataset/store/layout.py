@@ -1,4 +1,4 @@
-"""Which files an encoded folder is made of, and whether a folder is one that we may replace."""
+"""Files of an encoded folder, and the check that a folder may be replaced."""
 
 import json
 import re
@@ -11,16 +11,20 @@ from dataset.store.checksums import CHECKSUMS, read_checksums
 
 SPLITS = ("train", "val", "test")
 FACTS = ("meta.json", "vocabulary.json", "class_names.json", "conditions.json", "cells.csv")
-OF_EXPRESSION = ("indptr", "gene_index", "counts", "library_size")
+OF_COUNTS = ("store.json", "cells.h5ad", "indptr.npy", "gene_index.npy", "counts.npy")
+OF_EXPRESSION = ("rows", "columns", "library_size")
 OF_HISTORY = (
     "loadings", "center", "first_ancestor", "epsilon", "embedding", "potential", "library",
 )  # fmt: skip
 OF_SPLIT = ("lengths", "labels", "rows", "library_size", "conditions")
+# What a tokenizer's array cannot be called: of every split, of some, or added in a batch.
+RESERVED = (*OF_SPLIT, "positions", "sets", "offsets", "cell_index")
 # Every folder has these; the tokenizer names the rest (``tokenizer_files``).
 FILES = (
     *FACTS,
     "config.yaml",
     "dropped.csv",
+    *(f"counts/{name}" for name in (*OF_COUNTS, CHECKSUMS)),
     *(f"expression/{name}.npy" for name in OF_EXPRESSION),
     *(f"{split}/{name}.npy" for split in SPLITS for name in OF_SPLIT),
 )
@@ -30,7 +34,9 @@ HISTORY_FILES = (
     *(f"history/{name}.npy" for name in OF_HISTORY),
     *(f"history/ancestors/{name}.npy" for name in ("indptr", "gene_index", "counts")),
 )
-OURS = frozenset((*FILES, *HISTORY_FILES, CHECKSUMS))
+# And these, where cells have positions.
+POSITIONS_FILES = tuple(f"{split}/positions.npy" for split in SPLITS)
+OURS = frozenset((*FILES, *HISTORY_FILES, *POSITIONS_FILES, CHECKSUMS))
 ARRAY_NAME = re.compile("[a-z][a-z0-9_]*")
 
 
@@ -40,13 +46,13 @@ def check_array_names(names: Iterable[str]) -> None:
     Raises
     ------
     ValueError
-        If a name is not plain, or is that of an array that every folder has.
+        If a name is not plain, or is that of another array.
     """
     for name in names:
-        if not ARRAY_NAME.fullmatch(name) or name in OF_SPLIT:
+        if not ARRAY_NAME.fullmatch(name) or name in RESERVED:
             raise ValueError(
                 f"array {name!r}: expected lower-case letters, digits and underscores, and not "
-                f"{', '.join(OF_SPLIT)}"
+                f"{', '.join(RESERVED)}"
             )
 
 

@@ -68,6 +68,7 @@ class _Meta(_Exact):
     batch_key: str | None
     time_key: str | None
     condition_keys: list[str]
+    position_keys: list[str]
     organism: str | None
     quality_control: dict[str, Any]
     min_detected_genes: NonNegativeInt

@@ -101,6 +101,7 @@ def write_run(tmp_path):
             "n_tokens": 9,
             "n_segments": 1,
             "condition_keys": [],
+            "position_keys": [],
             "learned": {"medians": {"dtype": "float32", "shape": [2], "range": [1.0, 1.0]}},
             "n_cells": dict.fromkeys(("train", "val", "test"), n_cells),
             "source": {"files": [{"path": f"{data}.h5ad"}]},

@@ -122,10 +122,10 @@ def test_the_profiles_fed_are_as_many_as_the_network_was_trained_on(run_of):
     counts, library_size = csr_matrix(np.eye(3, 60, dtype=np.int32)), np.ones(3)
     two = TrainedModel(run_of("layer"))
     with pytest.raises(AnnotationError, match=r"trained on 2 .* given 1"):
-        two.predict(counts, library_size)
+        two.predict([(counts, library_size)])
     one = TrainedModel(run_of("alone"))
     with pytest.raises(AnnotationError, match=r"trained on 1 .* given 2"):
-        one.predict(counts, library_size, previous=(counts, library_size))
+        one.predict([(counts, library_size)] * 2)
 
 
 def test_times_are_needed_and_known(run_of, two_times, tmp_path):
@@ -206,7 +206,7 @@ def test_answers_that_are_no_numbers_are_refused(network_run, query, tmp_path, m
     model = TrainedModel(network_run)
     model.baseline = NotANumber()
     with pytest.raises(AnnotationError, match="2 of 2 cells .* NaN"):
-        model.predict(csr_matrix((2, 200), dtype=np.int32), np.zeros(2))
+        model.predict([(csr_matrix((2, 200), dtype=np.int32), np.zeros(2))])
 
 
 def test_val_probabilities_that_are_no_numbers_are_refused(network_run, changed_run):

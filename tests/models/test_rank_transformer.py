@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 
-from dataset.batches import Batch, EncodedCells, NpyDataset, collate, to_device
+from dataset.batches import Batch, BatchReader, EncodedCells, to_device
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from models.network import TrainCells
 from models.rank_transformer import (
@@ -50,7 +50,7 @@ def ragged(rows: dict[str, torch.Tensor], cells=None) -> Batch:
         conditions=np.zeros((b, 0), dtype=np.int64),
     )
     cells = range(b) if cells is None else cells
-    return to_device(collate(NpyDataset(encoded).__getitems__(cells)), "cpu")
+    return to_device(BatchReader(encoded).read(np.asarray(cells, dtype=np.int64)), "cpu")
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@
 # ```
 #
 # A cell's prediction depends on that cell alone: not on others in the file, nor on their order.
+# Only with a network that looks across cells it depends on the other cells of its sample.
 
 # %% tags=["parameters"]
 run = "runs/rank_transformer_baron_human"
@@ -49,7 +50,9 @@ set_matplotlib_formats("png")  # shows a figure also where no backend is chosen
 #
 # Genes are matched by id or symbol as in training; below `min_match_rate` the notebook stops and
 # shows names that were not found. A network that was trained on histories reads them as in
-# training: from a layer of the query, or worked out from `time_key`.
+# training: from a layer of the query, or worked out from `time_key`. Obs columns that the run
+# kept as conditions are read where the query has them; it is said how many cells have an unknown
+# value.
 
 # %%
 found = annotate(

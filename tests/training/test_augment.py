@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from dataset.batches import EncodedCells, NpyDataset, collate, to_device
+from dataset.batches import BatchReader, EncodedCells, to_device
 from dataset.tokenizers.rank import RankConfig, rank_tokens
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from training.augment import augment
@@ -51,7 +51,7 @@ def in_memory(token_ids, counts, library_size) -> EncodedCells:
 
 def read(cells: EncodedCells, rows=None):
     rows = range(len(cells)) if rows is None else rows
-    return to_device(collate(NpyDataset(cells).__getitems__(rows)), "cpu")
+    return to_device(BatchReader(cells).read(np.asarray(rows, dtype=np.int64)), "cpu")
 
 
 def rows_of(batch, name: str = "token_ids") -> tuple[torch.Tensor, ...]:

@@ -24,7 +24,7 @@ ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
 def test_alone_everything_is_the_identity():
     rows = [torch.arange(4.0).reshape(2, 2), torch.ones(1, 2)]
-    assert gather_rows(rows, 3, ALONE).tolist() == [[0, 1], [2, 3], [1, 1]]
+    assert gather_rows(rows, [3], ALONE).tolist() == [[0, 1], [2, 3], [1, 1]]
     assert sum_over_ranks([1.5, 2], ALONE) == [1.5, 2]
     model = nn.Linear(1, 1)
     assert wrap(model, ALONE) is model
