@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from configs.base import ConfigError
 from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
 from models.network import Network, NetworkConfig
@@ -27,28 +26,13 @@ class Learner(nn.Module):
         At least one, of different kinds.
     facts
         Of the data.
-
-    Raises
-    ------
-    ConfigError
-        If the data lack what the network looks at.
     """
 
     def __init__(
         self, config: NetworkConfig, objectives: Sequence[Objective], facts: DataFacts
     ) -> None:
         super().__init__()
-        if (sets := config.cell_sets) is not None and sets.condition not in facts.conditions:
-            raise ConfigError(
-                f"model: takes sets of cells by the obs column {sets.condition!r}, and the cells "
-                f"were encoded with condition_keys: {list(facts.conditions)}; name one of them, "
-                f"or encode again with condition_keys: [{sets.condition}]"
-            )
-        if config.reads_positions and not facts.position_keys:
-            raise ConfigError(
-                "model: needs positions, and the cells were encoded without; encode again with "
-                "position_keys: two obs columns, such as [x, y]"
-            )
+        config.check_data(facts)
         self.config, self.facts = config, facts
         self.objectives = tuple(objectives)
         self.network: Network = config.build(facts)

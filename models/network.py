@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
-from configs.base import Config
+from configs.base import Config, ConfigError
 from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
 from models.flops import Flop
@@ -84,6 +84,20 @@ class NetworkConfig(Config):
     def cell_sets(self) -> CellSets | None:
         """Of a network that looks across cells, which come together in ``Batch["sets"]``."""
         return None
+
+    def check_data(self, facts: DataFacts) -> None:
+        """Raise a ConfigError if the data lack what the network looks at."""
+        if (sets := self.cell_sets) is not None and sets.condition not in facts.conditions:
+            raise ConfigError(
+                f"model: takes sets of cells by the obs column {sets.condition!r}, and the cells "
+                f"were encoded with condition_keys: {list(facts.conditions)}; name one of them, "
+                f"or encode again with condition_keys: [{sets.condition}]"
+            )
+        if self.reads_positions and not facts.position_keys:
+            raise ConfigError(
+                "model: needs positions, and the cells were encoded without; encode again with "
+                "position_keys: two obs columns, such as [x, y]"
+            )
 
     def build(self, facts: DataFacts) -> Network:
         """Return the network for these data; the sizes of a vocabulary come from there."""
