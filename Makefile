@@ -52,7 +52,7 @@ runs/annotated.h5ad: runs/RESULTS.md
 	$(call papermill,04_annotate_new_cells.ipynb,$(BOOKS)/04_annotate_new_cells.ipynb,-p run runs/rank_transformer_$(NAME) -p query baron_human_new_donor -p output $@)
 
 clean:
-	rm -rf data/$(NAME)_rank runs
+	rm -rf data/$(NAME)_rank data/counts/$(NAME)_* runs
 
 # ---------------------------------------------------------------- three more data sets
 # make sets CELLS=folder   three seeds of configs/train/example.yaml and the logistic regression, on

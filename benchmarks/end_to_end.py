@@ -20,7 +20,7 @@ def encode_train_predict(
     from benchmarks.load import read_batches
     from benchmarks.measure import PeakMemory, own_memory
     from dataset.batches import to_device
-    from dataset.config import PreprocessConfig
+    from dataset.config import COUNTS, PreprocessConfig
     from dataset.encode import encode
     from dataset.store.encoded_folder import EncodedFolder
     from models.learner import Learner
@@ -41,6 +41,7 @@ def encode_train_predict(
     )
     imported = own_memory()
     load_compiled(config)
+    shutil.rmtree(DATA / COUNTS, ignore_errors=True)
     with PeakMemory() as encoding:
         folder = encode(config, overwrite=True, progress=False)
 
@@ -66,7 +67,8 @@ def encode_train_predict(
                 right += int((found.argmax(1) == batch["labels"]).sum())
                 n_predicted += len(batch["labels"])
     n_train = len(train)
-    shutil.rmtree(folder)
+    for made in (folder, DATA / COUNTS):
+        shutil.rmtree(made)
     return {
         "n_cells": n_train + n_predicted,
         "encode_seconds": encoding.seconds,

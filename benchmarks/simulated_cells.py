@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ from isal import isal_zlib
 from scipy.sparse import csr_matrix
 
 from dataset.compiled import compiled
-from dataset.reading.cells import open_cells
 from dataset.sources import resolve
 from dataset.store.atomic import atomic_file
 
@@ -43,8 +43,8 @@ def write_cells(
     if path.exists():
         return path
     rng = np.random.default_rng(seed)
-    cells = open_cells(resolve(source))
-    adata = cells.to_anndata()
+    (real,) = resolve(source)
+    adata = ad.read_h5ad(real)
     counts = csr_matrix(adata.X, dtype=np.int32)
     picked = rng.integers(0, counts.shape[0], n_cells)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def write_cells(
         data.close()
         indices.close()
         x.create_dataset("indptr", data=np.concatenate([[0], np.cumsum(lengths)]), chunks=True)
-        obs = cells.obs.iloc[picked].set_axis([f"cell{i}" for i in range(n_cells)])
+        obs = adata.obs.iloc[picked].set_axis([f"cell{i}" for i in range(n_cells)])
         write_elem(file, "obs", obs)
         write_elem(file, "var", pd.DataFrame(index=adata.var_names))
     return path

@@ -1,4 +1,4 @@
-"""Which cells are encoded, and in which split; who is dropped, and why.
+"""Choose the cells to encode and their splits; keep the reasons why others are dropped.
 
 A cell is a handful of small numbers here, not a handful of Python strings: a million cells are
 then a few megabytes.
@@ -20,6 +20,7 @@ from dataset.quality_control import Measures, drop_cells, drop_rare_types, drop_
 from dataset.reading.cells import Cells
 from dataset.reasons import Reasons
 from dataset.split import split_cells
+from dataset.store.count_store import CountStore
 from dataset.store.layout import SPLITS
 
 FEWEST_DISTINCT = 20  # below, every cell may have a type of its own: too few to call it a mistake
@@ -32,7 +33,7 @@ class ChosenCells:
     Categoricals hold a small number a cell; their categories are the names.
     """
 
-    rows: NDArray[np.integer]  # (n,), number of the cell in the files
+    rows: NDArray[np.int64]  # (n,), number of the cell in the files
     split: pd.Categorical  # (n,)
     labels: pd.Categorical  # (n,), the cell type; no categories without labels
     batch: pd.Categorical  # (n,)
@@ -63,7 +64,7 @@ class Annotations:
     positions: NDArray[np.float32] | None  # (n_cells, 2), NaN where there is none
 
     @classmethod
-    def read(cls, cells: Cells, config: PreprocessConfig) -> "Annotations":
+    def read(cls, cells: Cells | CountStore, config: PreprocessConfig) -> "Annotations":
         """Read the columns that the config names, before any count is looked at.
 
         Raises
@@ -92,7 +93,7 @@ class Annotations:
         )
 
 
-def _read_labels(cells: Cells, key: str) -> pd.Categorical:
+def _read_labels(cells: Cells | CountStore, key: str) -> pd.Categorical:
     labels = categories(cells.column(key), strip=True)
     n_distinct, n_labelled = len(labels.categories), int((labels.codes >= 0).sum())
     if n_distinct > max(FEWEST_DISTINCT, n_labelled / 2):
@@ -105,7 +106,7 @@ def _read_labels(cells: Cells, key: str) -> pd.Categorical:
 
 
 def choose_cells(
-    cells: Cells, obs: Annotations, measures: Measures, config: PreprocessConfig
+    store: CountStore, obs: Annotations, measures: Measures, config: PreprocessConfig
 ) -> ChosenCells:
     """Apply quality control, drop what cannot be learned from, and split the rest.
 
@@ -118,8 +119,8 @@ def choose_cells(
 
     Parameters
     ----------
-    cells
-        The cells; their counts are read again only to score doublets.
+    store
+        Of all cells; their counts are looked at only to score doublets.
     obs, measures
         Of all cells.
     config
@@ -132,7 +133,7 @@ def choose_cells(
     """
     quality, fewest = config.quality_control, config.min_cells_per_class
     messages: list[str] = []
-    reasons = Reasons(cells.n_cells)
+    reasons = Reasons(store.n_cells)
     drop_cells(reasons, measures, quality)
     for key, missing in _missing(obs, config).items():
         reasons.drop(missing, f"no {key}", f"{key!r} without a value", f"fill obs {key!r}")
@@ -149,7 +150,7 @@ def choose_cells(
     split = _split(obs, fit, reasons.kept, config)
     scores = None
     if quality.scrublet:
-        scores, notes = score_doublets(cells, fit, split, obs.batch, seed=config.split.seed)
+        scores, notes = score_doublets(store, fit, split, obs.batch, seed=config.split.seed)
         messages += notes
         drop_doublets(reasons, scores, quality)
     is_train = split == SPLITS.index("train")
@@ -162,17 +163,17 @@ def choose_cells(
 
     rows = np.flatnonzero(reasons.kept)
     _check_splits(split[rows], class_names, config, reasons)
-    if n_dropped := cells.n_cells - len(rows):
-        messages.append(f"{n_dropped:,} of {cells.n_cells:,} cells dropped: {reasons}")
+    if n_dropped := store.n_cells - len(rows):
+        messages.append(f"{n_dropped:,} of {store.n_cells:,} cells dropped: {reasons}")
     batch = obs.batch
     if batch is None:
         batch = pd.Categorical.from_codes(
-            np.zeros(cells.n_cells, dtype=np.int8), pd.Index(["all"], dtype=object)
+            np.zeros(store.n_cells, dtype=np.int8), pd.Index(["all"], dtype=object)
         )
     labels = obs.labels
     if labels is None:
         labels = pd.Categorical.from_codes(
-            np.full(cells.n_cells, -1, dtype=np.int8), pd.Index([], dtype=object)
+            np.full(store.n_cells, -1, dtype=np.int8), pd.Index([], dtype=object)
         )
     names = {
         key: _names(values, reasons.kept & is_train) for key, values in obs.conditions.items()
@@ -284,7 +285,7 @@ def condition_codes(values: pd.Categorical, names: list[str]) -> NDArray[np.int6
     return np.array([*codes, -1], dtype=np.int64)[values.codes]
 
 
-def read_positions(cells: Cells, keys: list[str]) -> NDArray[np.float32] | None:
+def read_positions(cells: Cells | CountStore, keys: list[str]) -> NDArray[np.float32] | None:
     """Read the obs columns of the cells' coordinates, ``(n_cells, 2)``; None where none are named.
 
     Raises

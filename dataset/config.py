@@ -8,6 +8,8 @@ from configs.base import Config
 from dataset import TokenizerConfig
 from dataset.reading.cell_url import without_secrets
 
+COUNTS = "counts"  # folder under data_dir: the counts of all inputs, which encodings share
+
 
 class QualityControlConfig(Config):
     """Thresholds of the cell and gene filters, applied alike to train, val and test cells."""
@@ -37,7 +39,7 @@ class QualityControlConfig(Config):
 
 
 class SplitConfig(Config):
-    """Who goes to train, val and test: whole groups where there are groups, cells otherwise."""
+    """Split into train, val and test: of whole groups where there are groups, else of cells."""
 
     key: str | None = Field(
         default=None,
@@ -112,6 +114,8 @@ class PreprocessConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "PreprocessConfig":
+        if self.name == COUNTS:
+            raise ValueError(f"name {COUNTS!r} is taken: counts of all data sets are kept there")
         if self.label_key is None and self.ignore_labels:
             raise ValueError("ignore_labels names values of an obs column: say which (label_key)")
         if len(set(self.condition_keys)) < len(self.condition_keys):

@@ -1,4 +1,4 @@
-"""Lists in messages: enough to recognise, never a page."""
+"""Lists in messages: enough to recognize, never a page."""
 
 from collections.abc import Iterable
 

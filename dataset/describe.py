@@ -15,19 +15,19 @@ from dataset.choose_cells import ChosenCells
 from dataset.config import PreprocessConfig
 from dataset.provenance import git_commit
 from dataset.quality_control import Measures
-from dataset.reading.cells import Cells
 from dataset.store.blocks import cut
-from dataset.store.csr_file import CsrFile, open_npy
+from dataset.store.count_store import CountStore
+from dataset.store.csr_file import open_npy
 from dataset.store.encoded_folder import SCHEMA_VERSION
 from dataset.store.layout import RESERVED, SPLITS
 
 TABLE_CELLS = 16_384  # lines written in one go
 
 
-def write_cells(folder: Path, source: Cells, chosen: ChosenCells, measures: Measures) -> None:
-    """Write cells.csv and dropped.csv, a stretch of cells at a time."""
-    for first, last in cut(0, source.n_cells, TABLE_CELLS):
-        names = source.names(first, last)
+def write_cells(folder: Path, store: CountStore, chosen: ChosenCells, measures: Measures) -> None:
+    """Write cells.csv and dropped.csv, some cells at a time."""
+    for first, last in cut(0, store.n_cells, TABLE_CELLS):
+        names = store.names(first, last)
         a, b = np.searchsorted(chosen.rows, [first, last]).tolist()
         rows = chosen.rows[a:b]
         columns = {
@@ -60,9 +60,9 @@ def write_cells(folder: Path, source: Cells, chosen: ChosenCells, measures: Meas
 def describe(
     folder: Path,
     config: PreprocessConfig,
-    source: Cells,
+    store: CountStore,
     chosen: ChosenCells,
-    hashes: list[str],
+    measures: Measures,
     messages: list[str],
 ) -> dict[str, Any]:
     """Return the content of meta.json.
@@ -71,14 +71,14 @@ def describe(
     ----------
     folder
         With all arrays in it.
-    config, source, chosen
+    config, store, chosen
         What was asked for, read and chosen.
-    hashes
-        sha256 of each file.
+    measures
+        Of all cells.
     messages
         What was noticed on the way, for people.
     """
-    expression = CsrFile(folder / "expression")
+    train = chosen.rows[chosen.of_split("train")]
     learned = {path.stem: open_npy(path) for path in sorted((folder / "learned").iterdir())}
     written = {path.stem: open_npy(path) for path in sorted((folder / SPLITS[0]).iterdir())}
     return {
@@ -86,13 +86,13 @@ def describe(
         "name": config.name,
         "source": {
             "files": [
-                {"path": file.path.name, "sha256": sha256, "n_cells": file.n_cells}
-                for file, sha256 in zip(source.files, hashes, strict=True)
+                {"path": file.name, "sha256": file.sha256, "n_cells": file.n_cells}
+                for file in store.files
             ],
-            "counts": source.counts_location,
-            "found": source.found,
-            "n_cells": source.n_cells,
-            "n_genes": source.n_genes,
+            "counts": store.counts_location,
+            "found": store.found,
+            "n_cells": store.n_cells,
+            "n_genes": store.n_genes,
         },
         "label_key": config.label_key,
         "batch_key": config.batch_key or config.split.key,
@@ -102,7 +102,7 @@ def describe(
         "organism": config.organism,
         "quality_control": config.quality_control.model_dump(mode="json"),
         # The poorest train cell: nothing was learned of cells with fewer genes than it has.
-        "min_detected_genes": int(np.diff(expression.indptr)[chosen.of_split("train")].min()),
+        "min_detected_genes": int(measures.n_genes[train].min()),
         "tokenizer": config.tokenizer.model_dump(mode="json"),
         "n_tokens": config.tokenizer.row_length,
         "n_segments": config.tokenizer.n_segments,
@@ -119,8 +119,8 @@ def describe(
         "n_cells": {split: len(chosen.of_split(split)) for split in SPLITS},
         "dropped": chosen.reasons.count(),
         "messages": messages,
-        "data_sha256": _sha256([*hashes, source.counts_location]),
-        "split_sha256": _sha256(_split_lines(source, chosen)),
+        "data_sha256": _sha256([*(file.sha256 for file in store.files), store.counts_location]),
+        "split_sha256": _sha256(_split_lines(store, chosen)),
         "git_commit": git_commit(),
         "versions": {
             "python": platform.python_version(),
@@ -129,11 +129,11 @@ def describe(
     }
 
 
-def _split_lines(source: Cells, chosen: ChosenCells) -> Iterator[str]:
+def _split_lines(store: CountStore, chosen: ChosenCells) -> Iterator[str]:
     """Say of each cell, in file order, its split and its type."""
-    for first, last in cut(0, source.n_cells, TABLE_CELLS):
+    for first, last in cut(0, store.n_cells, TABLE_CELLS):
         a, b = np.searchsorted(chosen.rows, [first, last]).tolist()
-        names = source.names(first, last)[chosen.rows[a:b] - first]
+        names = store.names(first, last)[chosen.rows[a:b] - first]
         labels = chosen.labels[a:b] if chosen.class_names else [""] * (b - a)
         for line in zip(names, chosen.split[a:b], labels, strict=True):
             yield "\t".join(line)

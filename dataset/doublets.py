@@ -1,4 +1,4 @@
-"""Which droplets may hold two cells: Scrublet's scores, as scanpy computes them."""
+"""Doublet scores: Scrublet, as scanpy computes it."""
 
 import logging
 import warnings
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from dataset.config import QualityControlConfig
 from dataset.cut_list import cut_list
-from dataset.reading.cells import Cells
 from dataset.reasons import Reasons
+from dataset.store.count_store import CountStore
 from dataset.store.layout import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ FEWEST_CELLS = 50
 
 
 def score_doublets(
-    cells: Cells,
+    store: CountStore,
     wanted: NDArray[np.bool_],
     split: NDArray[np.integer],
     batch: pd.Categorical | None = None,
@@ -36,8 +36,8 @@ def score_doublets(
 
     Parameters
     ----------
-    cells
-        The cells.
+    store
+        Counts of all cells.
     wanted
         Cells to score and to score them beside, ``(n_cells,)``.
     split
@@ -51,7 +51,7 @@ def score_doublets(
     -------
     Score of each cell, ``(n_cells,)``, 0 to 1 (NaN where there is none), and messages.
     """
-    scores = np.full(cells.n_cells, np.nan)
+    scores = np.full(store.n_cells, np.nan)
     if batch is None:
         batch = pd.Categorical.from_codes(
             np.zeros(len(scores), np.int8), pd.Index(["all cells"], dtype=object)
@@ -66,14 +66,14 @@ def score_doublets(
         if len(rows) < FEWEST_CELLS:
             too_few.append(name)
             continue
-        adata = cells.to_anndata(rows)
+        adata = store.to_anndata(rows)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of scanpy's own calls
             try:
                 sc.pp.scrublet(adata, random_state=seed, verbose=False)
             except ValueError as error:  # too few genes or too few values to work on
                 said = " ".join(str(error).split())[:200]
-                refused.append(f"{name}, {len(rows):,} cells x {cells.n_genes:,} genes: {said}")
+                refused.append(f"{name}, {len(rows):,} cells x {store.n_genes:,} genes: {said}")
                 continue
         scores[rows] = adata.obs["doublet_score"].to_numpy()
     if too_few:

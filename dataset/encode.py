@@ -2,11 +2,10 @@
 
 The steps::
 
-    open_cells        look at the files                             dataset/reading/cells.py
-    read_counts       one pass over the files: measure cells, spill counts  dataset/spill.py
-    choose_cells      quality control, labels, split: who stays     dataset/choose_cells.py
+    kept_counts       the files' counts, read once, in data/counts/     dataset/keep_counts.py
+    measure_cells     counts, genes, mitochondrial share of each cell   dataset/quality_control.py
+    choose_cells      quality control, labels, split: who stays         dataset/choose_cells.py
     find_vocabulary   genes detected in a train cell
-    keep_cells        expression/: counts of the cells and genes that stay  dataset/spill.py
     fit_tokenizer     learned/: what the tokenizer learns of the train cells
     encode_splits     train/, val/, test/: tokens, labels, conditions
 
@@ -18,8 +17,7 @@ workers changes a byte of the output. The folder is written atomically.
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,25 +25,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.already_encoded import check_same
+from dataset.already_encoded import check_config, check_files
 from dataset.choose_cells import Annotations, ChosenCells, choose_cells
 from dataset.config import PreprocessConfig
 from dataset.describe import describe, write_cells
-from dataset.encode_error import EncodeError
 from dataset.encode_previous import previous_profiles
-from dataset.encode_steps import Share, ToEncode, detect_genes, encode_cells
+from dataset.encode_steps import ToEncode, detect_genes, encode_cells
+from dataset.keep_counts import kept_counts
 from dataset.previous.profiles import PreviousProfiles
-from dataset.reading.cell_file import file_sha256, fingerprint
-from dataset.reading.cell_url import CellPath, CellUrl
-from dataset.reading.cells import Cells, open_cells
-from dataset.reading.same_files import refuse_copies
-from dataset.sources import resolve
-from dataset.spill import find_kept, keep_cells, read_counts
+from dataset.quality_control import measure_cells
 from dataset.store.atomic import atomic_folder
 from dataset.store.blocks import cut_shares
 from dataset.store.checksums import write_checksums
-from dataset.store.csr_file import CsrFile, create_npy
+from dataset.store.count_store import CountStore
+from dataset.store.csr_file import create_npy
 from dataset.store.encoded_folder import EncodedFolder
+from dataset.store.expression import Expression
 from dataset.store.layout import SPLITS, check_array_names, check_replaceable
 from dataset.tokenizers.tokenizer import Tokenizer, TrainCounts
 from dataset.vocabulary import Vocabulary
@@ -79,23 +74,26 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
         If the folder was made from another config or other files, or nothing can be learned.
     FolderError
         If the folder is being written, is not ours, or the disk is full. After any error nothing
-        is left on the disk.
+        is left of the folder; counts that were read to their end are kept.
     """
     folder = Path(config.data_dir) / config.name
-    paths = resolve(config.input)
+    is_there = folder.exists()
+    if is_there and overwrite:
+        check_replaceable(folder)
+    elif is_there:
+        check_config(folder, config)
     with start_workers(config.n_threads, config.cluster) as workers:
-        marks = [fingerprint(path) for path in paths]
-        hashes = [workers.executor.submit(file_sha256, path) for path in paths]
-        # Files on the disk are hashed while they are looked at; what lies at an address is not,
-        # for all who open a memory:// file share its position.
-        wait([done for path, done in zip(paths, hashes, strict=True) if isinstance(path, CellUrl)])
-        if folder.exists() and not overwrite:
-            check_same(folder, config, [sha256.result() for sha256 in hashes])
+        steps = Steps(workers, progress)
+        store = kept_counts(config, steps)
+        if is_there and not overwrite:
+            check_files(folder, store)
             logger.info("%s: already encoded", folder)
             return folder
+        before = config.tokenizer.previous and config.tokenizer.previous.layer
+        layer = kept_counts(config, steps, layer=before) if before else None
         with atomic_folder(folder, check_replaceable) as unfinished:
-            _encode_into(unfinished, config, paths, marks, hashes, Steps(workers, progress))
-            write_checksums(unfinished)
+            _encode_into(unfinished, config, store, layer, steps)
+            write_checksums(unfinished, known={"counts": store.checksums})
             EncodedFolder(unfinished)  # what was written can be read
     return folder
 
@@ -103,62 +101,47 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
 def _encode_into(
     folder: Path,
     config: PreprocessConfig,
-    paths: Sequence[CellPath],
-    marks: list[tuple],
-    hashes: "list[Future[str]]",
+    store: CountStore,
+    layer: CountStore | None,
     steps: Steps,
 ) -> None:
-    """Do the steps; ``marks`` and ``hashes`` are the files' before anything was read."""
     work = folder / "work"  # gone when the folder is whole
     work.mkdir()
+    store.link(folder / "counts")
     tokenizer: Tokenizer = config.tokenizer
-    source = open_cells(
-        paths,
-        counts=config.counts,
-        gene_id_key=config.gene_id_key,
-        gene_symbol_key=config.gene_symbol_key,
-        genes=config.genes,
-    )
-    if [file.fingerprint for file in source.files] != marks:
-        raise EncodeError(f"{config.name}: a file changed while it was read; start again")
-    if len(hashes) > 1:
-        refuse_copies(source, [future.result() for future in hashes])
-    obs = Annotations.read(source, config)
-    shares, measures = read_counts(
-        source, work / "now", config.quality_control.mitochondrial_prefix, steps
-    )
-    chosen = choose_cells(source, obs, measures, config)
-    vocabulary, columns = find_vocabulary(source, shares, chosen, steps)
+    obs = Annotations.read(store, config)
+    prefix = config.quality_control.mitochondrial_prefix
+    measures = measure_cells(store, mitochondrial_prefix=prefix, steps=steps)
+    chosen = choose_cells(store, obs, measures, config)
+    vocabulary, columns = find_vocabulary(store, chosen, steps)
     vocabulary.save(folder / "vocabulary.json")
     _write_json(folder / "class_names.json", chosen.class_names)
     _write_json(folder / "conditions.json", chosen.condition_names)
+    Expression.write(folder, chosen.rows, columns, measures.total_counts[chosen.rows])
 
-    expression = folder / "expression"
-    keep_cells(shares, chosen.rows, columns, vocabulary.n_genes, expression, steps)
-    np.save(expression / "library_size.npy", measures.total_counts[chosen.rows])
-    learned = fit_tokenizer(folder, chosen, vocabulary.n_genes, tokenizer, steps)
-    messages = source.messages + chosen.messages
+    train = chosen.rows[chosen.of_split("train")]
+    learned = fit_tokenizer(
+        folder, store, train, measures.total_counts[train], columns >= 0, tokenizer, steps
+    )
+    messages = store.messages + chosen.messages
     previous = None
     if tokenizer.previous is not None:
         previous, notes = previous_profiles(
-            folder, tokenizer.previous, config, source, chosen, columns, vocabulary.n_genes, steps
+            folder, tokenizer.previous, config, layer, chosen, columns, vocabulary.n_genes, steps
         )
         messages += notes
     encode_splits(folder, chosen, vocabulary.n_genes, tokenizer, learned, previous, steps)
 
-    sha256 = [future.result() for future in hashes]
-    source.check_unchanged()
-    write_cells(folder, source, chosen, measures)
+    write_cells(folder, store, chosen, measures)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    meta = describe(folder, config, source, chosen, sha256, messages)
-    _write_json(folder / "meta.json", meta)
+    _write_json(folder / "meta.json", describe(folder, config, store, chosen, measures, messages))
     shutil.rmtree(work)
     for message in chosen.messages:
         logger.info(message)
 
 
 def find_vocabulary(
-    cells: Cells, shares: list[Share], chosen: ChosenCells, steps: Steps
+    store: CountStore, chosen: ChosenCells, steps: Steps
 ) -> tuple[Vocabulary, NDArray[np.int64]]:
     """Take the genes that are detected in a train cell.
 
@@ -166,35 +149,62 @@ def find_vocabulary(
     -------
     The vocabulary, and for every gene of the files its index in the vocabulary or -1.
     """
-    detected = np.zeros(cells.n_genes, dtype=bool)
-    train = find_kept(shares, chosen.rows[chosen.of_split("train")])
-    for of_some in steps.run("genes", partial(detect_genes, n_genes=cells.n_genes), train):
-        detected |= of_some
+    detected = np.zeros(store.n_genes, dtype=bool)
+    train = chosen.rows[chosen.of_split("train")]
+    shares = [train[start:stop] for start, stop in cut_shares(0, len(train))]
+    step = partial(detect_genes, counts=store.path, n_genes=store.n_genes)
+    for of_share in steps.run("genes", step, shares):
+        detected |= of_share
     vocabulary = Vocabulary(
-        tuple(map(str, cells.gene_ids[detected])), tuple(map(str, cells.gene_symbols[detected]))
+        tuple(map(str, store.gene_ids[detected])), tuple(map(str, store.gene_symbols[detected]))
     )
     return vocabulary, np.where(detected, np.cumsum(detected) - 1, -1)
 
 
 def fit_tokenizer(
-    folder: Path, chosen: ChosenCells, n_genes: int, tokenizer: Tokenizer, steps: Steps
+    folder: Path,
+    store: CountStore,
+    train: NDArray[np.int64],
+    library_size: NDArray[np.float64],
+    in_vocabulary: NDArray[np.bool_],
+    tokenizer: Tokenizer,
+    steps: Steps,
 ) -> dict[str, NDArray]:
     """Have the tokenizer learn from the train cells; write and return what it learned.
+
+    Parameters
+    ----------
+    folder
+        The encoded folder.
+    store, train, library_size
+        Counts of all cells; which of them are train cells, and the library sizes of these.
+    in_vocabulary
+        Of each gene of the files.
+    tokenizer
+        Of the config.
+    steps
+        The workers.
 
     Raises
     ------
     ValueError
         If that is not something of each gene, in finite numbers: a fault of the tokenizer.
     """
-    train = TrainCounts(folder / "expression", chosen.of_split("train"), n_genes)
-    learned = tokenizer.fit(train, steps.workers)
+    learned = tokenizer.fit(
+        TrainCounts(store.path, train, library_size, store.n_genes), steps.workers
+    )
     check_array_names(learned)
     (folder / "learned").mkdir()
+    kept = {}
     for name, array in learned.items():
-        if array.ndim == 0 or len(array) != n_genes or not np.isfinite(array).all():
-            raise ValueError(f"learned {name!r}: expected finite numbers of {n_genes:,} genes")
-        np.save(folder / "learned" / f"{name}.npy", array, allow_pickle=False)
-    return learned
+        of_genes = array.ndim > 0 and len(array) == store.n_genes
+        if not of_genes or not np.isfinite(array[in_vocabulary]).all():
+            raise ValueError(
+                f"learned {name!r}: expected finite numbers of {store.n_genes:,} genes"
+            )
+        kept[name] = array[in_vocabulary]
+        np.save(folder / "learned" / f"{name}.npy", kept[name], allow_pickle=False)
+    return kept
 
 
 def encode_splits(
@@ -207,7 +217,7 @@ def encode_splits(
     steps: Steps,
 ) -> None:
     """Write the arrays of the three splits."""
-    counts = CsrFile(folder / "expression").counts.dtype
+    counts = Expression.open(folder).counts.counts.dtype
     if previous is not None:
         counts = max(counts, previous.counts_dtype, key=lambda dtype: dtype.itemsize)
     dtypes = tokenizer.arrays(n_genes, counts)

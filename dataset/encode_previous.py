@@ -10,11 +10,10 @@ from dataset.config import PreprocessConfig
 from dataset.encode_error import EncodeError
 from dataset.previous.config import PreviousConfig
 from dataset.previous.history import fit_history, shuffled_within
-from dataset.previous.layer import of_layer
 from dataset.previous.profiles import PreviousProfiles
-from dataset.reading.cells import Cells
-from dataset.spill import keep_cells, read_counts
-from dataset.store.csr_file import CsrFile, open_npy
+from dataset.quality_control import measure_cells
+from dataset.store.count_store import CountStore
+from dataset.store.expression import Expression
 from dataset.workers import Steps
 
 
@@ -22,7 +21,7 @@ def previous_profiles(
     folder: Path,
     settings: PreviousConfig,
     config: PreprocessConfig,
-    source: Cells,
+    layer: CountStore | None,
     chosen: ChosenCells,
     columns: NDArray[np.int64],
     n_genes: int,
@@ -33,11 +32,13 @@ def previous_profiles(
     Parameters
     ----------
     folder
-        The encoded folder, with its ``expression/``.
+        The encoded folder, with its counts.
     settings, config
         Of the previous profiles, and of the data set.
-    source, chosen
-        All cells, and those that stay.
+    layer
+        The counts of the layer that has them, of all cells; None: they are computed.
+    chosen
+        The cells that stay.
     columns, n_genes
         Column in the vocabulary of every gene (-1: none), and how many there are.
 
@@ -53,18 +54,14 @@ def previous_profiles(
             groups = groups + "\t" + np.asarray(chosen.time, dtype=object)
         index = shuffled_within(groups.astype(str), settings.seed)
         messages.append("history: shuffled between the cells of a split and time point (control)")
-    previous = folder / "work" / "previous"
-    previous.mkdir()
-    np.save(previous / "index.npy", index)
+    work = folder / "work"
+    np.save(work / "index.npy", index)
 
-    if settings.layer is not None:
-        layer = of_layer(source, settings.layer)
-        prefix = config.quality_control.mitochondrial_prefix
-        shares, measures = read_counts(layer, folder / "work" / "layer", prefix, steps)
-        keep_cells(shares, chosen.rows, columns, n_genes, previous, steps)
-        np.save(previous / "library_size.npy", measures.total_counts[chosen.rows])
-        dtype = CsrFile(previous).counts.dtype
-        return PreviousProfiles(previous, dtype, n_genes), messages
+    if layer is not None:
+        layer.link(work / "counts")
+        total_counts = measure_cells(layer, steps=steps).total_counts
+        Expression.write(work, chosen.rows, columns, total_counts[chosen.rows])
+        return PreviousProfiles(work, work, layer.counts.counts.dtype, n_genes), messages
 
     if chosen.time is None:
         raise EncodeError(
@@ -79,14 +76,12 @@ def previous_profiles(
             "history needs two"
         )
     messages.append(f"history: time points in order: {', '.join(chosen.time_points)}")
-    np.save(previous / "time.npy", time)
-    expression = folder / "expression"
+    np.save(work / "time.npy", time)
     history, notes = fit_history(
-        CsrFile(expression), open_npy(expression / "library_size.npy"), time,
-        chosen.of_split("train"), chosen.time_points, settings, n_genes,
+        Expression.open(folder), time, chosen.of_split("train"), chosen.time_points, settings,
+        n_genes,
     )  # fmt: skip
     messages += notes
     history.save(folder / "history")
     dtype = np.dtype(np.uint16 if history.largest_count() < 2**16 else np.int32)
-    profiles = PreviousProfiles(previous, dtype, n_genes, expression, folder / "history")
-    return profiles, messages
+    return PreviousProfiles(folder, work, dtype, n_genes, folder / "history"), messages

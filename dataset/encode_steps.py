@@ -16,19 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset.previous.profiles import PreviousProfiles
-from dataset.quality_control import Measures, measure_block
 from dataset.reading.cells import CellFile
-from dataset.store.blocks import cut_blocks, cut_shares
-from dataset.store.csr_file import (
-    CsrFile,
-    CsrWriter,
-    NpyRows,
-    Rows,
-    mark_columns,
-    open_npy,
-    size_kept,
-    take_columns,
-)
+from dataset.store.blocks import cut_blocks
+from dataset.store.csr_file import CsrFile, CsrWriter, NpyRows, Rows, mark_columns
+from dataset.store.expression import Expression
 from dataset.store.layout import SPLITS
 from dataset.tokenizers.tokenizer import CellCounts, Tokenizer
 
@@ -39,30 +30,7 @@ class Share(NamedTuple):
     file: CellFile
     start: int
     stop: int
-    first_cell: int  # number of the first one among the cells of all files
-    folder: Path  # where its counts are spilled to
-
-    def pieces(self) -> "list[Piece]":
-        """Return the same cells, once they are spilled, a worker's share at a time."""
-        n = self.stop - self.start
-        return [Piece(self.folder, a, b, self.first_cell + a) for a, b in cut_shares(0, n)]
-
-
-class Piece(NamedTuple):
-    """Cells whose counts were spilled."""
-
-    folder: Path
-    start: int
-    stop: int
-    first_cell: int
-
-
-class Kept(NamedTuple):
-    """The cells of a piece that are wanted."""
-
-    folder: Path
-    rows: NDArray[np.int64]  # in the folder
-    first: int  # index of the first one among all that are wanted
+    folder: Path  # where their counts are spilled to
 
 
 class ToEncode(NamedTuple):
@@ -73,31 +41,17 @@ class ToEncode(NamedTuple):
     first: tuple[int, ...]  # index of the first one of each split, in that split
 
 
-def spill_counts(share: Share, measures: Path, is_mitochondrial: NDArray[np.bool_]) -> int:
-    """Read cells, check and measure them, and write their counts uncompressed.
-
-    Parameters
-    ----------
-    share
-        What to read.
-    measures
-        Folder of the arrays of ``Measures`` of all cells.
-    is_mitochondrial
-        Of each gene.
+def spill_counts(share: Share) -> int:
+    """Read cells, check them, and write their counts uncompressed.
 
     Returns
     -------
     Number of cells.
     """
     partial = share.folder.with_name(f".{share.folder.name}-{uuid.uuid4().hex}")
-    measured = []
     with CsrWriter(partial, share.file.n_genes) as writer:
         for _, block in share.file.blocks(cut_blocks(share.start, share.stop)):
             writer.append(Rows(block.indptr, block.indices, block.data))
-            measured.append(measure_block(block, is_mitochondrial))
-    for name, parts in zip(Measures._fields, zip(*measured, strict=True), strict=True):
-        with NpyRows(measures / f"{name}.npy") as rows:
-            rows.write(share.first_cell, np.concatenate(parts))
     try:
         partial.rename(share.folder)
     except OSError:
@@ -107,31 +61,11 @@ def spill_counts(share: Share, measures: Path, is_mitochondrial: NDArray[np.bool
     return share.stop - share.start
 
 
-def detect_genes(kept: Kept, n_genes: int) -> NDArray[np.bool_]:
-    """Say which genes have a count in these cells, ``(n_genes,)``."""
+def detect_genes(rows: NDArray[np.integer], counts: Path, n_genes: int) -> NDArray[np.bool_]:
+    """Say which genes have a count in these rows of a CSR matrix, ``(n_genes,)``."""
     detected = np.zeros(n_genes, dtype=np.bool_)
-    mark_columns(CsrFile(kept.folder), kept.rows, detected)
+    mark_columns(CsrFile(counts), rows, detected)
     return detected
-
-
-def size_counts(kept: Kept, columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """Say how many values stay of each cell, and the largest."""
-    return size_kept(CsrFile(kept.folder), kept.rows, columns)
-
-
-def keep_counts(kept: Kept, columns: NDArray[np.int64], n_genes: int, folder: Path) -> None:
-    """Write the counts of some cells and genes to their place in ``folder``."""
-    counts = CsrFile(kept.folder)
-    at = int(open_npy(folder / "indptr.npy")[kept.first])
-    with (
-        NpyRows(folder / "gene_index.npy") as new_gene_index,
-        NpyRows(folder / "counts.npy") as new_counts,
-    ):
-        for a, b in cut_blocks(0, len(kept.rows)):
-            rows = take_columns(counts.take(kept.rows[a:b]), columns, n_genes)
-            new_gene_index.write(at, rows.gene_index)
-            new_counts.write(at, rows.counts)
-            at += len(rows.counts)
 
 
 def encode_cells(
@@ -148,8 +82,7 @@ def encode_cells(
     -------
     Number of cells.
     """
-    expression = CsrFile(folder / "expression")
-    library_size = open_npy(folder / "expression" / "library_size.npy")
+    expression = Expression.open(folder)
     for code, (split, first) in enumerate(zip(SPLITS, cells.first, strict=True)):
         of_split = cells.start + np.flatnonzero(cells.split == code)
         with ExitStack() as stack:
@@ -159,7 +92,7 @@ def encode_cells(
             }
             for a, b in cut_blocks(0, len(of_split)):
                 rows = of_split[a:b]
-                segments = [CellCounts(expression.take(rows), library_size[rows])]
+                segments = [CellCounts(expression.take(rows), expression.library_size[rows])]
                 if previous is not None:
                     segments.append(CellCounts(*previous.of(rows)))
                 tokens = tokenizer.encode(segments, learned, dtypes)

@@ -1,4 +1,4 @@
-"""What a message says of a name that is not there: the nearest that are, and what there is."""
+"""Suggestions for a name that is not there: the nearest that are, and the list of all."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

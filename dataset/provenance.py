@@ -1,4 +1,4 @@
-"""Which code made something."""
+"""Provenance: the commit of the code."""
 
 import subprocess
 from pathlib import Path

@@ -1,18 +1,22 @@
-"""Which cells are good enough to learn from: scanpy's measures, the config's thresholds."""
+"""Quality control of cells: scanpy's measures, the config's thresholds."""
 
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from dataset.compiled import compiled
 from dataset.config import QualityControlConfig
 from dataset.cut_list import cut_list
 from dataset.encode_error import EncodeError
-from dataset.reading.cells import Cells
 from dataset.reasons import Reasons
+from dataset.store.blocks import cut_shares
+from dataset.store.count_store import CountStore
+from dataset.store.csr_file import CsrFile, Rows
+from dataset.workers import Steps
 
 
 class Measures(NamedTuple):
@@ -23,16 +27,16 @@ class Measures(NamedTuple):
     pct_counts_mt: NDArray[np.float64]  # (n,), of mitochondrial genes; NaN where there are none
 
 
-def mitochondrial_genes(cells: Cells, prefix: str = "MT-") -> NDArray[np.bool_]:
+def mitochondrial_genes(gene_symbols: NDArray, prefix: str = "MT-") -> NDArray[np.bool_]:
     """Say which genes are mitochondrial, by the start of their symbol, in any case."""
     prefix = prefix.upper()
-    return np.array([str(s).upper().startswith(prefix) for s in cells.gene_symbols])
+    return np.array([str(symbol).upper().startswith(prefix) for symbol in gene_symbols])
 
 
-def measure_block(counts: csr_matrix, is_mitochondrial: NDArray[np.bool_]) -> Measures:
-    """Measure the cells of a block, which stores no zeros."""
-    total, mitochondrial = np.zeros((2, counts.shape[0]), dtype=np.int64)
-    _sum_counts(counts.indptr, counts.indices, counts.data, is_mitochondrial, total, mitochondrial)
+def measure_block(counts: Rows, is_mitochondrial: NDArray[np.bool_]) -> Measures:
+    """Measure the cells of a block."""
+    total, mitochondrial = np.zeros((2, len(counts.indptr) - 1), dtype=np.int64)
+    _sum_counts(*counts, is_mitochondrial, total, mitochondrial)
     percent = np.full(len(total), np.nan)
     if is_mitochondrial.any():
         percent[:] = 0  # cells without counts have 0 %
@@ -42,20 +46,22 @@ def measure_block(counts: csr_matrix, is_mitochondrial: NDArray[np.bool_]) -> Me
     return Measures(n_genes, total.astype(np.float64), percent)
 
 
-def measure_cells(
-    cells: Cells, *, mitochondrial_prefix: str = "MT-", max_cells: int = 1024
-) -> pd.DataFrame:
-    """Measure every cell, a block at a time.
+def measure_share(
+    share: tuple[int, int], counts: Path, is_mitochondrial: NDArray[np.bool_]
+) -> Measures:
+    """Measure some consecutive cells of a CSR matrix on the disk."""
+    return measure_block(CsrFile(counts).rows(*share), is_mitochondrial)
 
-    Returns
-    -------
-    A column for each of ``Measures``, indexed by cell name.
-    """
-    is_mitochondrial = mitochondrial_genes(cells, mitochondrial_prefix)
-    parts = [measure_block(block, is_mitochondrial) for _, block in cells.blocks(max_cells)]
-    columns = map(np.concatenate, zip(*parts, strict=True))
-    measures = dict(zip(Measures._fields, columns, strict=True))
-    return pd.DataFrame(measures, index=pd.Index(cells.names(0, cells.n_cells)))
+
+def measure_cells(
+    store: CountStore, *, mitochondrial_prefix: str = "MT-", steps: Steps | None = None
+) -> Measures:
+    """Measure every cell, here or by the workers of ``steps``."""
+    is_mitochondrial = mitochondrial_genes(store.gene_symbols, mitochondrial_prefix)
+    step = partial(measure_share, counts=store.path, is_mitochondrial=is_mitochondrial)
+    shares = cut_shares(0, store.n_cells)
+    parts = map(step, shares) if steps is None else steps.run("measure", step, shares)
+    return Measures(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Where cells come from: a path, a glob, a dataset known by name, or cells made up for tests."""
+"""Inputs: a path, a glob, a dataset known by name, or cells made up for tests."""
 
 import logging
 import shutil

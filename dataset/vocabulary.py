@@ -16,7 +16,7 @@ N_SPECIALS = len(SPECIALS)
 
 
 class GeneMatch(NamedTuple):
-    """Where the genes of a file stand in a vocabulary."""
+    """Match of a file's genes to a vocabulary."""
 
     columns: NDArray[np.int64]  # (n_genes of the file,): gene's place in the vocabulary, or -1
     rate: float  # share of the vocabulary's genes that the file has
@@ -56,7 +56,7 @@ class Vocabulary:
 
     @property
     def token_names(self) -> tuple[str, ...]:
-        """What each token id stands for, for people: special tokens, then gene symbols."""
+        """Names of the token ids, for people: special tokens, then gene symbols."""
         return SPECIALS + self.gene_symbols
 
     def save(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who does the steps of an encoding: threads of this process, or a Dask cluster.
+"""Workers of an encoding: threads of this process, or a Dask cluster.
 
 A step is a plain function of small arguments that reads its cells from the disk and writes what
 comes of them to the disk, at a place that depends on nothing but the cells. So it may run anywhere

@@ -33,6 +33,7 @@ from dataset.reading.cell_file import open_store
 from dataset.reading.cell_url import CellPath
 from dataset.reading.cells import Cells, open_cells
 from dataset.sources import resolve
+from dataset.store.csr_file import Rows
 from dataset.vocabulary import GeneMatch
 from evaluation.annotated_file import (
     AnnotationError,
@@ -315,7 +316,8 @@ def _blocks(
             profiles.append(_aligned(next(before)[1], align))
         elif times is not None and model.history is not None:
             profiles.append(model.history.profiles(*profiles[0], times[rows]))
-        yield Block(rows, profiles, measure_block(block, is_mitochondrial))
+        measures = measure_block(Rows(block.indptr, block.indices, block.data), is_mitochondrial)
+        yield Block(rows, profiles, measures)
 
 
 def _alignment(match: GeneMatch, n_genes: int, n_known: int) -> csr_matrix:
@@ -339,7 +341,7 @@ def _mitochondrial(model: TrainedModel, cells: Cells, match: GeneMatch) -> NDArr
     prefix = model.quality_control.mitochondrial_prefix
     known = [symbol.upper().startswith(prefix.upper()) for symbol in model.vocabulary.gene_symbols]
     in_vocabulary = np.array([*known, False])[match.columns]  # -1: the last, no gene of it
-    return mitochondrial_genes(cells, prefix) | in_vocabulary
+    return mitochondrial_genes(cells.gene_symbols, prefix) | in_vocabulary
 
 
 def _times(model: TrainedModel, cells: Cells, time_key: str | None) -> NDArray[np.str_]:

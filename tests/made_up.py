@@ -1,6 +1,19 @@
-"""Facts of data that do not exist, and a learner for them."""
+"""Facts of data that do not exist, a learner for them, and cells whose counts are kept."""
 
+from pathlib import Path
+from typing import Literal
+
+import anndata as ad
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
+
+from configs.base import Config
+from dataset.config import PreprocessConfig
+from dataset.keep_counts import keep_counts
+from dataset.reading.cells import Cells
+from dataset.store.count_store import CountStore
 from dataset.store.data_facts import DataFacts
+from dataset.tokenizers.tokenizer import Tokens
 from dataset.vocabulary import N_SPECIALS, Vocabulary
 from models.learner import Learner
 from models.network import NetworkConfig
@@ -25,3 +38,52 @@ def network(config: NetworkConfig, **sizes):
 def learner(config: NetworkConfig, objectives=None, **sizes) -> Learner:
     """Build a network and its heads; by default it classifies."""
     return Learner(config, objectives or [ClassifyConfig()], facts(**sizes))
+
+
+def store_of(adata: ad.AnnData, folder: Path) -> CountStore:
+    """Write cells into a new folder, and keep their counts."""
+    folder.mkdir()
+    adata.write_h5ad(folder / "cells.h5ad")
+    config = PreprocessConfig(
+        name="set",
+        input=str(folder / "cells.h5ad"),
+        label_key=None,
+        tokenizer={"kind": "rank", "n_tokens": 8},
+        data_dir=str(folder),
+    )
+    return keep_counts(config, progress=False)
+
+
+def counts_of(cells: Cells) -> csr_matrix:
+    """Read the counts of all cells."""
+    return vstack([block for _, block in cells.blocks()], "csr")
+
+
+class Presence(Config):
+    """Detected genes in the order of the vocabulary; its learned table has two columns."""
+
+    kind: Literal["presence"] = "presence"
+    previous: None = None
+    n_segments: int = 1
+    row_length: int = 12
+
+    def fit(self, train, workers):
+        n_cells, total = np.zeros(train.n_genes), np.zeros(train.n_genes)
+        for block in (block for group in train.groups(workers.n_workers) for block in group()):
+            assert (block.library_size > 0).all()
+            np.add.at(n_cells, block.rows.gene_index, 1)
+            np.add.at(total, block.rows.gene_index, block.rows.counts)
+        return {"sums": np.stack([n_cells, total], axis=1), "known": n_cells > 0}
+
+    def arrays(self, n_genes, counts_dtype):
+        return {"token_ids": np.dtype(np.int32), "is_rare": np.dtype(bool)}
+
+    def encode(self, segments, learned, dtypes):
+        (cells,) = segments
+        n = np.minimum(np.diff(cells.rows.indptr), self.row_length)
+        arrays = {name: np.zeros((len(n), self.row_length), d) for name, d in dtypes.items()}
+        for row, start in enumerate(cells.rows.indptr[:-1]):
+            genes = cells.rows.gene_index[start : start + n[row]]
+            arrays["token_ids"][row, : n[row]] = genes + N_SPECIALS
+            arrays["is_rare"][row, : n[row]] = learned["sums"][genes, 0] < 20
+        return Tokens(arrays, n.astype(np.int32))

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from training.checkpoint import load_tensors
 ROOT = Path(__file__).parents[1]
 N_KILLS = 30  # at random times, and as many at random file operations
 MOST_ATTEMPTS = 200
+PARTIAL = re.compile(r"\.[\w.-]+\.partial(-\w+)?")
 
 
 # ------------------------------------------------------------------------ the killer
@@ -53,7 +55,7 @@ class FileOperations:
     A clock rarely stops a run between two of them, which is where a folder can be half made.
     """
 
-    NAMES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+    NAMES = ("open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir")
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.n_done, self.killed_at = str(folder), 0, -1
@@ -91,12 +93,18 @@ def contents(folder: Path) -> dict[str, bytes | list | dict]:
 
 def progress_of(folder: Path) -> str:
     """Say how far a killed run got: the epoch of its checkpoint, or the files there are."""
-    for aside in folder.parent.glob(f".{folder.name}.partial*"):
+    partial = [*folder.parent.glob("counts/.*"), *folder.parent.glob(f".{folder.name}.partial*")]
+    for aside in partial:
         checkpoint = aside / "checkpoint.safetensors"
         if checkpoint.exists():
             return f"epoch {load_tensors(checkpoint)[1]['epoch']}"
         return " ".join(sorted(path.name for path in aside.iterdir()))
     return "done" if folder.exists() else "nothing"
+
+
+def begin_anew(folder: Path) -> None:
+    for made in (folder, folder.parent / "counts"):
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def kill_often(run: Callable[[str], None], config: str, folder: Path) -> None:
@@ -106,12 +114,12 @@ def kill_often(run: Callable[[str], None], config: str, folder: Path) -> None:
     tqdm.monitor_interval = 0  # no thread here when forking
     operations = FileOperations(folder.parent)
     for _ in range(2):  # the first imports and compiles, and the forks inherit that
-        shutil.rmtree(folder, ignore_errors=True)
+        begin_anew(folder)
         operations.n_done, start = 0, time.perf_counter()
         run(config)
         seconds, n_operations = time.perf_counter() - start, operations.n_done
     undisturbed = contents(folder)
-    shutil.rmtree(folder)
+    begin_anew(folder)
 
     def attempt(seconds: float, operation: int = -1) -> bool:
         operations.n_done, operations.killed_at = 0, operation
@@ -135,12 +143,13 @@ def kill_often(run: Callable[[str], None], config: str, folder: Path) -> None:
             killed = attempt(rng.uniform(0, seconds))
         n_killed += killed
         record = {"killed": killed, "progress": progress_of(folder), "differing": []}
-        record["beside"] = sorted(os.listdir(folder.parent))
+        record["beside"] = [n for n in sorted(os.listdir(folder.parent)) if n != "counts"]
+        record["beside"] += [path.name for path in folder.parent.glob("counts/.*")]
         if folder.exists():
             found = contents(folder)
             names = found.keys() | undisturbed.keys()
             record["differing"] = [n for n in names if found.get(n) != undisturbed.get(n)]
-            shutil.rmtree(folder)  # the next attempt begins anew
+            begin_anew(folder)
         print(json.dumps(record), flush=True)
         if last:
             break
@@ -166,7 +175,7 @@ def stages_of_kills(task: str, config: Path, folder: Path) -> set[str]:
     for record in records:
         assert record["differing"] == []
         for name in record["beside"]:
-            assert name == folder.name or name.startswith(f".{folder.name}.partial")
+            assert name == folder.name or PARTIAL.match(name)
         if not record["killed"]:
             assert record["beside"] == [folder.name]
     assert not records[-1]["killed"]

@@ -1,4 +1,4 @@
-"""Where the profile of the time point before comes from: the settings."""
+"""Settings of the second segment: the profile of a cell at the time point before."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from configs.base import Config
 
 
 class PreviousConfig(Config):
-    """Where a cell's profile at the time point before comes from.
+    """Source of a cell's profile at the time point before.
 
     Either a layer of the file holds it, or it is computed from ``time_key`` of the preprocess
     config by optimal transport (``dataset/previous/history.py``).

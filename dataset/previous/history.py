@@ -1,6 +1,6 @@
 """The profile of a cell at the time point before, from the cells sampled there.
 
-For each pair of neighbouring time points the train cells of the later one are matched with those
+For each pair of neighboring time points the train cells of the later one are matched with those
 of the earlier one by entropic optimal transport in principal components of log expression. What is
 kept of it is one potential for each earlier cell; with these any cell, new ones included, has its
 ancestors: earlier cell ``j`` with weight proportional to ``exp(potential_j - distance / epsilon)``
@@ -30,6 +30,7 @@ from dataset.compiled import compiled
 from dataset.log_expression import log_expression
 from dataset.previous.config import PreviousConfig
 from dataset.store.csr_file import CsrFile, CsrWriter, Rows
+from dataset.store.expression import Expression
 from dataset.store.layout import OF_HISTORY
 
 MAX_ITERATIONS = 300
@@ -148,8 +149,7 @@ class History:
 
 
 def fit_history(
-    expression: CsrFile,
-    library_size: NDArray[np.float64],
+    expression: Expression,
     time: NDArray[np.str_],
     train_rows: NDArray[np.int64],
     time_points: list[str],
@@ -160,8 +160,8 @@ def fit_history(
 
     Parameters
     ----------
-    expression, library_size, time
-        Raw counts on disk, library sizes and time points of all cells.
+    expression, time
+        Counts on disk, and time points, of all cells.
     train_rows
         The cells to fit on.
     time_points
@@ -196,7 +196,7 @@ def fit_history(
     ancestors = np.concatenate(chosen)
     first = np.concatenate([[0], np.cumsum([len(rows) for rows in chosen])]).astype(np.int64)
     counts = expression.take(ancestors).to_csr(n_genes, dtype=np.int32)
-    library = library_size[ancestors]
+    library = expression.library_size[ancestors]
 
     values = log_expression(counts, library)
     n_components = min(config.n_components, min(values.shape) - 1)

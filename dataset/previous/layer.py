@@ -17,7 +17,7 @@ PSEUDO_TOTAL = 100_000
 class LayerFile(CellFile):
     """A file whose counts are those of a layer, which need not be whole numbers.
 
-    Such layers are often averages over ancestors, or normalised. Only the order of a cell's genes
+    Such layers are often averages over ancestors, or normalized. Only the order of a cell's genes
     and their shares matter to a rank encoding, so a cell with fractions is scaled to 100,000
     counts and rounded, and what was above zero stays above zero. A cell of whole numbers is taken
     as it is. Logged values are not undone: put the counts, or their mean, in the layer.

@@ -107,7 +107,7 @@ def named_errors(path: CellPath, doing: str) -> Iterator[None]:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether our code raised this, and not a library on a file that it cannot read."""
+    """Return whether our code raised this, and not a library on a file that it cannot read."""
     if isinstance(error, OSError | UnicodeError | DamagedError) or error.__traceback__ is None:
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

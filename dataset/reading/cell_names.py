@@ -46,7 +46,7 @@ def unique_names(tables: list[CellTable], messages: list[str]) -> pd.Index | Non
 
 
 def _repeated(tables: list[CellTable]) -> bool:
-    """Whether a name may occur twice, by 64-bit hashes: 8 bytes a cell, not 80."""
+    """Return whether a name may occur twice, by 64-bit hashes: 8 bytes a cell, not 80."""
     hashes = np.empty(sum(table.n_cells for table in tables), dtype=np.uint64)
     offset = 0
     for table in tables:

@@ -1,4 +1,4 @@
-"""obs of one file, a column or a stretch of names at a time.
+"""obs of one file, a column or a range of names at a time.
 
 A million cells have a gigabyte of obs as Python strings. What the pipeline needs of them is a few
 columns, which are categories, and the names, which go by once; both come from the file when asked.
@@ -63,14 +63,9 @@ class CellTable:
                 return read_table(root, "obs", self.path)[key].reset_index(drop=True)
             return read_column(root["obs"], key, self.n_cells, "obs", self.path)
 
-    def read(self) -> pd.DataFrame:
-        """Read the whole table, all of it in memory."""
-        with open_store(self.path) as root:
-            return read_table(root, "obs", self.path)
-
 
 def _by_column(root: Any, path: CellPath) -> bool:
-    """Whether columns can be read one by one, as anndata writes them since 0.7."""
+    """Return whether columns can be read one by one, as anndata writes them since 0.7."""
     if "obs" not in root:
         parts = sorted(map(str, root))
         raise CellFileError(

@@ -57,7 +57,7 @@ class CellUrl:
 
     @property
     def has_secrets(self) -> bool:
-        """Whether the address holds a key, a password or a signature."""
+        """Return whether the address holds a key, a password or a signature."""
         return str(self) != self.url
 
     def hide_secrets(self, text: str) -> str:

@@ -8,13 +8,11 @@ are opened for the length of a pass and not kept open between passes.
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
-import anndata as ad
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix
 
 from dataset.clean_names import clean_names
 from dataset.nearest_names import nearest, shortened
@@ -32,7 +30,7 @@ from dataset.reading.count_values import FAULTS, check_counts
 from dataset.reading.find_counts import find_counts, node_of
 from dataset.reading.find_files import find_files
 from dataset.reading.gene_names import gene_names, merge_genes
-from dataset.reading.join_columns import ColumnError, compare_columns, join_column
+from dataset.reading.join_columns import compare_columns, join_column
 from dataset.reading.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
 from dataset.reading.stored_table import read_table
 
@@ -68,7 +66,7 @@ class CellFile:
     def blocks(
         self, ranges: Iterable[tuple[int, int]], transposed: dict[CellPath, CscRows] | None = None
     ) -> Iterator[tuple[int, csr_matrix]]:
-        """Stream the counts of some stretches of rows; see ``Cells.blocks``.
+        """Stream the counts of some ranges of rows; see ``Cells.blocks``.
 
         Parameters
         ----------
@@ -156,12 +154,12 @@ class Cells:
 
     @property
     def counts_location(self) -> str:
-        """Where the counts are; file by file where files differ."""
+        """Name of the matrix of counts, such as ``X``; file by file where files differ."""
         return self._of_files([file.counts_location for file in self.files])
 
     @property
     def found(self) -> str:
-        """What was found there."""
+        """Description of the values there."""
         return self._of_files([file.found for file in self.files])
 
     def _of_files(self, texts: list[str]) -> str:
@@ -169,38 +167,15 @@ class Cells:
             return texts[0]
         return "; ".join(f"{f.path.name}: {t}" for f, t in zip(self.files, texts, strict=True))
 
-    @cached_property
-    def obs(self) -> pd.DataFrame:
-        """Columns of all cells, indexed by their names: in memory, so not for a million cells."""
-        if len(self.files) == 1:
-            merged = self.tables[0].read()
-        else:
-            columns = self._readable_columns()
-            if "source_file" not in columns:
-                names = [file.path.name for file in self.files]
-                columns["source_file"] = pd.Series(
-                    pd.Categorical(np.repeat(names, [file.n_cells for file in self.files]))
-                )
-            merged = pd.DataFrame(columns)
-        merged.index = pd.Index(self.names(0, self.n_cells))
-        return merged
-
-    def _columns(self) -> list[str]:
+    @property
+    def columns(self) -> list[str]:
+        """Names of the obs columns of all files."""
         return list(dict.fromkeys(name for table in self.tables for name in table.columns))
-
-    def _readable_columns(self) -> dict[str, pd.Series]:
-        columns = {}
-        for key in self._columns():
-            try:
-                columns[key] = self._stored_column(key)
-            except ColumnError as error:
-                logger.warning("%s; it is left out", error)
-        return columns
 
     def column(self, key: str, *, needs_order: bool = False) -> pd.Series:
         """Read an obs column of all cells, ``(n_cells,)``, or say which ones there are.
 
-        Texts lose what is invisible in them (see ``clean_names``); ``obs`` has them as stored.
+        Texts lose what is invisible in them (see ``clean_names``).
 
         Parameters
         ----------
@@ -209,16 +184,17 @@ class Cells:
         needs_order
             Raise if files have categories in an order, and it is not known what it is over all.
         """
-        column, message = clean_names(self._stored_column(key, needs_order=needs_order), key)
+        column, message = clean_names(self.stored_column(key, needs_order=needs_order), key)
         if message is not None and message not in self.messages:
             self.messages.append(message)
             logger.info(message)
         return column
 
-    def _stored_column(self, key: str, *, needs_order: bool = False) -> pd.Series:
-        if key not in self._columns():
+    def stored_column(self, key: str, *, needs_order: bool = False) -> pd.Series:
+        """Read an obs column as it is stored; see ``column``."""
+        if key not in self.columns:
             names = shortened([file.path.name for file in self.files])
-            raise CellFileError(f"{names}: no obs column {key!r}{nearest(key, self._columns())}")
+            raise CellFileError(f"{names}: no obs column {key!r}{nearest(key, self.columns)}")
         parts = [table.column(key) if key in table.columns else None for table in self.tables]
         return join_column(key, parts, self.tables, needs_order=needs_order)
 
@@ -234,17 +210,13 @@ class Cells:
             offset += table.n_cells
         return np.concatenate(parts)
 
-    def blocks(
-        self, max_cells: int = 1024, *, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, csr_matrix]]:
+    def blocks(self, max_cells: int = 1024) -> Iterator[tuple[int, csr_matrix]]:
         """Stream the counts in file order.
 
         Parameters
         ----------
         max_cells
             Most cells in a block; a block never spans two files.
-        start, stop
-            Range of cells to read; all by default.
 
         Yields
         ------
@@ -257,47 +229,13 @@ class Cells:
             Names the file, and the cell where a value is no count; also when the file cannot be
             read to its end or changes meanwhile.
         """
-        stop = self.n_cells if stop is None else min(stop, self.n_cells)
-        yield from self._blocks(max_cells, start, stop, None)
-
-    def _blocks(
-        self, max_cells: int, start: int, stop: int, wanted: np.ndarray | None
-    ) -> Iterator[tuple[int, csr_matrix]]:
-        """Yield the blocks between ``start`` and ``stop`` that hold a cell ``wanted`` (sorted)."""
-        offset = 0
+        first_cell = 0
         for file in self.files:
-            first, last = max(start - offset, 0), min(stop - offset, file.n_cells)
-            starts = np.arange(first, last, max_cells)
-            if wanted is not None and len(starts):
-                n_before = np.searchsorted(wanted, [*(offset + starts), offset + last])
-                starts = starts[np.diff(n_before) > 0]
-            if len(starts):
-                ranges = [(row, min(row + max_cells, last)) for row in starts.tolist()]
-                for row, block in file.blocks(ranges, self._transposed):
-                    yield offset + row, block
-            offset += file.n_cells
-
-    def to_anndata(self, rows: np.ndarray | Sequence[int] | None = None) -> ad.AnnData:
-        """Gather cells in memory, for scanpy; of obs their names alone (see ``column``).
-
-        Parameters
-        ----------
-        rows
-            Numbers of the cells wanted, in the order wanted, or a boolean mask; all by default.
-        """
-        wanted = np.arange(self.n_cells) if rows is None else np.asarray(rows)
-        if wanted.dtype == bool:
-            wanted = np.flatnonzero(wanted)
-        ordered = np.unique(wanted)
-        parts, names = [csr_matrix((0, self.n_genes), dtype=np.int32)], [np.empty(0, dtype=object)]
-        for start, block in self._blocks(1024, 0, self.n_cells, ordered):
-            a, b = np.searchsorted(ordered, [start, start + block.shape[0]])
-            parts.append(block[ordered[a:b] - start])
-            names.append(self.names(start, start + block.shape[0])[ordered[a:b] - start])
-        order = np.searchsorted(ordered, wanted)
-        var = pd.DataFrame({"gene_symbol": self.gene_symbols}, index=self.gene_ids)
-        obs = pd.DataFrame(index=np.concatenate(names)[order])
-        return ad.AnnData(vstack(parts, "csr")[order].astype(np.float32), obs=obs, var=var)
+            starts = range(0, file.n_cells, max_cells)
+            ranges = [(row, min(row + max_cells, file.n_cells)) for row in starts]
+            for row, block in file.blocks(ranges, self._transposed):
+                yield first_cell + row, block
+            first_cell += file.n_cells
 
     def check_unchanged(self) -> None:
         """Raise if any of the files was rewritten since it was opened."""
@@ -363,7 +301,7 @@ def open_cells(
 
 @dataclass
 class _Look:
-    """What a first look at one file found."""
+    """Result of a first look at one file."""
 
     path: CellPath
     fingerprint: tuple

@@ -1,4 +1,4 @@
-"""What the numbers of a matrix are: raw counts, or normalised, logged, scaled."""
+"""Tell raw counts from normalized, logged and scaled values."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,9 +12,9 @@ LARGEST_COUNT = 2**31 - 1
 
 
 class Found(NamedTuple):
-    """What a matrix holds, in a word for code and in a phrase for people."""
+    """Kind of the values of a matrix: a word for code, a phrase for people."""
 
-    kind: str  # "raw counts", "logged", "normalised", "scaled", "not finite", "no values", ...
+    kind: str  # "raw counts", "logged", "normalized", "scaled", "not finite", "no values", ...
     text: str
 
 
@@ -39,13 +39,13 @@ def describe_values(samples: list[Rows], *, rows_are_cells: bool = True) -> Foun
     if not np.isfinite(values).all():
         return Found("not finite", "values that are not finite (NaN or infinity)")
     if values.min() < 0:
-        return Found("scaled", f"scaled or centred values (smallest {values.min():.4g})")
+        return Found("scaled", f"scaled or centered values (smallest {values.min():.4g})")
     if (values == np.floor(values)).all():
         return Found("raw counts", f"raw counts (whole numbers stored as {stored})")
     sums = np.concatenate([_row_sums(block, np.asarray) for block in samples])
     if rows_are_cells and _constant(sums):
-        return Found("normalised", f"counts normalised to {np.median(sums):,.0f} a cell")
-    # exp of a normalised value beyond this is no count: expm1(30) = 1e13.
+        return Found("normalized", f"counts normalized to {np.median(sums):,.0f} a cell")
+    # exp of a normalized value beyond this is no count: expm1(30) = 1e13.
     if values.max() < 30:
         for name, inverse in (("log1p", np.expm1), ("log2(x + 1)", lambda x: np.exp2(x) - 1)):
             whole = inverse(values)
@@ -54,9 +54,9 @@ def describe_values(samples: list[Rows], *, rows_are_cells: bool = True) -> Foun
             sums = np.concatenate([_row_sums(block, inverse) for block in samples])
             if rows_are_cells and _constant(sums):
                 target = f"{np.median(sums):,.0f}"
-                return Found("logged", f"{name} of counts normalised to {target} a cell")
+                return Found("logged", f"{name} of counts normalized to {target} a cell")
         return Found("logged", f"fractions up to {values.max():.4g}, most likely logged")
-    return Found("normalised", f"fractions up to {values.max():.6g}, most likely normalised")
+    return Found("normalized", f"fractions up to {values.max():.6g}, most likely normalized")
 
 
 def _row_sums(block: Rows, transform: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where a file keeps its raw counts: X, raw or a layer, judged by the values in it."""
+"""Find the raw counts of a file: X, raw or a layer, judged by the values in it."""
 
 from typing import Any
 
@@ -95,7 +95,7 @@ def _places(root: Any) -> list[str]:
 
 
 def _is_null(node: Any) -> bool:
-    """Whether anndata wrote None here."""
+    """Return whether anndata wrote None here."""
     return node.attrs.get("encoding-type") == "null"
 
 

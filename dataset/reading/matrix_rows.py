@@ -54,7 +54,7 @@ def open_matrix(node: Any) -> "CsrRows | CscRows | DenseRows":
 
 
 class Starts:
-    """Where each row or column of a sparse matrix starts; read in stretches, for a million rows.
+    """``indptr`` of a sparse matrix, read in ranges: a million rows are never held.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 anndata's own reader knows every encoding of its version, old and new, and is asked for all but
 two: arrays of strings, plain (``string-array``) or with a mask of the missing ones
 (``nullable-string-array``, how anndata 0.13 writes names and text). A million of those as Python
-objects are what takes memory, so they are read here, a stretch at a time.
+objects are what takes memory, so they are read here, a range at a time.
 """
 
 import logging
@@ -38,7 +38,7 @@ LENGTH_OF = {"categorical": "codes"}  # of a group the part with one entry a row
 
 
 def is_by_column(node: Any) -> bool:
-    """Whether the columns of this obs or var can be read one by one."""
+    """Return whether the columns of this obs or var can be read one by one."""
     return not hasattr(node, "dtype") and _encoding(node) == TABLE
 
 
@@ -188,7 +188,7 @@ def _named(names: NDArray[np.object_], first: int, key: str) -> pd.Index:
             f"{key}: the name of row {row:,} is missing (and of {int(missing.sum()):,} rows in "
             "all): give every row a name and write the file anew"
         )
-    return pd.Index([as_text(name) for name in names], dtype=object)
+    return pd.Index(names, dtype=object)
 
 
 def read_names(table: Any, start: int, stop: int, key: str) -> NDArray[np.object_]:
@@ -203,7 +203,7 @@ def _encoding(node: Any) -> tuple[str, str]:
 
 
 def _holds_strings(node: Any) -> bool:
-    """Whether this is a plain array of strings (not numbers, categories or one with a mask)."""
+    """Return whether this is a plain array of strings (no numbers, categories, mask)."""
     if not hasattr(node, "dtype") or _encoding(node) not in STRINGS or len(node.shape) != 1:
         return False
     if isinstance(node, h5py.Dataset):
@@ -213,7 +213,7 @@ def _holds_strings(node: Any) -> bool:
 
 def _strings(node: Any, start: int, stop: int) -> NDArray[np.object_]:
     if isinstance(node, h5py.Dataset):
-        node = node.asstr("utf-8")
+        return np.asarray(node.asstr("utf-8")[start:stop], dtype=object)
     return np.array([as_text(value) for value in np.asarray(node[start:stop])], dtype=object)
 
 

@@ -1,16 +1,16 @@
-"""How many cells are read at a time, and how many make one worker's share of a step."""
+"""Cells read at a time, and cells of one worker's share of a step."""
 
 BLOCK_CELLS = 512
 SHARE_CELLS = 2048
 
 
 def cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    """Cut a range into stretches of ``size`` cells; the last may be shorter."""
+    """Cut a range into ranges of ``size`` cells; the last may be shorter."""
     return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def cut_blocks(start: int, stop: int) -> list[tuple[int, int]]:
-    """Cut a range into stretches that are read into memory at once."""
+    """Cut a range into ranges that are read into memory at once."""
     return cut(start, stop, BLOCK_CELLS)
 
 

@@ -33,12 +33,18 @@ def file_checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_checksums(folder: Path) -> None:
-    """Write ``checksums.json`` for every file below the folder, itself left out."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sums = {path.relative_to(folder).as_posix(): file_checksum(path) for path in files}
-    sums.pop(CHECKSUMS, None)
-    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+def write_checksums(folder: Path, known: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """Write ``checksums.json`` for every file below the folder, itself left out.
+
+    ``known`` has the checksums of sub-folders whose files were written, and hashed, before.
+    """
+    sums = {f"{sub}/{name}": s for sub, of in (known or {}).items() for name, s in of.items()}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name not in sums and name != CHECKSUMS:
+            sums[name] = file_checksum(path)
+    text = json.dumps(dict(sorted(sums.items())), indent=2)
+    (folder / CHECKSUMS).write_text(text + "\n", encoding="utf-8")
 
 
 def read_checksums(folder: Path) -> dict[str, str]:

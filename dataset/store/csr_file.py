@@ -158,7 +158,7 @@ class CsrWriter:
     Parameters
     ----------
     folder
-        Created; gets ``indptr.npy``, ``gene_index.npy`` and ``counts.npy``.
+        Created if it is not there; gets ``indptr.npy``, ``gene_index.npy`` and ``counts.npy``.
     n_genes
         Columns of the matrix.
     """
@@ -167,7 +167,7 @@ class CsrWriter:
         self.folder, self.n_genes, self.n_values = folder, n_genes, 0
 
     def __enter__(self) -> Self:
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         with ExitStack() as files:
 
             def add(name: str, dtype: np.dtype) -> NpyWriter:
@@ -243,44 +243,35 @@ class CsrFile:
         indptr = self.indptr[start : stop + 1] - first
         return Rows(indptr, self.gene_index[first:last], self.counts[first:last])
 
-    def take(self, rows: NDArray[np.integer]) -> Rows:
-        """Copy any rows, in any order, from the disk."""
+    def take(self, rows: NDArray[np.integer], columns: NDArray[np.int64] | None = None) -> Rows:
+        """Copy rows from the disk.
+
+        Parameters
+        ----------
+        rows
+            Any, in any order.
+        columns
+            New column of every gene, in the same order as before, -1: left out; None: the same.
+
+        Raises
+        ------
+        ValueError
+            If a gene is none of ``columns``.
+        """
         rows = np.asarray(rows, dtype=np.int64)
         indptr = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(self.indptr[rows + 1] - self.indptr[rows], out=indptr[1:])
-        taken = Rows(
-            indptr,
-            np.empty(indptr[-1], dtype=self.gene_index.dtype),
-            np.empty(indptr[-1], dtype=self.counts.dtype),
-        )
-        _copy_rows(self.indptr, self.gene_index, self.counts, rows, *taken)
-        return taken
-
-
-def size_kept(
-    file: CsrFile, rows: NDArray[np.integer], columns: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], int]:
-    """Count what is left of some rows without the genes that ``columns`` gives no place (-1).
-
-    Returns
-    -------
-    Values of each row, ``(n_rows,)``, and the largest of them.
-    """
-    n_values = np.zeros(len(rows), dtype=np.int64)
-    largest = _size_rows(file.indptr, file.gene_index, file.counts, rows, columns, n_values)
-    return n_values, int(largest)
-
-
-def take_columns(rows: Rows, columns: NDArray[np.int64], n_genes: int) -> Rows:
-    """Renumber the columns: gene ``i`` goes to ``columns[i]``, or is left out where that is -1.
-
-    ``columns`` must keep the order of the genes.
-    """
-    dtype = index_dtype(n_genes)
-    indptr, gene_index = np.zeros_like(rows.indptr), np.empty(len(rows.gene_index), dtype=dtype)
-    counts = np.empty_like(rows.counts)
-    n = _copy_columns(*rows, columns, indptr, gene_index, counts)
-    return Rows(indptr, gene_index[:n], counts[:n])
+        counts = np.empty(indptr[-1], dtype=self.counts.dtype)
+        if columns is None:
+            taken = Rows(indptr, np.empty(indptr[-1], dtype=self.gene_index.dtype), counts)
+            _copy_rows(self.indptr, self.gene_index, self.counts, rows, *taken)
+            return taken
+        gene_index = np.empty(indptr[-1], dtype=index_dtype(int(columns.max(initial=-1)) + 1))
+        taken = Rows(indptr, gene_index, counts)
+        n = _copy_columns(self.indptr, self.gene_index, self.counts, rows, columns, *taken)
+        if n < 0:
+            raise ValueError(f"{self.folder}: a gene beyond the {len(columns):,} that there are")
+        return Rows(indptr, gene_index[:n], counts[:n])
 
 
 def mark_columns(file: CsrFile, rows: NDArray[np.integer], marked: NDArray[np.bool_]) -> None:
@@ -304,25 +295,18 @@ def _copy_rows(indptr, gene_index, counts, rows, new_indptr, new_gene_index, new
 
 
 @compiled
-def _size_rows(indptr, gene_index, counts, rows, columns, n_values):
-    largest = np.int64(0)
+def _copy_columns(
+    indptr, gene_index, counts, rows, columns, new_indptr, new_gene_index, new_counts
+):
+    n = 0
     for i in range(len(rows)):
         for j in range(indptr[rows[i]], indptr[rows[i] + 1]):
-            if columns[gene_index[j]] >= 0:
-                n_values[i] += 1
-                largest = max(largest, np.int64(counts[j]))
-    return largest
-
-
-@compiled
-def _copy_columns(indptr, gene_index, counts, columns, new_indptr, new_gene_index, new_counts):
-    n = 0
-    for row in range(len(indptr) - 1):
-        for i in range(indptr[row], indptr[row + 1]):
-            column = columns[gene_index[i]]
+            if not 0 <= gene_index[j] < len(columns):
+                return -1
+            column = columns[gene_index[j]]
             if column >= 0:
                 new_gene_index[n] = column
-                new_counts[n] = counts[i]
+                new_counts[n] = counts[j]
                 n += 1
-        new_indptr[row + 1] = n
+        new_indptr[i + 1] = n
     return n

@@ -20,12 +20,13 @@ from scipy.sparse import csr_matrix
 
 from configs.user_error import UserError
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
-from dataset.store.csr_file import CsrFile, open_npy
+from dataset.store.csr_file import open_npy
 from dataset.store.data_facts import DataFacts, FactsError, read_facts
+from dataset.store.expression import Expression
 from dataset.store.layout import FILES, SPLITS, tokenizer_files
 from dataset.store.meta import fault_of_meta
 
-SCHEMA_VERSION = 3  # 3: arrays and learned/ named by the tokenizer, conditions
+SCHEMA_VERSION = 4  # 4: counts/ of all cells and genes, which encodings share
 CHECKED_LINES = 16_384  # of cells.csv at a time
 READ_ERRORS = (OSError, ValueError, RecursionError)
 ADVICE = "encode again (01_preprocess_sc_data.ipynb, overwrite)"
@@ -46,7 +47,7 @@ class EncodedSplit:
     arrays: dict[str, NDArray]  # what the tokenizer wrote of each token, by name, (n, t) each
     lengths: NDArray[np.int32]  # (n,), tokens that are not padding
     labels: NDArray[np.int64]  # (n,), -1: unlabelled
-    rows: NDArray[np.int64]  # (n,), into expression/ and cells
+    rows: NDArray[np.int64]  # (n,), into the lines of cells.csv
     library_size: NDArray[np.float32]  # (n, s)
     conditions: NDArray[np.int64]  # (n, k), codes of obs columns; below 0: of no train cell
     folder: "EncodedFolder" = field(repr=False)
@@ -124,7 +125,7 @@ class EncodedFolder:
         self.vocabulary, self.class_names = self._facts.vocabulary, self._facts.class_names
         self.conditions, self.learned = self._facts.conditions, self._facts.learned
         self._splits = {split: self._open_split(split) for split in SPLITS}
-        self._matrix, self._library_size = self._open_expression()
+        self._expression = self._open_expression()
         self._cells_csv = os.open(self.path / "cells.csv", os.O_RDONLY)
         weakref.finalize(self, os.close, self._cells_csv)
         self._check_cells()
@@ -132,7 +133,7 @@ class EncodedFolder:
 
     @property
     def facts(self) -> DataFacts:
-        """What a network needs to know of these cells."""
+        """Sizes and names that a network is built from."""
         labels = self._splits["train"].labels
         class_sizes = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
         return replace(self._facts, class_sizes=class_sizes)
@@ -143,7 +144,7 @@ class EncodedFolder:
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """cells.csv: one line a cell, in the order of expression/."""
+        """cells.csv: one line a cell, in file order."""
         (cells,) = self._read_cells(None)
         return cells
 
@@ -182,25 +183,22 @@ class EncodedFolder:
             agree = (found[self._splits[name].rows] == code).all()
             self._check(bool(agree), f"{name}/rows.npy", "not as in cells.csv")
 
-    def _open_expression(self) -> tuple[CsrFile, NDArray[np.float64]]:
-        n_cells = sum(self.n_cells.values())
-        indptr = self._array("expression/indptr.npy", (n_cells + 1,), ("int64",))
+    def _open_expression(self) -> Expression:
+        n_cells, source = sum(self.n_cells.values()), self.meta["source"]
+        indptr = self._array("counts/indptr.npy", (source["n_cells"] + 1,), ("int64",))
         ascending = indptr[0] == 0 and bool((np.diff(indptr) >= 0).all())
-        self._check(ascending, "expression/indptr.npy", "not ascending from 0")
-        n_values = int(indptr[-1])
-        self._array("expression/gene_index.npy", (n_values,), ("uint16", "int32"))
-        self._array("expression/counts.npy", (n_values,), ("uint16", "int32"))
-        library_size = self._array("expression/library_size.npy", (n_cells,), ("float64",))
-        return CsrFile(self.path / "expression"), library_size
-
-    @cached_property
-    def _checked_matrix(self) -> CsrFile:
-        """The counts of all cells, once no gene is found beyond the vocabulary."""
-        index, n_genes = self._matrix.gene_index, self.vocabulary.n_genes
-        blocks = (index[i : i + 2**22] for i in range(0, len(index), 2**22))
-        largest = max((int(block.max()) for block in blocks), default=0)
-        self._check(largest < n_genes, "expression/gene_index.npy", "a gene beyond the vocabulary")
-        return self._matrix
+        self._check(ascending, "counts/indptr.npy", "not ascending from 0")
+        self._array("counts/gene_index.npy", (int(indptr[-1]),), ("uint16", "int32"))
+        self._array("counts/counts.npy", (int(indptr[-1]),), ("uint16", "int32"))
+        rows = self._array("expression/rows.npy", (n_cells,), ("int64",))
+        inside = n_cells == 0 or (rows.min() >= 0 and rows.max() < source["n_cells"])
+        self._check(bool(inside), "expression/rows.npy", "cells beyond those of counts/")
+        columns = self._array("expression/columns.npy", (source["n_genes"],), ("int64",))
+        kept = columns[columns >= 0]
+        in_order = np.array_equal(kept, np.arange(self.vocabulary.n_genes))
+        self._check(in_order, "expression/columns.npy", "not the genes of the vocabulary")
+        self._array("expression/library_size.npy", (n_cells,), ("float64",))
+        return Expression.open(self.path)
 
     def expression(self, split: str) -> tuple[csr_matrix, NDArray[np.float64]]:
         """Return raw counts, ``(n, n_genes)`` float32 in memory, and library sizes over all genes.
@@ -208,11 +206,15 @@ class EncodedFolder:
         Rows are in the order of ``split(name)``.
         """
         rows = np.asarray(self.split(split).rows)
-        return self.counts(rows), self._library_size[rows]
+        return self.counts(rows), self._expression.library_size[rows]
 
     def counts(self, rows: NDArray[np.integer]) -> csr_matrix:
         """Return raw counts of any lines of cells.csv, ``(n, n_genes)`` float32 in memory."""
-        return self._checked_matrix.take(rows).to_csr(self.vocabulary.n_genes)
+        try:
+            taken = self._expression.take(rows)
+        except ValueError as error:
+            raise self._damaged("counts/gene_index.npy", str(error)) from None
+        return taken.to_csr(self.vocabulary.n_genes)
 
     def check_unchanged(self) -> None:
         """Raise if the folder at this path is no longer the one that was opened.

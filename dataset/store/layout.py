@@ -1,4 +1,4 @@
-"""Which files an encoded folder is made of, and whether a folder is one that we may replace."""
+"""Files of an encoded folder, and the check that a folder may be replaced."""
 
 import json
 import re
@@ -11,7 +11,8 @@ from dataset.store.checksums import CHECKSUMS, read_checksums
 
 SPLITS = ("train", "val", "test")
 FACTS = ("meta.json", "vocabulary.json", "class_names.json", "conditions.json", "cells.csv")
-OF_EXPRESSION = ("indptr", "gene_index", "counts", "library_size")
+OF_COUNTS = ("store.json", "cells.h5ad", "indptr.npy", "gene_index.npy", "counts.npy")
+OF_EXPRESSION = ("rows", "columns", "library_size")
 OF_HISTORY = (
     "loadings", "center", "first_ancestor", "epsilon", "embedding", "potential", "library",
 )  # fmt: skip
@@ -23,6 +24,7 @@ FILES = (
     *FACTS,
     "config.yaml",
     "dropped.csv",
+    *(f"counts/{name}" for name in (*OF_COUNTS, CHECKSUMS)),
     *(f"expression/{name}.npy" for name in OF_EXPRESSION),
     *(f"{split}/{name}.npy" for split in SPLITS for name in OF_SPLIT),
 )

@@ -27,7 +27,7 @@ NONE_ABOVE = np.int32(2**31 - 1)
 
 
 class Digit(NamedTuple):
-    """Which digit a pass counts: bits [low, high) of the offset from the smallest value's bits."""
+    """Digit that a pass counts: bits [low, high) of the offset from the smallest value's bits."""
 
     smallest: int
     high: int

@@ -8,6 +8,7 @@ under the names it gives (``learned/<name>.npy``, ``<split>/<name>.npy``); nothi
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 
 from dataset.previous.config import PreviousConfig
 from dataset.store.blocks import cut_blocks
-from dataset.store.csr_file import CsrFile, Rows, open_npy
+from dataset.store.csr_file import CsrFile, Rows
 from dataset.workers import Workers
 
 
 class CellCounts(NamedTuple):
-    """Counts of some cells, columns in vocabulary order."""
+    """Counts of some cells; columns in vocabulary order, but for what ``fit`` is given."""
 
     rows: Rows
     library_size: NDArray[np.float64]  # (n,), counts of each cell over all genes of its file
@@ -38,21 +39,19 @@ class Tokens(NamedTuple):
 class TrainBlocks:
     """Some of the train cells, a block at a time; each call gives the same ones again."""
 
-    expression: Path
-    cells: NDArray[np.int64]  # (n,), rows of ``expression``, ascending
+    counts: Path
+    cells: NDArray[np.int64]  # (n,), rows of ``counts``, ascending
+    library_size: NDArray[np.float64]  # (n,)
 
     def __call__(self) -> Iterator[CellCounts]:
         """Read them."""
-        expression = CsrFile(self.expression)
-        library_size = open_npy(self.expression / "library_size.npy")
+        counts = CsrFile(self.counts)
         for a, b in cut_blocks(0, len(self.cells)):
             cells = self.cells[a:b]
             first, last = int(cells[0]), int(cells[-1]) + 1
-            # Neighbours are read where they lie, without a copy.
-            rows = (
-                expression.rows(first, last) if last - first == b - a else expression.take(cells)
-            )
-            yield CellCounts(rows, library_size[cells])
+            # Neighbors are read where they lie, without a copy.
+            rows = counts.rows(first, last) if last - first == b - a else counts.take(cells)
+            yield CellCounts(rows, self.library_size[a:b])
 
 
 @dataclass(frozen=True)
@@ -61,27 +60,29 @@ class TrainCounts:
 
     Attributes
     ----------
-    expression
-        Folder of a CSR matrix and of ``library_size.npy``.
+    counts
+        Folder of a CSR matrix, of all cells and genes of the files.
     cells
         The rows of it that are train cells, ascending.
+    library_size
+        Counts of each train cell over all genes, ``(n_cells,)``.
     n_genes
-        Genes of the vocabulary; each is detected in a train cell.
+        Genes of the files, columns of ``counts``. Those without a count in any train cell are not
+        in the vocabulary, and nothing that is learned of them is kept.
     """
 
-    expression: Path
+    counts: Path
     cells: NDArray[np.int64]
+    library_size: NDArray[np.float64]
     n_genes: int
 
     def groups(self, n_groups: int) -> list[TrainBlocks]:
         """Divide the cells among workers; what is learned must not depend on how."""
-        parts = np.array_split(self.cells, min(n_groups, len(self.cells)))
-        return [TrainBlocks(self.expression, part) for part in parts]
-
-    @property
-    def library_size(self) -> NDArray[np.float64]:
-        """Counts of each cell over all genes of its file, ``(n_cells,)``."""
-        return open_npy(self.expression / "library_size.npy")[self.cells]
+        edges = np.linspace(0, len(self.cells), min(n_groups, len(self.cells)) + 1).astype(int)
+        return [
+            TrainBlocks(self.counts, self.cells[a:b], self.library_size[a:b])
+            for a, b in pairwise(edges)
+        ]
 
 
 class Tokenizer(Protocol):
@@ -89,7 +90,7 @@ class Tokenizer(Protocol):
 
     @property
     def previous(self) -> PreviousConfig | None:
-        """Where a second segment, the profile at the time point before, is from; None: none."""
+        """Source of a second segment, the profile at the time point before; None: no such."""
 
     @property
     def n_segments(self) -> int:
@@ -100,7 +101,10 @@ class Tokenizer(Protocol):
         """Most tokens of a cell."""
 
     def fit(self, train: TrainCounts, workers: Workers) -> dict[str, NDArray]:
-        """Learn something of each gene: finite numbers, ``(n_genes, ...)``, by name."""
+        """Learn something of each gene, ``(n_genes, ...)``, by name.
+
+        Numbers are finite where a train cell has the gene.
+        """
 
     def arrays(self, n_genes: int, counts_dtype: np.dtype) -> dict[str, np.dtype]:
         """Name the arrays that ``encode`` returns, and their types.

@@ -5,9 +5,9 @@ from scipy.sparse import csr_matrix
 
 from dataset.config import QualityControlConfig
 from dataset.doublets import drop_doublets, score_doublets
-from dataset.reading.cells import Cells, open_cells
 from dataset.reasons import Reasons
 from dataset.sources import synthetic_cells
+from tests.made_up import store_of
 
 ALL = np.ones(170, dtype=bool)
 TRAIN = np.zeros(170, dtype=np.int8)
@@ -29,8 +29,7 @@ def donors(adata):
 @pytest.fixture
 def write(tmp_path):
     def write(adata, name="cells"):
-        adata.write_h5ad(tmp_path / f"{name}.h5ad")
-        return open_cells(tmp_path / f"{name}.h5ad")
+        return store_of(adata, tmp_path / name)
 
     return write
 
@@ -47,13 +46,6 @@ def test_doublets_are_scored_within_a_batch_and_repeatably(adata, donors, write)
     ]
     alone, _ = score_doublets(write(adata[:80].copy(), "first"), ALL[:80], TRAIN[:80])
     np.testing.assert_array_equal(alone, scores[:80])
-
-
-def test_obs_is_not_read_whole(adata, donors, write, monkeypatch):
-    cells = write(adata)
-    monkeypatch.setattr(Cells, "obs", property(lambda _: pytest.fail("obs was read whole")))
-    scores, _ = score_doublets(cells, ALL, TRAIN, donors)
-    assert not np.isnan(scores[:160]).any()
 
 
 def test_cells_of_one_batch_in_two_splits_are_scored_apart(adata, write):

@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Literal
 
 import anndata as ad
 import h5py
@@ -14,9 +13,8 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 import dataset.describe
 import dataset.encode
-import dataset.spill
+import dataset.keep_counts
 import dataset.store.blocks
-from configs.base import Config
 from dataset.batches import BatchReader, to_device
 from dataset.config import PreprocessConfig
 from dataset.encode import encode
@@ -28,15 +26,15 @@ from dataset.store.atomic import FolderError
 from dataset.store.checksums import write_checksums
 from dataset.store.csr_file import NpyWriter
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
+from dataset.store.expression import Expression
 from dataset.store.layout import check_replaceable
-from dataset.tokenizers.tokenizer import Tokens
 from dataset.vocabulary import CLS, N_SPECIALS, SEP
+from tests.made_up import Presence
 
 N_TOKENS = 30
 # sha256 of what the first version of the rank tokenizer wrote of made-up cells.
 GOLDEN = {
-    "expression/counts.npy": "c28d5e72", "expression/gene_index.npy": "6c894185",
-    "expression/indptr.npy": "6fb5e63a", "expression/library_size.npy": "a12a3c4f",
+    "expression/library_size.npy": "a12a3c4f",
     "learned/medians.npy": "2824f1b3", "test/counts.npy": "991fb3f1",
     "test/labels.npy": "f1fe217a", "test/lengths.npy": "17807d0a",
     "test/library_size.npy": "6b1baf5f", "test/rows.npy": "586cd241",
@@ -49,6 +47,9 @@ GOLDEN = {
     "val/token_ids.npy": "c22a7fe4", "vocabulary.json": "e7655e05",
     "class_names.json": "d8a8383c",
 }  # fmt: skip
+
+
+GOLDEN_EXPRESSION = {"indptr": "6fb5e63a", "gene_index": "6c894185", "counts": "c28d5e72"}
 
 
 @pytest.fixture
@@ -91,13 +92,20 @@ def contents(folder):
     return {
         str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in ("config.yaml", "meta.json", "checksums.json")
+        if file.is_file()
+        and file.name not in ("config.yaml", "meta.json", "store.json", "checksums.json")
     }
 
 
 def leftovers(config):
+    """Return what is there besides the counts of whole files."""
     folder = Path(config.data_dir)
-    return [path.name for path in folder.iterdir()] if folder.exists() else []
+    left = [path.name for path in folder.glob("*") if path.name != "counts"]
+    return left + [path.name for path in folder.glob("counts/.*")]
+
+
+def stores(config):
+    return sorted(path.name for path in Path(config.data_dir).glob("counts/*"))
 
 
 def numpy_reference(adata, train):
@@ -413,7 +421,7 @@ def test_who_is_dropped_after_the_split_counts_too(cells, config_of):
 
 def test_labels_that_name_cells_are_refused_before_a_count_is_read(cells, config_of, monkeypatch):
     cells.obs["barcode"] = [f"{i:04d}" + "ACGT" * 30 for i in range(160)]
-    monkeypatch.setattr(dataset.encode, "read_counts", None)
+    monkeypatch.setattr(dataset.keep_counts, "spill_counts", None)
     with pytest.raises(EncodeError, match="'barcode' has 160 distinct values for 160 cells") as e:
         run(config_of(cells, label_key="barcode"))
     assert len(str(e.value)) < 400
@@ -443,14 +451,21 @@ def test_a_type_named_na_and_names_with_commas_survive(cells, config_of):
     assert folder.split("train").cell_names[:2].tolist() == ["cell, 0", "cell\r1"]
 
 
-def test_the_bytes_are_those_of_the_first_version(config_of):
+def test_the_bytes_are_those_of_the_first_version(config_of, tmp_path):
     """Whole numbers alone, so that no machine and no version of numpy makes other cells."""
     rng = np.random.default_rng(11)
     counts = rng.integers(0, 9, (60, 40)) * (rng.integers(0, 3, (60, 40)) == 0)
     obs = {"cell_type": np.arange(60) % 3, "donor": [f"donor_{i // 15}" for i in range(60)]}
     adata = ad.AnnData(csr_matrix(counts), pd.DataFrame(obs, index=[f"c{i}" for i in range(60)]))
-    hashes = contents(run(config_of(adata, tokenizer={"n_tokens": 9})))
+    folder = run(config_of(adata, tokenizer={"n_tokens": 9}))
+    hashes = contents(folder)
     assert {name: hashes[name][:8] for name in GOLDEN} == GOLDEN
+    expression = Expression.open(folder.path)
+    rows = expression.take(np.arange(len(expression)))._asdict()
+    for name, array in rows.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    hashes = contents(tmp_path)
+    assert {name: hashes[f"{name}.npy"][:8] for name in rows} == GOLDEN_EXPRESSION
 
 
 # ---------------------------------------------------------- unlabelled cells, conditions
@@ -556,36 +571,6 @@ def test_positions_that_cannot_be_are_said(cells, config_of):
 
 
 # ----------------------------------------------------------------- another tokenizer
-
-
-class Presence(Config):
-    """Detected genes in the order of the vocabulary; its learned table has two columns."""
-
-    kind: Literal["presence"] = "presence"
-    previous: None = None
-    n_segments: int = 1
-    row_length: int = 12
-
-    def fit(self, train, workers):
-        n_cells, total = np.zeros(train.n_genes), np.zeros(train.n_genes)
-        for block in (block for group in train.groups(workers.n_workers) for block in group()):
-            assert (block.library_size > 0).all()
-            np.add.at(n_cells, block.rows.gene_index, 1)
-            np.add.at(total, block.rows.gene_index, block.rows.counts)
-        return {"sums": np.stack([n_cells, total], axis=1), "known": n_cells > 0}
-
-    def arrays(self, n_genes, counts_dtype):
-        return {"token_ids": np.dtype(np.int32), "is_rare": np.dtype(bool)}
-
-    def encode(self, segments, learned, dtypes):
-        (cells,) = segments
-        n = np.minimum(np.diff(cells.rows.indptr), self.row_length)
-        arrays = {name: np.zeros((len(n), self.row_length), d) for name, d in dtypes.items()}
-        for row, start in enumerate(cells.rows.indptr[:-1]):
-            genes = cells.rows.gene_index[start : start + n[row]]
-            arrays["token_ids"][row, : n[row]] = genes + N_SPECIALS
-            arrays["is_rare"][row, : n[row]] = learned["sums"][genes, 0] < 20
-        return Tokens(arrays, n.astype(np.int32))
 
 
 def test_another_tokenizer_names_its_own_arrays(cells, config_of):
@@ -788,7 +773,7 @@ def test_the_cells_hash_depends_on_split_and_labels_but_not_on_the_tokenizer(cel
 
 def test_finished_work_is_not_done_again(cells, config_of, monkeypatch):
     first = run(config_of(cells))
-    monkeypatch.setattr(dataset.encode, "open_cells", None)
+    monkeypatch.setattr(dataset.keep_counts, "open_cells", None)
     times = {path: path.stat().st_mtime_ns for path in first.path.rglob("*")}
     assert run(config_of(None, n_threads=1)).path == first.path
     assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == times
@@ -871,18 +856,27 @@ def test_a_full_disk_is_said_and_nothing_stays(cells, config_of, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "step", ["spill_counts", "find_vocabulary", "fit_tokenizer", "encode_cells", "EncodedFolder"]
+    "step",
+    [
+        "write_cell_table",
+        "spill_counts",
+        "find_vocabulary",
+        "fit_tokenizer",
+        "encode_cells",
+        "EncodedFolder",
+    ],
 )
 def test_an_error_or_ctrl_c_leaves_nothing(cells, config_of, monkeypatch, step):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    module = dataset.spill if step == "spill_counts" else dataset.encode
-    monkeypatch.setattr(module, step, stop)
+    in_reading = step in ("spill_counts", "write_cell_table")
+    monkeypatch.setattr(dataset.keep_counts if in_reading else dataset.encode, step, stop)
     config = config_of(cells)
     with pytest.raises(KeyboardInterrupt):
         run(config)
     assert leftovers(config) == []
+    assert len(stores(config)) == (0 if in_reading else 1)
 
 
 def test_a_bad_value_in_a_later_block_names_file_and_cell(config_of):
@@ -891,7 +885,7 @@ def test_a_bad_value_in_a_later_block_names_file_and_cell(config_of):
     config = config_of(cells)
     with pytest.raises(CellFileError, match=r"cells\.h5ad.*cell_1700"):
         run(config)
-    assert leftovers(config) == []
+    assert leftovers(config) == stores(config) == []
 
 
 def cut_in_a_chunk(path):
@@ -944,25 +938,25 @@ def test_a_mended_file_gives_what_it_gave_before_it_broke(
     config = config_of(None, data_dir=str(tmp_path / "other"))
     with pytest.raises(CellFileError, match=rf"cells\.h5ad: .*{message}"):
         run(config)
-    assert leftovers(config) == []
+    assert leftovers(config) == stores(config) == []
     path.write_bytes(whole)
     assert contents(run(config)) == expected
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(cells, config_of, monkeypatch):
     config = config_of(cells)
-    find_vocabulary = dataset.encode.find_vocabulary
+    write = dataset.keep_counts.write_cell_table
 
     def meanwhile(*arguments):
         with Path(config.input).open("r+b") as file:
             file.write(b"\x89")
         os.utime(config.input, ns=(1, 1))
-        return find_vocabulary(*arguments)
+        return write(*arguments)
 
-    monkeypatch.setattr(dataset.encode, "find_vocabulary", meanwhile)
+    monkeypatch.setattr(dataset.keep_counts, "write_cell_table", meanwhile)
     with pytest.raises(CellFileError, match="changed"):
         run(config)
-    assert leftovers(config) == []
+    assert leftovers(config) == stores(config) == []
 
 
 def test_two_processes_do_not_write_one_folder(cells, config_of, monkeypatch):

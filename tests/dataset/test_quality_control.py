@@ -16,8 +16,8 @@ from dataset.quality_control import (
     drop_unlabelled,
     measure_cells,
 )
-from dataset.reading.cells import open_cells
 from dataset.reasons import Reasons
+from tests.made_up import store_of
 
 
 @pytest.fixture
@@ -25,29 +25,28 @@ def cells(cells_adata, tmp_path):
     counts = cells_adata.X.toarray()
     counts[7] = 0
     cells_adata.X = csr_matrix(counts)
-    cells_adata.write_h5ad(tmp_path / "cells.h5ad")
-    return open_cells(tmp_path / "cells.h5ad")
+    return store_of(cells_adata, tmp_path / "cells")
 
 
-def test_measures_are_those_of_scanpy_whatever_the_block(cells, cells_adata):
-    adata = cells.to_anndata()
+def test_measures_are_those_of_scanpy_whatever_the_share(cells, cells_adata, monkeypatch):
+    adata = cells_adata
     adata.var["mt"] = adata.var["gene_symbol"].str.startswith("MT-")
     expected, _ = sc.pp.calculate_qc_metrics(adata, qc_vars=["mt"], percent_top=None, log1p=False)
-    for max_cells in (7, 1024):
-        metrics = measure_cells(cells, max_cells=max_cells)
-        assert list(metrics.columns) == ["n_genes", "total_counts", "pct_counts_mt"]
-        np.testing.assert_array_equal(metrics["n_genes"], expected["n_genes_by_counts"])
-        np.testing.assert_array_equal(metrics["total_counts"], expected["total_counts"])
+    for share in (7, 1024):
+        monkeypatch.setattr("dataset.store.blocks.SHARE_CELLS", share)
+        measures = measure_cells(cells)
+        np.testing.assert_array_equal(measures.n_genes, expected["n_genes_by_counts"])
+        np.testing.assert_array_equal(measures.total_counts, expected["total_counts"])
         np.testing.assert_allclose(
-            metrics["pct_counts_mt"], expected["pct_counts_mt"].fillna(0), rtol=1e-6
+            measures.pct_counts_mt, expected["pct_counts_mt"].fillna(0), rtol=1e-6
         )
-    assert metrics["total_counts"].iloc[7] == 0
+    assert measures.total_counts[7] == 0
 
 
 def test_mitochondrial_genes_are_found_in_any_case(cells):
     assert (
-        measure_cells(cells, mitochondrial_prefix="mt-")["pct_counts_mt"].max()
-        == measure_cells(cells)["pct_counts_mt"].max()
+        measure_cells(cells, mitochondrial_prefix="mt-").pct_counts_mt.max()
+        == measure_cells(cells).pct_counts_mt.max()
         > 0
     )
 
@@ -55,15 +54,14 @@ def test_mitochondrial_genes_are_found_in_any_case(cells):
 def test_symbols_in_small_letters_are_mitochondrial_too(cells, cells_adata, tmp_path):
     """As those of mice are written."""
     cells_adata.var_names = cells_adata.var_names.str.lower()
-    cells_adata.write_h5ad(tmp_path / "mouse.h5ad")
-    mouse = measure_cells(open_cells(tmp_path / "mouse.h5ad"))["pct_counts_mt"]
+    cells_adata.var["gene_symbol"] = cells_adata.var["gene_symbol"].str.lower()
+    mouse = measure_cells(store_of(cells_adata, tmp_path / "mouse")).pct_counts_mt
     assert mouse.max() > 0
-    np.testing.assert_array_equal(mouse, measure_cells(cells)["pct_counts_mt"])
+    np.testing.assert_array_equal(mouse, measure_cells(cells).pct_counts_mt)
 
 
 def test_no_mitochondrial_gene_is_an_error_only_with_a_threshold(cells):
-    metrics = measure_cells(cells, mitochondrial_prefix="mito:")
-    measures = Measures(*(metrics[name].to_numpy() for name in Measures._fields))
+    measures = measure_cells(cells, mitochondrial_prefix="mito:")
     reasons = Reasons(120)
     drop_cells(reasons, measures, QualityControlConfig(min_genes=1))
     assert reasons.kept.sum() == 119

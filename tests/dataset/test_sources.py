@@ -113,8 +113,8 @@ def test_baron_is_unpacked_from_the_wheel_and_kept(wheel, tmp_path):
     assert open_cells(path).n_cells == 40
     assert wheel["calls"] == 1
     (new,) = resolve("baron_human_new_donor", downloads=folder)
-    assert list(open_cells(new).obs.columns) == ["donor"]
-    assert set(open_cells(new).obs["donor"]) == {"human3"}
+    assert list(open_cells(new).columns) == ["donor"]
+    assert set(open_cells(new).column("donor")) == {"human3"}
 
 
 def test_a_damaged_download_is_refused_and_leaves_nothing(wheel, tmp_path):
@@ -144,7 +144,7 @@ def test_scanpy_source_offline_and_online(tmp_path, monkeypatch):
     monkeypatch.setattr(sc.datasets, "pbmc3k_processed", labelled[5:].copy)
     cells = open_cells(resolve("pbmc3k_labelled", downloads=tmp_path))
     assert cells.n_cells == 45
-    assert (cells.obs["cell_type"] == adata.obs["cell_type"].iloc[5:]).all()
+    assert list(cells.column("cell_type")) == list(adata.obs["cell_type"].iloc[5:])
 
 
 def test_every_source_says_what_it_is():
@@ -155,4 +155,4 @@ def test_every_source_says_what_it_is():
 def test_baron_from_the_package_index(tmp_path):
     cells = open_cells(resolve("baron_human_pancreas", downloads=tmp_path))
     assert (cells.n_cells, cells.n_genes) == (2142, 20125)
-    assert set(cells.obs["donor"]) == {"human1", "human2", "human3", "human4"}
+    assert set(cells.column("donor")) == {"human1", "human2", "human3", "human4"}

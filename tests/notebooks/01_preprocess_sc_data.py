@@ -40,9 +40,8 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from dataset.config import PreprocessConfig
 from dataset.encode import encode
+from dataset.keep_counts import keep_counts
 from dataset.quality_control import measure_cells
-from dataset.reading.cells import open_cells
-from dataset.sources import resolve
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation import preprocessing_plots as plots
 from evaluation.cell_map import add_components, draw_map
@@ -54,17 +53,13 @@ print(settings.to_yaml())
 # %% [markdown]
 # ## Read
 #
-# Raw counts are looked for in `X`, in `.raw` and in the layers; a rank needs counts, so normalised
-# or scaled values are refused. Duplicate gene names are summed, never renamed.
+# Raw counts are looked for in `X`, in `.raw` and in the layers; a rank needs counts, so normalized
+# or scaled values are refused. Duplicate gene names are summed, never renamed. They are kept
+# uncompressed in `data/counts/`: what comes below, and every other encoding of these files, reads
+# them there and opens the files no more.
 
 # %%
-cells = open_cells(
-    resolve(settings.input),
-    counts=settings.counts,
-    gene_id_key=settings.gene_id_key,
-    gene_symbol_key=settings.gene_symbol_key,
-    genes=settings.genes,
-)
+cells = keep_counts(settings)
 print(
     f"{cells.n_cells:,} cells x {cells.n_genes:,} genes, {cells.found} in {cells.counts_location}"
 )
@@ -81,7 +76,7 @@ pd.DataFrame({key: cells.column(key) for key in keys if key}).head()
 
 # %%
 prefix = settings.quality_control.mitochondrial_prefix
-metrics = measure_cells(cells, mitochondrial_prefix=prefix)
+metrics = pd.DataFrame(measure_cells(cells, mitochondrial_prefix=prefix)._asdict())
 batch_key = settings.batch_key
 batches = cells.column(batch_key).rename(batch_key) if batch_key else None
 plots.quality_violins(metrics, settings.quality_control, batches)

@@ -13,6 +13,7 @@ from dataset.previous.history import (
     time_names,
 )
 from dataset.store.csr_file import CsrFile, CsrWriter, Rows
+from dataset.store.expression import Expression
 
 TIMES = ["day 0", "day 2", "day 10"]
 N_CELLS, N_GENES, N_KINDS = 270, 40, 3
@@ -36,17 +37,15 @@ def expression(lineages, tmp_path_factory):
     folder = tmp_path_factory.mktemp("history") / "expression"
     with CsrWriter(folder, N_GENES) as writer:
         writer.append(Rows.from_csr(lineages[0]))
-    return CsrFile(folder)
+    library_size = np.asarray(lineages[0].sum(axis=1), dtype=float).ravel()
+    return Expression(CsrFile(folder), np.arange(N_CELLS), np.arange(N_GENES), library_size)
 
 
 def fit(lineages, expression, train, **settings):
     counts, _, time = lineages
     config = PreviousConfig(**{"n_ancestors": 5, "n_components": 5} | settings)
-    library_size = np.asarray(counts.sum(axis=1), dtype=float).ravel()
-    history, messages = fit_history(
-        expression, library_size, time, train, TIMES, config, counts.shape[1]
-    )
-    return history, library_size, messages
+    history, messages = fit_history(expression, time, train, TIMES, config, counts.shape[1])
+    return history, expression.library_size, messages
 
 
 def test_ancestors_are_of_the_same_lineage_at_the_time_before(lineages, expression):

@@ -23,6 +23,7 @@ from dataset.reading.cell_file import CellFileError, file_sha256
 from dataset.reading.cell_url import CellUrl
 from dataset.reading.cells import open_cells
 from dataset.sources import resolve, synthetic_cells
+from tests.made_up import counts_of
 
 
 class FarAwayFile(AbstractBufferedFile):
@@ -103,7 +104,10 @@ def as_dense(adata):
 def test_the_same_blocks_as_from_the_disk(put, far, cells, change, url):
     path = put(change(cells))
     ours, expected = open_cells(url.format("atlas/cells.h5ad")), open_cells(path)
-    assert ours.obs.equals(expected.obs)
+    assert ours.columns == expected.columns
+    for key in expected.columns:
+        assert ours.column(key).equals(expected.column(key))
+    assert list(ours.names(0, 200)) == list(expected.names(0, 200))
     assert ours.messages == expected.messages
     blocks = zip(ours.blocks(64), expected.blocks(64), strict=True)
     for (start, block), (expected_start, expected_block) in blocks:
@@ -117,7 +121,7 @@ def test_a_zarr_folder_too(put, cells, stored):
     with ad.settings.override(zarr_write_format=stored):
         path = put(cells, "cells.zarr")
     (url,) = resolve("memory://atlas/cells.zarr")
-    assert (open_cells(url).to_anndata().X != open_cells(path).to_anndata().X).nnz == 0
+    assert (counts_of(open_cells(url)) != counts_of(open_cells(path))).nnz == 0
     assert file_sha256(url) == file_sha256(path)
 
 
@@ -350,6 +354,6 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        # One says where the cells were, the other holds its sum; all other files are compared.
-        if path.is_file() and path.name not in ("config.yaml", "checksums.json")
+        # Two say where the cells were, others hold their sums; all other files are compared.
+        if path.is_file() and path.name not in ("config.yaml", "store.json", "checksums.json")
     }

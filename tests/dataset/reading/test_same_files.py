@@ -3,7 +3,8 @@ import shutil
 import pytest
 
 from dataset.config import PreprocessConfig
-from dataset.encode import EncodeError, encode
+from dataset.encode import encode
+from dataset.encode_error import EncodeError
 
 
 def test_two_files_of_the_same_bytes_are_refused(cells_adata, tmp_path):

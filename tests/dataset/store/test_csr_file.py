@@ -3,7 +3,7 @@ import pytest
 from scipy.sparse import csr_matrix
 from scipy.sparse import random as random_csr
 
-from dataset.store.csr_file import CsrFile, CsrWriter, NpyWriter, Rows, open_npy, take_columns
+from dataset.store.csr_file import CsrFile, CsrWriter, NpyWriter, Rows, open_npy
 
 
 @pytest.fixture
@@ -55,11 +55,14 @@ def test_genes_beyond_16_bits_have_wide_columns(tmp_path):
     assert file.gene_index.tolist() == [70_000]
 
 
-def test_columns_are_left_out_and_renumbered(matrix):
+def test_columns_are_left_out_and_renumbered(matrix, tmp_path):
+    file = write(tmp_path / "m", matrix, 7)
     keep = np.arange(30) % 3 > 0
     columns = np.where(keep, np.cumsum(keep) - 1, -1)
-    taken = take_columns(Rows.from_csr(matrix), columns, 20)
-    assert (taken.to_csr(20) != matrix[:, keep]).nnz == 0
+    rows = np.array([9, 3, 3, 49])
+    assert (file.take(rows, columns).to_csr(20) != matrix[rows][:, keep]).nnz == 0
+    with pytest.raises(ValueError, match="a gene beyond the 12 that there are"):
+        file.take(np.arange(50), columns[:12])
 
 
 def test_unsorted_rows_with_stored_zeros_and_duplicates_are_put_in_order():

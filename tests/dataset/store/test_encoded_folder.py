@@ -64,7 +64,8 @@ def test_a_folder_that_is_not_there(tmp_path):
 DAMAGED = [
     "meta.json", "vocabulary.json", "learned/medians.npy", "class_names.json", "cells.csv",
     "conditions.json", "val/conditions.npy",
-    "expression/indptr.npy", "expression/gene_index.npy", "expression/counts.npy",
+    "counts/indptr.npy", "counts/gene_index.npy", "counts/counts.npy", "counts/cells.h5ad",
+    "counts/store.json", "expression/rows.npy", "expression/columns.npy",
     "expression/library_size.npy", "train/token_ids.npy", "val/counts.npy", "test/lengths.npy",
     "train/labels.npy", "val/rows.npy", "test/library_size.npy",
 ]  # fmt: skip
@@ -115,7 +116,8 @@ def test_an_array_of_another_type_or_shape_is_refused(copy, name, change):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("train/labels.npy", 4), ("train/rows.npy", 300), ("train/lengths.npy", 98),
-     ("learned/medians.npy", 0), ("expression/gene_index.npy", 60_000)],
+     ("learned/medians.npy", 0), ("counts/gene_index.npy", 60_000),
+     ("expression/rows.npy", 300), ("expression/columns.npy", 7)],
 )  # fmt: skip
 def test_values_that_cannot_be_are_refused(copy, name, value):
     array = np.load(copy / name)
@@ -129,7 +131,7 @@ def test_values_that_cannot_be_are_refused(copy, name, value):
 def test_another_format_is_refused(copy):
     meta = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps(meta | {"schema_version": 99}))
-    with pytest.raises(EncodedFolderError, match=r"format 99, this code reads 3\); encode again"):
+    with pytest.raises(EncodedFolderError, match=r"format 99, this code reads 4\); encode again"):
         EncodedFolder(copy)
 
 
@@ -137,7 +139,7 @@ def test_a_folder_from_before_there_were_checksums_is_refused(copy):
     meta = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps(meta | {"schema_version": 1}))
     (copy / "checksums.json").unlink()
-    with pytest.raises(EncodedFolderError, match=r"format 1, this code reads 3\); encode again"):
+    with pytest.raises(EncodedFolderError, match=r"format 1, this code reads 4\); encode again"):
         EncodedFolder(copy)
 
 
@@ -189,8 +191,8 @@ def two_cells_of_the_table(folder):
     + [
         (name, permute(name))
         for name in ("train/labels.npy", "val/rows.npy", "test/library_size.npy",
-                     "learned/medians.npy", "train/counts.npy", "expression/counts.npy",
-                     "expression/library_size.npy")
+                     "learned/medians.npy", "train/counts.npy", "counts/counts.npy",
+                     "expression/rows.npy", "expression/library_size.npy")
     ],
 )  # fmt: skip
 def test_content_that_was_changed_is_refused(copy, name, change):
