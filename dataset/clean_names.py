@@ -38,10 +38,10 @@ def clean_names(column: pd.Series, key: str) -> tuple[pd.Series, str | None]:
     message = f"obs {key!r}: read without invisible characters: {', '.join(shown)}{more}"
     codes, found = pd.factorize(column) if not is_category else (column.cat.codes, distinct)
     names = [changed.get(name, name) for name in found]
-    place = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    numbers = np.array([*(place[name] for name in names), -1])[np.asarray(codes)]
+    code_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    numbers = np.array([*(code_of[name] for name in names), -1])[np.asarray(codes)]
     ordered = is_category and bool(column.cat.ordered)
-    categories = pd.Index(list(place), dtype=object)
+    categories = pd.Index(list(code_of), dtype=object)
     new = pd.Series(pd.Categorical.from_codes(numbers, categories, ordered=ordered))
     return (new if is_category else new.astype(object)), message
 

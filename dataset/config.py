@@ -129,9 +129,9 @@ class PreprocessConfig(Config):
 
     def to_yaml(self) -> str:
         """Return every field as YAML text, without the keys and passwords of addresses."""
-        places = [self.input] if isinstance(self.input, str) else self.input
-        shown = [without_secrets(place) for place in places]
-        told = self.model_copy(
+        inputs = [self.input] if isinstance(self.input, str) else self.input
+        shown = [without_secrets(text) for text in inputs]
+        written = self.model_copy(
             update={"input": shown[0] if isinstance(self.input, str) else shown}
         )
-        return super(PreprocessConfig, told).to_yaml()
+        return super(PreprocessConfig, written).to_yaml()

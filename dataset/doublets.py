@@ -72,8 +72,8 @@ def score_doublets(
             try:
                 sc.pp.scrublet(adata, random_state=seed, verbose=False)
             except ValueError as error:  # too few genes or too few values to work on
-                said = " ".join(str(error).split())[:200]
-                refused.append(f"{name}, {len(rows):,} cells x {store.n_genes:,} genes: {said}")
+                message = " ".join(str(error).split())[:200]
+                refused.append(f"{name}, {len(rows):,} cells x {store.n_genes:,} genes: {message}")
                 continue
         scores[rows] = adata.obs["doublet_score"].to_numpy()
     if too_few:

@@ -1,7 +1,7 @@
 """The steps of an encoding, each on some of the cells, by a thread or by a cluster's worker.
 
-Each step reads its cells from the disk and writes what comes of them to the disk, at a place that
-follows from the cells alone; ``dataset/encode.py`` says in which order they go. A step that is
+Each step reads its cells from the disk and writes what comes of them to the disk, in rows that
+follow from the cells alone; ``dataset/encode.py`` says in which order they go. A step that is
 interrupted may be done again, by anyone, and ends with the same bytes.
 """
 
@@ -76,7 +76,7 @@ def encode_cells(
     dtypes: Mapping[str, np.dtype],
     previous: PreviousProfiles | None,
 ) -> int:
-    """Write the tokens of some cells to their places in ``train/``, ``val/`` and ``test/``.
+    """Write the tokens of some cells to ``train/``, ``val/`` and ``test/``.
 
     Returns
     -------

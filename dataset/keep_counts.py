@@ -97,7 +97,7 @@ def _absolute(text: str) -> str:
 
 
 def _take_back(folder: Path, encoded: Path) -> None:
-    """Link the counts of an encoded folder of this name back to their place, if they are these."""
+    """Link an encoded folder's counts back to ``data/counts/``, if they are these."""
     store = _open(encoded)
     if store is not None and store.key == folder.name:
         with atomic_folder(folder, check_is_store) as partial:
@@ -156,7 +156,7 @@ def _read_into(folder: Path, config: PreprocessConfig, layer: str | None, steps:
         genes=config.genes,
     )
     messages = list(source.messages)
-    Annotations.read(source, config)  # a wrong column is told before minutes of reading
+    Annotations.read(source, config)  # a wrong column is reported before minutes of reading
     if layer is not None:
         source = of_layer(source, layer)
     if len(hashes) > 1:

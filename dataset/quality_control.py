@@ -74,7 +74,7 @@ def _sum_counts(indptr, gene_index, counts, is_mitochondrial, total, mitochondri
 
 
 def drop_cells(reasons: Reasons, measures: Measures, config: QualityControlConfig) -> None:
-    """Apply the thresholds to what was measured; the first reason is the one that is told.
+    """Apply the thresholds to what was measured; the first reason is the one reported.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def drop_rare_types(
         Which cells were counted, for people: ``train cells``.
     """
     codes = labels.codes.astype(np.int64)
-    codes[~reasons.kept] = -1  # of types of which every cell is dropped already nothing is said
+    codes[~reasons.kept] = -1  # types of which every cell is dropped already are not reported
     present = np.unique(codes[codes >= 0]).tolist()
     rare = {
         code: f"type {name!r}: {n_of_type[code]} {where}, fewer than {min_cells}"

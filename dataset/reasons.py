@@ -9,7 +9,7 @@ from dataset.encode_error import EncodeError
 
 
 class Reasons:
-    """Why cells are dropped: of each the first reason that was told, four bytes a cell."""
+    """Why cells are dropped: of each the first reason found, four bytes a cell."""
 
     def __init__(self, n_cells: int) -> None:
         self.codes = np.zeros(n_cells, dtype=np.int32)  # into texts; 0: the cell stays
@@ -25,7 +25,7 @@ class Reasons:
         bad
             Of each cell, ``(n_cells,)``.
         reason
-            What is told of each of them.
+            Text of each of them.
         cause, advice
             The setting that does it, and what to do where it drops too many.
         """
@@ -82,9 +82,9 @@ class Reasons:
         if n_dropped <= max_dropped_fraction * n_cells:
             return
         causes = sorted(self._causes.items(), key=lambda cause: -cause[1][0])
-        told = [f"{cause} drops {n:,} of {n_cells:,} cells; {a}" for cause, (n, a) in causes]
+        texts = [f"{cause} drops {n:,} of {n_cells:,} cells; {a}" for cause, (n, a) in causes]
         raise EncodeError(
             f"{n_dropped:,} of {n_cells:,} cells would be dropped, more than "
             f"quality_control.max_dropped_fraction ({max_dropped_fraction:g}) allows: "
-            f"{'. '.join(told)}"
+            f"{'. '.join(texts)}"
         )

@@ -42,9 +42,9 @@ def split_cells(
         split = _split_cells(labels, config)
         return pd.Categorical.from_codes(split, pd.Index(SPLITS, dtype=object))
     split_of_group = _split_groups(groups, config)
-    places = [SPLITS.index(split_of_group.get(name, "train")) for name in groups.categories]
+    codes = [SPLITS.index(split_of_group.get(name, "train")) for name in groups.categories]
     return pd.Categorical.from_codes(
-        np.array(places, dtype=np.int8)[groups.codes], pd.Index(SPLITS, dtype=object)
+        np.array(codes, dtype=np.int8)[groups.codes], pd.Index(SPLITS, dtype=object)
     )
 
 

@@ -18,8 +18,8 @@ N_SPECIALS = len(SPECIALS)
 class GeneMatch(NamedTuple):
     """Match of a file's genes to a vocabulary."""
 
-    columns: NDArray[np.int64]  # (n_genes of the file,): gene's place in the vocabulary, or -1
-    rate: float  # share of the vocabulary's genes that the file has
+    columns: NDArray[np.int64]  # (n_genes of the file,): indices in the vocabulary, or -1
+    match_rate: float  # share of the vocabulary's genes that the file has
     missing: list[str]  # ids of the vocabulary's genes that it has not
 
 
@@ -96,7 +96,7 @@ class Vocabulary:
         Ids go first, with and without the version behind an Ensembl id; a gene that no id finds
         is looked for by symbol, where a symbol stands for one gene only. A file whose ids are
         symbols, or the other way round, is understood. Several columns with one id all get its
-        place, to be summed.
+        index, to be summed.
 
         Parameters
         ----------
@@ -114,9 +114,9 @@ class Vocabulary:
             for genes in names:
                 taken = set(columns.tolist())
                 for column, gene in enumerate(genes):
-                    place = known.get(without_version(gene), -1)
-                    if columns[column] < 0 and place not in taken:
-                        columns[column] = place
+                    index = known.get(without_version(gene), -1)
+                    if columns[column] < 0 and index not in taken:
+                        columns[column] = index
         found = set(columns.tolist()) - {-1}
         missing = [gene for i, gene in enumerate(self.gene_ids) if i not in found]
         return GeneMatch(columns, len(found) / max(self.n_genes, 1), missing)

@@ -1,7 +1,7 @@
 """Workers of an encoding: threads of this process, or a Dask cluster.
 
 A step is a plain function of small arguments that reads its cells from the disk and writes what
-comes of them to the disk, at a place that depends on nothing but the cells. So it may run anywhere
+comes of them to the disk, in rows that depend on nothing but the cells. So it may run anywhere
 that sees the disk, in any order, and again if a worker dies half-way.
 """
 

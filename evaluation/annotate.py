@@ -189,7 +189,7 @@ def annotate(
     uns = {
         "run": model.run.path.resolve().name,
         "class_names": np.array(model.class_names, dtype=object),
-        "gene_match_rate": match.rate,
+        "gene_match_rate": match.match_rate,
         "temperature": model.temperature,
         "uncertain_below": model.threshold,
         "min_detected_genes": model.min_detected_genes,
@@ -218,9 +218,9 @@ def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> Gen
     match = model.vocabulary.match(cells.gene_ids.tolist(), cells.gene_symbols.tolist())
     n_genes = model.vocabulary.n_genes
     logger.info("%d of the model's %d genes found", n_genes - len(match.missing), n_genes)
-    if match.rate < min_match_rate:
+    if match.match_rate < min_match_rate:
         raise AnnotationError(
-            f"{cells.files[0].path}: has {match.rate:.1%} of the model's genes, at least "
+            f"{cells.files[0].path}: has {match.match_rate:.1%} of the model's genes, at least "
             f"{min_match_rate:.0%} are needed. The model knows genes such as "
             f"{', '.join(match.missing[:8])}; the file has {', '.join(cells.gene_ids[:8])}. Are "
             "they of the same species, and named the same way?"
@@ -316,8 +316,8 @@ def _blocks(
             profiles.append(_aligned(next(before)[1], align))
         elif times is not None and model.history is not None:
             profiles.append(model.history.profiles(*profiles[0], times[rows]))
-        measures = measure_block(Rows(block.indptr, block.indices, block.data), is_mitochondrial)
-        yield Block(rows, profiles, measures)
+        counts = Rows(block.indptr, block.indices, block.data)
+        yield Block(rows, profiles, measure_block(counts, is_mitochondrial))
 
 
 def _alignment(match: GeneMatch, n_genes: int, n_known: int) -> csr_matrix:

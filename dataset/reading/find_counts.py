@@ -38,42 +38,46 @@ def find_counts(root: Any, path: CellPath, counts: str) -> tuple[str, str, list[
     CellFileError
         If there are none, or a matrix that was looked at is damaged.
     """
-    places = _places(root)
-    if not places:
+    keys = _keys(root)
+    if not keys:
         raise CellFileError(
             f"{path}: no matrix of cells by genes: neither X nor raw nor a layer; expected raw "
             "counts in one of them"
         )
     searched = {}
     if counts != "auto":
-        place = counts if counts in ("X", "raw") else f"layers/{counts.removeprefix('layers/')}"
-        if place not in places:
+        key = counts if counts in ("X", "raw") else f"layers/{counts.removeprefix('layers/')}"
+        if key not in keys:
             raise CellFileError(
-                f"{path}: counts: {counts}: no such matrix; the file has {shortened(places)}"
+                f"{path}: counts: {counts}: no such matrix; the file has {shortened(keys)}"
             )
-        found = _inspect(root, path, place)
+        found = _inspect(root, path, key)
         if found.kind in ("raw counts", "no values"):
-            return place, found.text, [f"{path.name}: {place} holds {found.text}, as configured"]
-        searched = {place: found}
-    names = {place.removeprefix("layers/").lower(): place for place in reversed(places)}
-    known: list[str] = [place for place in ("X", "raw") if place in places]
+            return (
+                key,
+                found.text,
+                [f"{path.name}: {key} holds {found.text}, as configured"],
+            )
+        searched = {key: found}
+    names = {key.removeprefix("layers/").lower(): key for key in reversed(keys)}
+    known: list[str] = [key for key in ("X", "raw") if key in keys]
     known += [names[name] for name in COUNT_LAYERS if names.get(name, "").startswith("layers/")]
-    for place in known + [place for place in places if place not in known]:
-        found = searched.get(place) or _inspect(root, path, place)
-        searched[place] = found
+    for key in known + [key for key in keys if key not in known]:
+        found = searched.get(key) or _inspect(root, path, key)
+        searched[key] = found
         if found.kind == "raw counts":
             break
-    if counts == "auto" and found.kind == "raw counts" and place in known:
-        passed = [f"{p} holds {f.text}" for p, f in searched.items() if p != place]
+    if counts == "auto" and found.kind == "raw counts" and key in known:
+        passed = [f"{p} holds {f.text}" for p, f in searched.items() if p != key]
         note = f" ({'; '.join(passed)})" if passed else ""
         return (
-            place,
+            key,
             found.text,
-            [f"{path.name}: counts are read from {place}: {found.text}{note}"],
+            [f"{path.name}: counts are read from {key}: {found.text}{note}"],
         )
     listed = "; ".join(f"{p} holds {f.text}" for p, f in searched.items()) or "no matrix at all"
     if found.kind == "raw counts":
-        advice = f"say counts: {place.removeprefix('layers/')}, if those are the counts"
+        advice = f"say counts: {key.removeprefix('layers/')}, if those are the counts"
     else:
         advice = (
             "nanocell needs raw counts, whole numbers from 0: get the file with the counts in X, "
@@ -84,14 +88,14 @@ def find_counts(root: Any, path: CellPath, counts: str) -> tuple[str, str, list[
     )
 
 
-def _places(root: Any) -> list[str]:
+def _keys(root: Any) -> list[str]:
     """List where the file keeps matrices of cells by genes: X, raw, then its layers."""
-    places = ["X"] if "X" in root and not _is_null(root["X"]) else []
+    keys = ["X"] if "X" in root and not _is_null(root["X"]) else []
     if "raw" in root and not _is_null(root["raw"]) and "X" in root["raw"]:
-        places.append("raw")
+        keys.append("raw")
     if "layers" in root and not hasattr(root["layers"], "shape"):
-        places += [f"layers/{name}" for name in sorted(map(str, root["layers"]))]
-    return places
+        keys += [f"layers/{name}" for name in sorted(map(str, root["layers"]))]
+    return keys
 
 
 def _is_null(node: Any) -> bool:
@@ -99,11 +103,11 @@ def _is_null(node: Any) -> bool:
     return node.attrs.get("encoding-type") == "null"
 
 
-def _inspect(root: Any, path: CellPath, place: str) -> Found:
-    with named_errors(path, f"reading {place}"):
+def _inspect(root: Any, path: CellPath, key: str) -> Found:
+    with named_errors(path, f"reading {key}"):
         try:
-            check_matrix_chunks(node_of(root, place))
-            matrix = open_matrix(node_of(root, place))
+            check_matrix_chunks(node_of(root, key))
+            matrix = open_matrix(node_of(root, key))
         except EncodingError as error:
             return Found("not read", f"something else ({error})")
         if 0 in matrix.shape:

@@ -159,7 +159,7 @@ class CountStore:
         return ad.AnnData(self.counts.take(rows).to_csr(self.n_genes))
 
     def link(self, folder: Path) -> None:
-        """Let the store have a second place: no byte of it is written again where links can be."""
+        """Hard-link the store's files into a new folder; copy them where the disk has no links."""
         link_files(self.path, folder, (*OF_COUNTS, CHECKSUMS))
 
 

@@ -102,8 +102,8 @@ def read_facts(folder: Path, meta: Mapping[str, Any]) -> DataFacts:
         row_length=meta["n_tokens"],
         n_segments=meta["n_segments"],
         learned={
-            name: _learned(folder, name, vocabulary.n_genes, said)
-            for name, said in meta["learned"].items()
+            name: _learned(folder, name, vocabulary.n_genes, described)
+            for name, described in meta["learned"].items()
         },
         conditions=conditions,
         position_keys=tuple(meta["position_keys"]),
@@ -147,13 +147,13 @@ def _json(folder: Path, name: str) -> Any:
         raise FactsError(name, error) from None
 
 
-def _learned(folder: Path, name: str, n_genes: int, said: Mapping[str, Any]) -> NDArray:
+def _learned(folder: Path, name: str, n_genes: int, described: Mapping[str, Any]) -> NDArray:
     """Read what was learned of each gene: of the type, shape and range that was written."""
     file = f"learned/{name}.npy"
     try:
         array = np.load(folder / file, allow_pickle=False)
-        dtype, shape = said["dtype"], (n_genes, *said["shape"][1:])
-        low, high = said["range"]
+        dtype, shape = described["dtype"], (n_genes, *described["shape"][1:])
+        low, high = described["range"]
     except (*READ_ERRORS, TypeError, KeyError) as error:
         raise FactsError(file, error) from None
     if array.shape != shape or array.dtype.name != dtype:

@@ -16,7 +16,7 @@ class Expression:
 
     counts: CsrFile  # of all cells and genes of the files
     rows: NDArray[np.int64]  # (n,), rows of ``counts`` of the cells that stay, ascending
-    columns: NDArray[np.int64]  # place of every gene in the vocabulary, ascending; -1: none
+    columns: NDArray[np.int64]  # index of every gene in the vocabulary, ascending; -1: none
     library_size: NDArray[np.float64]  # (n,), counts of each cell over all genes
 
     @classmethod

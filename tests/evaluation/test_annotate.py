@@ -33,7 +33,7 @@ def test_types_are_right_and_the_file_keeps_what_it_had(
     names = np.array(written.uns["nanocell"]["class_names"])[probabilities.argmax(axis=1)]
     assert (names == written.obs["predicted_cell_type"].astype(str)).all()
     assert ("X_nanocell" in written.obsm) == (run == "network_run")
-    assert found.match.rate == 1
+    assert found.match.match_rate == 1
 
 
 def test_same_answer_as_in_training(network_run, encoded_folder, query, tmp_path):
@@ -76,7 +76,7 @@ def test_the_order_of_the_genes_does_not_matter(network_run, query, tmp_path):
 def test_missing_genes_are_counted(network_run, query, tmp_path):
     genes = np.random.default_rng(0).permutation(200)[:150]
     part = annotate(network_run, query(lambda a: a[:, genes]), tmp_path / "b.h5ad")
-    assert part.match.rate == pytest.approx(0.75, abs=0.01)
+    assert part.match.match_rate == pytest.approx(0.75, abs=0.01)
     assert len(part.match.missing) == 50
     assert np.isfinite(part.probabilities).all()
 
@@ -280,7 +280,7 @@ def test_a_gene_that_occurs_twice_counts_once_with_all_its_counts(baseline_run, 
         warnings.simplefilter("ignore")  # anndata's, of names that are not unique
         path = query(split_genes)
     parts = annotate(baseline_run, path, tmp_path / "b.h5ad")
-    assert parts.match.rate == 1
+    assert parts.match.match_rate == 1
     np.testing.assert_allclose(parts.probabilities, whole.probabilities, atol=1e-6)
 
 
