@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from dataset.reading.cells import Cells
+from dataset.reading import cell_table
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation.annotate import AnnotationError, TrainedModel, annotate
 from evaluation.calibration import apply_temperature
@@ -287,5 +287,7 @@ def test_a_gene_that_occurs_twice_counts_once_with_all_its_counts(baseline_run, 
 def test_obs_is_not_read_as_a_whole(baseline_run, query, tmp_path, monkeypatch):
     for name in ("column", "stored_column"):  # a baseline needs none of them
         monkeypatch.setattr(Cells, name, lambda *_, **__: pytest.fail("a column of obs was read"))
+    whole = lambda *_: pytest.fail("all of obs was read")  # noqa: E731
+    monkeypatch.setattr(cell_table, "read_table", whole)
     found = annotate(baseline_run, query(), tmp_path / "a.h5ad")
     assert list(found.cells.index[:2]) == ["cell_0", "cell_1"]

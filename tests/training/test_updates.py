@@ -130,8 +130,8 @@ def test_every_cell_comes_once_in_a_set_of_its_sample(lengths, samples, size):
     for of_set in sets:
         (sample,) = set(samples.of_cell[of_set].tolist())
         n_sets[sample] += 1
-        n_cells, fewest = (samples.of_cell == sample).sum(), -(-len(of_set) // 1)
-        assert n_cells // -(-n_cells // 30) <= fewest <= 30
+        n_cells = (samples.of_cell == sample).sum()
+        assert n_cells // -(-n_cells // 30) <= len(of_set) <= 30  # of equal size
     for sample, n in Counter(samples.of_cell.tolist()).items():
         assert n_sets[sample] == -(-n // 30)
     n_cells = [len(flat(update)) for update in updates]
