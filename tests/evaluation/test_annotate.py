@@ -10,6 +10,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from dataset.reading import cell_table
+from dataset.reading.cells import Cells
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation.annotate import AnnotationError, TrainedModel, annotate
 from evaluation.calibration import apply_temperature
