@@ -60,7 +60,7 @@ found = annotate(
 )
 missing = len(found.match.missing)
 print(*found.messages, sep="\n")
-print(f"{found.match.rate:.1%} of the model's genes are in the query ({missing:,} missing)")
+print(f"{found.match.match_rate:.1%} of the model's genes are in the query ({missing:,} missing)")
 uncertain = found.cells["uncertain"].mean()
 print(f"{len(found.cells):,} cells annotated; {uncertain:.1%} of them uncertain")
 print(f"written: {found.output}")
