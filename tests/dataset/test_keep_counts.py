@@ -202,7 +202,7 @@ def test_another_file_of_a_glob_is_noticed(cells, config_of, tmp_path):
     assert keep(config).n_cells == 160
     more = cells[:20].copy()
     more.obs_names = [f"new_{i}" for i in range(20)]
-    more.write_h5ad(tmp_path / "c2.h5ad")
+    more.write_h5ad(tmp_path / "cz.h5ad")  # behind the first
     assert keep(config).n_cells == 180
 
 
