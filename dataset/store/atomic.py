@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -145,8 +146,8 @@ def locked(folder: Path, otherwise: Exception) -> Iterator[None]:
 
 def flush_folder(folder: Path) -> None:
     """Wait until everything below the folder is on the disk."""
-    for path in [*sorted(folder.rglob("*")), folder]:
-        flush_to_disk(path)
+    with ThreadPoolExecutor() as threads:  # the disk takes several files at once
+        list(threads.map(flush_to_disk, [*folder.rglob("*"), folder]))
 
 
 def flush_to_disk(path: Path) -> None:

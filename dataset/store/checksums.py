@@ -8,6 +8,7 @@ of its files, and who opens the folder compares.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CHECKSUMS = "checksums.json"
@@ -39,12 +40,16 @@ def write_checksums(folder: Path, known: Mapping[str, Mapping[str, str]] | None 
     ``known`` has the checksums of sub-folders whose files were written, and hashed, before.
     """
     sums = {f"{sub}/{name}": s for sub, of in (known or {}).items() for name, s in of.items()}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if name not in sums and name != CHECKSUMS:
-            sums[name] = file_checksum(path)
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    names = [n for n, p in paths.items() if p.is_file() and n not in sums and n != CHECKSUMS]
+    sums |= zip(names, _file_checksums([paths[name] for name in names]), strict=True)
     text = json.dumps(dict(sorted(sums.items())), indent=2)
     (folder / CHECKSUMS).write_text(text + "\n", encoding="utf-8")
+
+
+def _file_checksums(paths: list[Path]) -> list[str]:
+    with ThreadPoolExecutor() as threads:  # hashing lets other threads run
+        return list(threads.map(file_checksum, paths))
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
@@ -74,9 +79,7 @@ def changed_files(
         Files to look at; all that have a checksum by default. A name without a checksum counts as
         changed.
     """
-    changed = []
-    for name in checksums if names is None else names:
-        path = folder / name
-        if name not in checksums or not path.is_file() or file_checksum(path) != checksums[name]:
-            changed.append(name)
-    return changed
+    names = list(checksums if names is None else names)
+    there = [name for name in names if name in checksums and (folder / name).is_file()]
+    found = dict(zip(there, _file_checksums([folder / name for name in there]), strict=True))
+    return [name for name in names if name not in found or found[name] != checksums[name]]
