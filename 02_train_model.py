@@ -57,7 +57,7 @@ from training.distributed import (
 )
 from training.init_from import init_from, initialize_from_train_cells
 from training.monitor import monitored, rating
-from training.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from training.optim import clip_gradients, freeze, learning_rate, make_optimizer, set_learning_rate
 from training.predict import Fitted, predict
 from training.results import score, write_results
 from training.run_writer import RunWriter
@@ -112,18 +112,24 @@ def build_training(
 ) -> Training:
     """Build learner and optimizer on every process, with the weights that training begins with."""
     learner, clock, matched = build_learner(config, data), Clock(), {}
+    optim = config.optim
     # 1. An interrupted run is resumed; 2. else it starts from init_from; 3. else from scratch.
     is_resumed = broadcast(run.checkpoint.exists(), ranks)
     if not is_resumed:
         initialize_from_train_cells(learner.network, config, data, clock)
         if config.init_from is not None:
             matched = init_from(learner, config.init_from, data.facts)
+    factors = dict.fromkeys(learner.gene_embeddings, optim.gene_embedding_lr)
+    freeze(learner, factors)
     model = wrap(learner, ranks, config.parallel, config.precision)
     if config.compile:
         compile_blocks(learner)
-    optimizer = make_optimizer(learner, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
-    decay = config.optim.weight_averaging
-    training = Training(learner, model, optimizer, ranks, decay, clock=clock, init_from=matched)
+    optimizer = make_optimizer(
+        learner, lr=optim.lr, weight_decay=optim.weight_decay, lr_factors=factors
+    )
+    training = Training(
+        learner, model, optimizer, ranks, optim.weight_averaging, clock=clock, init_from=matched
+    )
     if is_resumed:
         training.resume(run.checkpoint)
         tracker.forget_after(training.step)

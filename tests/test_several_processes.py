@@ -61,7 +61,7 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
     alone(f"-1 {command}one")
     alone(f"-1 {command}one_in_parts {IN_PARTS}")
     alone(f"{STOPPED_IN} {command}one_then_two {IN_PARTS}")
-    averaged = "optim.weight_averaging=0.9"
+    averaged = "optim.weight_averaging=0.9 optim.gene_embedding_lr=0"
     alone(f"-1 {command}averaged {averaged}")
     alone(f"{STOPPED_IN} {command}one_then_sharded")
     run_on_two(

@@ -349,7 +349,9 @@ def interrupt_in_epoch(script, monkeypatch, epoch: int) -> None:
     monkeypatch.setattr(script, "train_epoch", interrupted)
 
 
-@pytest.mark.parametrize("recipe", [{}, {"weight_averaging": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [{}, {"weight_averaging": 0.9, "gene_embedding_lr": 0}], ids=str
+)
 def test_resuming_equals_not_stopping(script, write_config, tmp_path, monkeypatch, capfd, recipe):
     # Dropout and augmentation are on: the random numbers must come out the same too.
     config = write_config(

@@ -291,6 +291,22 @@ def test_weight_decay_is_of_the_linear_layers_weights_alone(fit):
     assert {decay for name, decay in seen.decays.items() if name not in linear} == {0.0}
 
 
+def test_gene_embeddings_learn_at_their_own_rate(fit):
+    seen = fit(optim={"max_epochs": 2, "gene_embedding_lr": 0.1})
+    for *others, genes in seen.rates:
+        assert others == [others[0]] * len(others)
+        assert genes == pytest.approx(0.1 * others[0])
+
+
+def test_frozen_gene_embeddings_are_those_of_the_start(fit, script, data, make_config):
+    optim = {"max_epochs": 2, "lr": 0.02, "gene_embedding_lr": 0, "weight_decay": 0.5}
+    weights = fit(optim=optim).fitted.weights
+    start = script.build_learner(make_config(), data).state_dict()
+    for name, weight in weights.items():
+        is_frozen = name == "network.gene_embedding.weight"
+        assert np.array_equal(weight, start[name].numpy()) == is_frozen, name
+
+
 def test_gradients_are_clipped_at_the_largest_norm(fit):
     logged = [p["optim/gradient_norm"] for p in fit().points if "optim/gradient_norm" in p]
     clip = min(logged) / 2

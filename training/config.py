@@ -15,6 +15,12 @@ class OptimConfig(Config):
     """AdamW, warm-up, cosine."""
 
     lr: float = Field(default=1e-3, gt=0)
+    gene_embedding_lr: float = Field(
+        default=1.0,
+        ge=0,
+        description="learning rate of the network's gene embeddings, as a multiple of lr; 0: "
+        "frozen at their start",
+    )
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="fraction of all steps")
     gradient_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
