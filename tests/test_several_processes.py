@@ -63,6 +63,8 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
     alone(f"{STOPPED_IN} {command}one_then_two {IN_PARTS}")
     averaged = "optim.weight_averaging=0.9 optim.gene_embedding_lr=0"
     alone(f"-1 {command}averaged {averaged}")
+    mlp = 'model={"kind":"residual_mlp","d_model":16,"dropout":0}'
+    alone(f"-1 {command}mlp {mlp}")
     alone(f"{STOPPED_IN} {command}one_then_sharded")
     run_on_two(
         [
@@ -76,6 +78,8 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
             f"-1 {command}bfloat16 precision=bfloat16",
             f"-1 {command}sharded_bfloat16 parallel=fsdp precision=bfloat16",
             f"{STOPPED_IN} {command}sharded_then_one parallel=fsdp",
+            f"-1 {command}mlp_two {mlp}",
+            f"-1 {command}mlp_sharded parallel=fsdp {mlp}",
             f"-1 {command}averaged_two {averaged}",
             f"-1 {command}averaged_sharded parallel=fsdp {averaged}",
             f"{STOPPED_IN} {command}averaged_sharded_then_one parallel=fsdp {averaged}",
@@ -106,11 +110,13 @@ def weights_of(run: Path) -> dict[str, np.ndarray]:
         "one_in_parts", "two", "two_in_parts", "one_then_two", "two_then_one",
         "sharded", "one_then_sharded", "sharded_then_one", "sharded_twice_computed",
         "averaged_two", "averaged_sharded", "averaged_sharded_then_one",
+        "mlp_two", "mlp_sharded",
     ],
 )  # fmt: skip
 def test_neither_processes_nor_parts_of_an_update_matter(runs, name):
     assert not list(runs.glob(".*partial"))
-    reference = "averaged" if name.startswith("averaged") else "one"
+    kind = name.partition("_")[0]
+    reference = kind if kind in ("averaged", "mlp") else "one"
     one, other = (weights_of(runs / n) for n in (reference, name))
     assert one.keys() == other.keys()
     for key in one:

@@ -608,7 +608,7 @@ def test_the_clock_of_a_baseline_is_its_fit_without_the_reading(
 def test_the_clock_of_a_network_has_its_start_once_and_no_reading(
     script, data, make_config, monkeypatch, now
 ):
-    from models import rank_transformer
+    from models import expression_network
 
     config = make_config(model=MODEL | {"gene_init": "svd"}, optim={"max_epochs": 3})
     folder = RunWriter(config)
@@ -628,8 +628,8 @@ def test_the_clock_of_a_network_has_its_start_once_and_no_reading(
         svd.append(None)
         return slow_svd(*arguments, **keywords)
 
-    slow_svd = passing(now, 8, rank_transformer.gene_svd)
-    monkeypatch.setattr(rank_transformer, "gene_svd", gene_svd)
+    slow_svd = passing(now, 8, expression_network.gene_svd)
+    monkeypatch.setattr(expression_network, "gene_svd", gene_svd)
     monkeypatch.setattr(EncodedFolder, "expression", passing(now, 50, EncodedFolder.expression))
     monkeypatch.setattr(script, "train_epoch", train_epoch)
     monkeypatch.setattr(script, "predict", passing(now, 1, script.predict))
