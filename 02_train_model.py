@@ -50,7 +50,7 @@ from training.distributed import (
 )
 from training.init_from import init_from, initialize_from_train_cells
 from training.monitor import monitored, rating
-from training.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from training.optim import clip_gradients, freeze, learning_rate, make_optimizer, set_learning_rate
 from training.predict import Fitted, predict
 from training.results import score, write_results
 from training.run_writer import RunWriter
@@ -105,17 +105,24 @@ def build_training(
 ) -> Training:
     """Build learner and optimizer on every process, with the weights that training begins with."""
     learner, clock, matched = build_learner(config, data), Clock(), {}
+    optim = config.optim
     # 1. An interrupted run is resumed; 2. else it starts from init_from; 3. else from scratch.
     is_resumed = broadcast(run.checkpoint.exists(), ranks)
     if not is_resumed:
         initialize_from_train_cells(learner.network, config, data, clock)
         if config.init_from is not None:
             matched = init_from(learner, config.init_from, data.facts)
+    factors = dict.fromkeys(learner.gene_embeddings, optim.gene_embedding_lr)
+    freeze(learner, factors)
     model = wrap(learner, ranks, config.parallel, config.precision)
     if config.compile:
         compile_blocks(learner)
-    optimizer = make_optimizer(learner, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
-    training = Training(learner, model, optimizer, ranks, clock=clock, init_from=matched)
+    optimizer = make_optimizer(
+        learner, lr=optim.lr, weight_decay=optim.weight_decay, lr_factors=factors
+    )
+    training = Training(
+        learner, model, optimizer, ranks, optim.weight_averaging, clock=clock, init_from=matched
+    )
     if is_resumed:
         training.resume(run.checkpoint)
         tracker.forget_after(training.step)
@@ -129,7 +136,7 @@ def build_training(
 def fit_network(
     config: TrainConfig, data: EncodedFolder, run: RunWriter, ranks: Ranks, tracker: Tracker
 ) -> Fitted:
-    """Train until the val score stops improving; predict with the weights of the best epoch."""
+    """Train until the val score stops improving, or to the end; predict with the weights kept."""
     optim, val, n_train = config.optim, data.split("val"), len(data.split("train"))
     check_batch_sizes(optim, data.n_tokens, ranks.world_size)
     training = build_training(config, data, run, ranks, tracker)
@@ -143,13 +150,14 @@ def fit_network(
                 break
             with training.clock.running():
                 train_epoch(training, config, data, tracker, bar)
-                predictions = predict(training.learner, val, config, ranks)
+                with training.averaged():
+                    predictions = predict(training.learner, val, config, ranks)
             check_finite(f"epoch {training.epoch + 1}: the predictions", *predictions.values())
             scores = score(config.objectives, predictions, val.labels)
             tracker.log({f"val/{name}": value for name, value in scores.items()}, training.step)
             warn_of_collapse(predictions.get("probabilities"), data.class_names, training.epoch)
-            name = monitored(scores, config.monitor)
-            training.keep_if_best(rating(scores, name))
+            name, latest = monitored(scores, config.monitor), (float(training.epoch), 0.0)
+            training.keep_if_best(latest if config.ends_with_last_epoch else rating(scores, name))
             bar.set_postfix({f"val_{name}": f"{scores[name]:.3f}"})
             training.epoch += 1
             training.save(run.checkpoint)
@@ -199,7 +207,7 @@ def train_epoch(
         set_learning_rate(training.optimizer, lr)
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
-        training.step += 1
+        training.end_update()
         bar.update()
         if training.step % LOG_EVERY == 0:
             point = curve.read() | {"optim/lr": lr, "optim/gradient_norm": float(norm)}

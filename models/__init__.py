@@ -10,9 +10,11 @@ from models.baselines.linear_svm import LinearSVMConfig
 from models.baselines.logistic_regression import LogisticRegressionConfig
 from models.baselines.majority import MajorityConfig
 from models.rank_transformer import RankTransformerConfig
+from models.residual_mlp import ResidualMLPConfig
 
 ModelConfig = Annotated[
     RankTransformerConfig
+    | ResidualMLPConfig
     | MajorityConfig
     | LogisticRegressionConfig
     | LinearSVMConfig

@@ -44,9 +44,14 @@ class Learner(nn.Module):
         self.network.initialize()
 
     @property
+    def gene_embeddings(self) -> set[str]:
+        """Names of the network's weights whose rows are tokens of the vocabulary."""
+        return {f"network.{name}" for name in self.network.by_gene}
+
+    @property
     def by_gene(self) -> set[str]:
-        """Names of the weights whose rows are tokens of the vocabulary."""
-        names = {f"network.{name}" for name in self.network.by_gene}
+        """Names of all weights whose rows are tokens, those of the heads too."""
+        names = self.gene_embeddings
         for kind, head in self.heads.items():
             names |= {f"heads.{kind}.{name}" for name in getattr(head, "by_gene", ())}
         return names

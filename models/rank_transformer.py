@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from configs.base import ConfigError
 from dataset.batches import Batch, openings
 from dataset.store.data_facts import DataFacts
-from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
+from dataset.vocabulary import CLS, N_SPECIALS, SEP
+from models.expression_network import ExpressionConfig, ExpressionNetwork
 from models.flops import Flop, training_flop
-from models.gene_svd import gene_svd
-from models.network import Encoded, Network, NetworkConfig, TrainCells
+from models.network import Encoded
 from models.packing import Cells, cells_of
 from models.ranked_tokens import (
     highest_ranks,
@@ -42,15 +42,13 @@ from models.ranked_tokens import (
 )
 from models.transformer import Encoder
 
-GENE_STD = 0.2  # of the gene embeddings at the start
 MAX_RANKS = 2048  # that have a learned position, where the config sets no context_genes
 
 
-class RankTransformerConfig(NetworkConfig):
+class RankTransformerConfig(ExpressionConfig):
     """Shape and initial weights of a rank transformer."""
 
     kind: Literal["rank_transformer"] = "rank_transformer"
-    d_model: int = Field(default=64, ge=1, description="width of a token")
     n_layers: int = Field(default=2, ge=1)
     n_heads: int = Field(default=4, ge=1)
     d_head: int | None = Field(default=None, ge=1, description="null: d_model / n_heads")
@@ -61,7 +59,6 @@ class RankTransformerConfig(NetworkConfig):
         description="highest ranks of each segment that enter the blocks; null: the whole row. "
         "The cost of attention grows with the square of it",
     )
-    dropout: float = Field(default=0.1, ge=0, lt=1)
     attention_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="leaves the fast attention kernels"
     )
@@ -73,9 +70,6 @@ class RankTransformerConfig(NetworkConfig):
     rank_position: Literal["none", "learned", "sinusoidal"] = "learned"
     value_embedding: Literal["none", "mlp"] = Field(
         default="none", description="mlp: add a function of each token's log1p expression"
-    )
-    gene_init: Literal["random", "svd"] = Field(
-        default="svd", description="svd: of the training cells' standardized log expression"
     )
     cls_init: Literal["learned", "expression"] = Field(
         default="expression",
@@ -114,28 +108,14 @@ class RankTransformerConfig(NetworkConfig):
             )
         return RankTransformer(self, facts)
 
-    def start(self, network: Network, train: TrainCells, rng: np.random.Generator) -> None:
-        """Fit gene embeddings and the scale of ``<cls>`` on the train cells."""
-        assert isinstance(network, RankTransformer)
-        if self.gene_init == "svd":
-            counts, library_size = train.expression()
-            genes = gene_svd(counts, library_size, n_components=self.d_model, rng=rng)
-            with torch.no_grad():
-                network.gene_embedding.weight[N_SPECIALS:] = GENE_STD * torch.from_numpy(genes)
-        if self.cls_init == "expression":
-            network.standardize_expression(train.batch(1000))
 
-
-class RankTransformer(Network):
+class RankTransformer(ExpressionNetwork):
     """Embedding and encoder of the tokens of each cell."""
 
-    by_gene = ("gene_embedding.weight",)
-
     def __init__(self, config: RankTransformerConfig, facts: DataFacts) -> None:
-        super().__init__()
-        self.config, self.n_segments = config, facts.n_segments
-        d = self.d_model = config.d_model
-        self.gene_embedding = nn.Embedding(facts.vocabulary.n_tokens, d, padding_idx=PAD)
+        d = config.d_model
+        super().__init__(d, facts)
+        self.config = config
         # The weights of two folders have one shape: it does not follow the length of the rows.
         n_positions = 1 + (config.context_genes or MAX_RANKS)
         self.position_embedding = (
@@ -158,15 +138,6 @@ class RankTransformer(Network):
             attention_dropout=config.attention_dropout,
             checkpoint_activations=config.checkpoint_activations,
         )
-
-    @property
-    def token_embedding(self) -> Tensor:
-        """Embedding of every token, ``(v, d)``."""
-        return self.gene_embedding.weight
-
-    def initialize(self) -> None:
-        """Let the genes start larger than other embeddings: without positions they are all."""
-        nn.init.normal_(self.gene_embedding.weight[N_SPECIALS:], std=GENE_STD)
 
     def forward(self, batch: Batch, *, tokens: bool = False) -> Encoded:
         """Encode each cell, and with ``tokens`` each of its tokens that enters the blocks."""
@@ -206,33 +177,6 @@ class RankTransformer(Network):
                 first = cells.first if opening == CLS else openings(token_ids)[last]  # (b,)
                 x = x.index_add(0, first, total * (token_ids[first] == opening)[:, None])
         return x, cells, cast("dict[str, Tensor]", top)["token_index"]
-
-    def sum_expression(self, batch: Batch, segment: int) -> Tensor:
-        """Sum the embeddings of a segment's genes, weighted by log1p expression, ``(b, d)``."""
-        token_ids = batch["token_ids"]
-        return nn.functional.embedding_bag(  # never writes (n, d) down
-            token_ids,
-            self.gene_embedding.weight,
-            batch["offsets"][:-1].long(),
-            per_sample_weights=token_expression(batch) * (segments_of(token_ids) == segment),
-            mode="sum",
-        )
-
-    @torch.no_grad()
-    def standardize_expression(self, batch: Batch) -> None:
-        """Let every dimension of the normed sums have mean 0 and deviation 1 over these cells.
-
-        All cells share their housekeeping genes, so that their sums mostly point the same way;
-        what tells cell types apart would be a small part of what ``<cls>`` is given.
-        """
-        if self.expression_norm is None:
-            return
-        sums = self.sum_expression(batch, segment=0)
-        normed = nn.functional.layer_norm(sums, sums.shape[1:])
-        std = normed.std(dim=0)
-        scale = torch.where(std > 1e-3, 1 / std.clamp(min=1e-3), 1.0)
-        self.expression_norm.weight.copy_(scale)
-        self.expression_norm.bias.copy_(-normed.mean(dim=0) * scale)
 
     def training_flop(self, lengths: ArrayLike) -> Flop:
         """FLOP of an update on cells of these lengths, of which the blocks read the top ranks."""

@@ -32,12 +32,7 @@ class Block(nn.Module):
         self.norm_attention = nn.LayerNorm(d_model)
         self.attention = SelfAttention(d_model, n_heads, d_head, attention_dropout)
         self.norm_feed_forward = nn.LayerNorm(d_model)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(d_model, d_feed_forward),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(d_feed_forward, d_model),
-        )
+        self.feed_forward = feed_forward(d_model, d_feed_forward, dropout)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cells: Cells, *, first_only: bool = False) -> Tensor:
@@ -45,6 +40,16 @@ class Block(nn.Module):
         attended = self.attention(self.norm_attention(x), cells, first_only=first_only)
         x = (x[cells.first] if first_only else x) + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+
+
+def feed_forward(d_model: int, d_feed_forward: int, dropout: float) -> nn.Sequential:
+    """Return linear, GELU, dropout, linear; as wide at its end as at its start."""
+    return nn.Sequential(
+        nn.Linear(d_model, d_feed_forward),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(d_feed_forward, d_model),
+    )
 
 
 class Encoder(nn.Module):

@@ -5,20 +5,24 @@ from typing import Literal
 
 import anndata as ad
 import numpy as np
+import torch
 from scipy.sparse import csr_matrix, vstack
 
 from configs.base import Config
+from dataset.batches import Batch, BatchReader, EncodedCells, to_device
 from dataset.config import PreprocessConfig
 from dataset.keep_counts import keep_counts
 from dataset.reading.cells import Cells
 from dataset.store.count_store import CountStore
 from dataset.store.data_facts import DataFacts
 from dataset.tokenizers.tokenizer import Tokens
-from dataset.vocabulary import N_SPECIALS, Vocabulary
+from dataset.vocabulary import N_SPECIALS, PAD, Vocabulary
 from models.learner import Learner
 from models.network import NetworkConfig
 from models.objectives.classify import ClassifyConfig
 from models.transformer import initialize_weights
+
+N_GENES, N_TOKENS = 30, 13  # of the padded rows that networks are tested on
 
 
 def facts(n_vocabulary=21, n_classes=4, row_length=12, n_segments=1, **more) -> DataFacts:
@@ -38,6 +42,20 @@ def network(config: NetworkConfig, **sizes):
 def learner(config: NetworkConfig, objectives=None, **sizes) -> Learner:
     """Build a network and its heads; by default it classifies."""
     return Learner(config, objectives or [ClassifyConfig()], facts(**sizes))
+
+
+def ragged(rows: dict[str, torch.Tensor], cells=None) -> Batch:
+    """Read cells out of padded rows, as a network is given them."""
+    b = len(rows["token_ids"])
+    encoded = EncodedCells(
+        arrays={name: rows[name].numpy() for name in ("token_ids", "counts")},
+        lengths=(rows["token_ids"] != PAD).sum(1).numpy(),
+        library_size=rows["library_size"].numpy(),
+        labels=np.arange(b) % 4,
+        conditions=np.zeros((b, 0), dtype=np.int64),
+    )
+    cells = range(b) if cells is None else cells
+    return to_device(BatchReader(encoded).read(np.asarray(cells, dtype=np.int64)), "cpu")
 
 
 def store_of(adata: ad.AnnData, folder: Path) -> CountStore:

@@ -61,6 +61,10 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
     alone(f"-1 {command}one")
     alone(f"-1 {command}one_in_parts {IN_PARTS}")
     alone(f"{STOPPED_IN} {command}one_then_two {IN_PARTS}")
+    averaged = "optim.weight_averaging=0.9 optim.gene_embedding_lr=0"
+    alone(f"-1 {command}averaged {averaged}")
+    mlp = 'model={"kind":"residual_mlp","d_model":16,"dropout":0}'
+    alone(f"-1 {command}mlp {mlp}")
     alone(f"{STOPPED_IN} {command}one_then_sharded")
     run_on_two(
         [
@@ -74,11 +78,16 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
             f"-1 {command}bfloat16 precision=bfloat16",
             f"-1 {command}sharded_bfloat16 parallel=fsdp precision=bfloat16",
             f"{STOPPED_IN} {command}sharded_then_one parallel=fsdp",
+            f"-1 {command}mlp_two {mlp}",
+            f"-1 {command}mlp_sharded parallel=fsdp {mlp}",
+            f"-1 {command}averaged_two {averaged}",
+            f"-1 {command}averaged_sharded parallel=fsdp {averaged}",
+            f"{STOPPED_IN} {command}averaged_sharded_then_one parallel=fsdp {averaged}",
         ]
     )
-    for name in ("two_then_one", "sharded_then_one"):
+    for name in ("two_then_one", "sharded_then_one", "averaged_sharded_then_one"):
         assert (folder / f".{name}.partial" / "checkpoint.safetensors").exists()
-        alone(f"-1 {command}{name}")
+        alone(f"-1 {command}{name} {averaged if name.startswith('averaged') else ''}")
     return folder
 
 
@@ -100,19 +109,23 @@ def weights_of(run: Path) -> dict[str, np.ndarray]:
     [
         "one_in_parts", "two", "two_in_parts", "one_then_two", "two_then_one",
         "sharded", "one_then_sharded", "sharded_then_one", "sharded_twice_computed",
+        "averaged_two", "averaged_sharded", "averaged_sharded_then_one",
+        "mlp_two", "mlp_sharded",
     ],
 )  # fmt: skip
 def test_neither_processes_nor_parts_of_an_update_matter(runs, name):
     assert not list(runs.glob(".*partial"))
-    one, other = (weights_of(runs / n) for n in ("one", name))
+    kind = name.partition("_")[0]
+    reference = kind if kind in ("averaged", "mlp") else "one"
+    one, other = (weights_of(runs / n) for n in (reference, name))
     assert one.keys() == other.keys()
     for key in one:
         np.testing.assert_allclose(other[key], one[key], atol=WEIGHTS, rtol=0, err_msg=key)
-    one, other = (json.loads((runs / n / "metrics.json").read_text()) for n in ("one", name))
+    one, other = (json.loads((runs / n / "metrics.json").read_text()) for n in (reference, name))
     assert one["best_epoch"] == other["best_epoch"] > STOPPED_IN + 1
     for split in ("val", "test"):
         assert one[split] == pytest.approx(other[split], abs=NUMBERS)
-        a, b = (np.load(runs / n / f"predictions_{split}.npz") for n in ("one", name))
+        a, b = (np.load(runs / n / f"predictions_{split}.npz") for n in (reference, name))
         assert a["cell_names"].tolist() == b["cell_names"].tolist()
         np.testing.assert_allclose(a["probabilities"], b["probabilities"], atol=NUMBERS)
     one, other = (
@@ -120,7 +133,7 @@ def test_neither_processes_nor_parts_of_an_update_matter(runs, name):
             {k: v for k, v in line.items() if not k.startswith("perf/")}
             for line in read_metrics(runs / n / "metrics.jsonl")
         ]
-        for n in ("one", name)
+        for n in (reference, name)
     )
     assert len(one) == len(other)
     assert any("train/loss" in line for line in one)

@@ -349,9 +349,15 @@ def interrupt_in_epoch(script, monkeypatch, epoch: int) -> None:
     monkeypatch.setattr(script, "train_epoch", interrupted)
 
 
-def test_resuming_equals_not_stopping(script, write_config, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize(
+    "recipe", [{}, {"weight_averaging": 0.9, "gene_embedding_lr": 0}], ids=str
+)
+def test_resuming_equals_not_stopping(script, write_config, tmp_path, monkeypatch, capfd, recipe):
     # Dropout and augmentation are on: the random numbers must come out the same too.
-    config = write_config(augment={"token_dropout": 0.2, "count_thinning": 0.3})
+    config = write_config(
+        optim={"max_epochs": 3, "batch_size": 24, "lr": 3e-3} | recipe,
+        augment={"token_dropout": 0.2, "count_thinning": 0.3},
+    )
     assert script.main(["--config", config, "name=whole"]) == 0
 
     with monkeypatch.context() as patch:

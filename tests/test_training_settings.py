@@ -23,6 +23,7 @@ from training.baseline import fit_baseline
 from training.config import TrainConfig
 from training.distributed import Ranks
 from training.run_writer import RunWriter
+from training.state import Training
 from training.tracking import Tracker, read_metrics
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -290,6 +291,22 @@ def test_weight_decay_is_of_the_linear_layers_weights_alone(fit):
     assert {decay for name, decay in seen.decays.items() if name not in linear} == {0.0}
 
 
+def test_gene_embeddings_learn_at_their_own_rate(fit):
+    seen = fit(optim={"max_epochs": 2, "gene_embedding_lr": 0.1})
+    for *others, genes in seen.rates:
+        assert others == [others[0]] * len(others)
+        assert genes == pytest.approx(0.1 * others[0])
+
+
+def test_frozen_gene_embeddings_are_those_of_the_start(fit, script, data, make_config):
+    optim = {"max_epochs": 2, "lr": 0.02, "gene_embedding_lr": 0, "weight_decay": 0.5}
+    weights = fit(optim=optim).fitted.weights
+    start = script.build_learner(make_config(), data).state_dict()
+    for name, weight in weights.items():
+        is_frozen = name == "network.gene_embedding.weight"
+        assert np.array_equal(weight, start[name].numpy()) == is_frozen, name
+
+
 def test_gradients_are_clipped_at_the_largest_norm(fit):
     logged = [p["optim/gradient_norm"] for p in fit().points if "optim/gradient_norm" in p]
     clip = min(logged) / 2
@@ -489,6 +506,59 @@ def test_another_score_may_choose_the_epoch(fit_planned, disagreeing, data, moni
     assert fitted.summary["best_epoch"] == best
 
 
+def test_the_last_epoch_is_kept_where_no_score_chooses(fit_planned, disagreeing):
+    fitted, asked = fit_planned(disagreeing, "last", patience=1)
+    assert fitted.summary["best_epoch"] == 5
+    assert asked == [*(("val", epoch) for epoch in range(5)), ("val", 4), ("test", 4)]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "weight_averaging", "last"),
+    [(None, None, False), (None, 0.9, True), ("accuracy", 0.9, False), ("last", None, True)],
+)
+def test_with_averaged_weights_training_goes_to_the_end_unless_a_score_is_named(
+    make_config, monitor, weight_averaging, last
+):
+    config = make_config(monitor=monitor, optim={"weight_averaging": weight_averaging})
+    assert config.ends_with_last_epoch == last
+
+
+@pytest.mark.parametrize("monitor", [None, "macro_f1"])
+def test_val_scores_and_the_weights_kept_are_those_of_the_average(
+    script, fit, data, monkeypatch, monitor
+):
+    updates, end_update = [], Training.end_update
+
+    def recorded(training):
+        updates.append({k: w.numpy().copy() for k, w in training.learner.state_dict().items()})
+        end_update(training)
+
+    monkeypatch.setattr(Training, "end_update", recorded)
+    optim = {"max_epochs": 6, "lr": 0.02, "weight_averaging": 0.8}
+    seen = fit(optim=optim, monitor=monitor)
+    n = n_updates(data)
+    assert len(updates) == 6 * n
+    # From the weights after the first update on: of those before it nothing is known here, and
+    # after a dozen updates nothing is left of them.
+    average, of_epochs = dict(updates[0]), []
+    for step, weights in enumerate(updates, start=1):
+        decay = min(0.8, (1 + step) / (10 + step))
+        average = {k: decay * average[k] + (1 - decay) * weights[k] for k in weights}
+        if step % n == 0:
+            of_epochs.append(average)
+    scores = [point for point in seen.points if "val/macro_f1" in point]
+    best = max(range(6), key=lambda i: (scores[i]["val/macro_f1"], -scores[i]["val/log_loss"]))
+    kept = 5 if monitor is None else best
+    assert seen.fitted.summary["best_epoch"] == kept + 1
+    for name, weight in seen.fitted.weights.items():
+        np.testing.assert_allclose(weight, of_epochs[kept][name], atol=1e-5, err_msg=name)
+        assert np.array_equal(weight, seen.learner.state_dict()[name].numpy())
+    moved = [np.abs(w - updates[(kept + 1) * n - 1][k]).max() for k, w in of_epochs[kept].items()]
+    assert max(moved) > 1e-3  # the average is another network than the one trained
+    final = ClassifyConfig().score(seen.fitted.val, data.split("val").labels)
+    assert final["log_loss"] == pytest.approx(scores[kept]["val/log_loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize("patience", [1, 2])
 def test_training_stops_patience_epochs_after_the_best(fit_planned, disagreeing, patience):
     _, asked = fit_planned(disagreeing, patience=patience)
@@ -538,7 +608,7 @@ def test_the_clock_of_a_baseline_is_its_fit_without_the_reading(
 def test_the_clock_of_a_network_has_its_start_once_and_no_reading(
     script, data, make_config, monkeypatch, now
 ):
-    from models import rank_transformer
+    from models import expression_network
 
     config = make_config(model=MODEL | {"gene_init": "svd"}, optim={"max_epochs": 3})
     folder = RunWriter(config)
@@ -558,8 +628,8 @@ def test_the_clock_of_a_network_has_its_start_once_and_no_reading(
         svd.append(None)
         return slow_svd(*arguments, **keywords)
 
-    slow_svd = passing(now, 8, rank_transformer.gene_svd)
-    monkeypatch.setattr(rank_transformer, "gene_svd", gene_svd)
+    slow_svd = passing(now, 8, expression_network.gene_svd)
+    monkeypatch.setattr(expression_network, "gene_svd", gene_svd)
     monkeypatch.setattr(EncodedFolder, "expression", passing(now, 50, EncodedFolder.expression))
     monkeypatch.setattr(script, "train_epoch", train_epoch)
     monkeypatch.setattr(script, "predict", passing(now, 1, script.predict))

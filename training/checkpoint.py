@@ -75,7 +75,7 @@ def optimizer_tensors(
     return {
         f"{prefix}{name}/{key}": value
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
+        for key, value in optimizer.state.get(parameter, {}).items()  # frozen: none
     }
 
 

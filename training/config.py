@@ -8,12 +8,19 @@ from configs.base import Config
 from models import ModelConfig
 from models.baselines.base import BaselineConfig
 from models.objectives import ObjectiveConfig, default_objectives
+from training.monitor import LAST
 
 
 class OptimConfig(Config):
     """AdamW, warm-up, cosine."""
 
     lr: float = Field(default=1e-3, gt=0)
+    gene_embedding_lr: float = Field(
+        default=1.0,
+        ge=0,
+        description="learning rate of the network's gene embeddings, as a multiple of lr; 0: "
+        "frozen at their start",
+    )
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="fraction of all steps")
     gradient_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
@@ -32,6 +39,13 @@ class OptimConfig(Config):
     )
     max_epochs: int = Field(default=25, ge=1)
     patience: int = Field(default=8, ge=1, description="epochs without a better val score")
+    weight_averaging: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, such as 0.99; val "
+        "scores and the run's weights are the average's; null: none is kept",
+    )
 
 
 class AugmentConfig(Config):
@@ -78,8 +92,9 @@ class TrainConfig(Config):
     )
     monitor: str | None = Field(
         default=None,
-        description="val score that chooses the epoch; null: macro_f1 if there are classes, else "
-        "the first objective's loss",
+        description="val score that chooses the epoch whose weights the run ends with; last: none "
+        "does, training goes to the end of max_epochs; null: macro_f1 if there are classes, else "
+        "the first objective's loss, and with optim.weight_averaging last",
     )
     optim: OptimConfig = OptimConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -106,6 +121,12 @@ class TrainConfig(Config):
     def is_baseline(self) -> bool:
         """Whether the model is one of scikit-learn's, and not a network."""
         return isinstance(self.model, BaselineConfig)
+
+    @property
+    def ends_with_last_epoch(self) -> bool:
+        """Whether the run's weights are those of the last epoch, and no val score chooses them."""
+        is_averaged = self.optim.weight_averaging is not None
+        return self.monitor == LAST or (self.monitor is None and is_averaged)
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

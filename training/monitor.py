@@ -1,19 +1,20 @@
-"""Which epoch is the best: one val score decides."""
+"""Which epoch is the best: one val score decides, or none does and it is the last."""
 
 from configs.base import ConfigError
 
 LOWER_IS_BETTER = ("loss", "ece", "brier")  # what the names of such scores end with
+LAST = "last"  # as the config's monitor: no score decides
 
 
 def monitored(scores: dict[str, float], monitor: str | None) -> str:
-    """Return the name of the score that decides.
+    """Return the name of the score that decides, or that is shown where none does.
 
     Parameters
     ----------
     scores
         Of val.
     monitor
-        The config's; None: ``macro_f1`` where there are classes, else the first loss.
+        The config's; None or last: ``macro_f1`` where there are classes, else the first loss.
 
     Raises
     ------
@@ -21,11 +22,13 @@ def monitored(scores: dict[str, float], monitor: str | None) -> str:
         If there is no such score.
     """
     losses = [name for name in scores if name.endswith("loss")]
-    name = monitor or ("macro_f1" if "macro_f1" in scores else (losses or [""])[0])
+    name = "macro_f1" if "macro_f1" in scores else (losses or [""])[0]
+    if monitor not in (None, LAST):
+        name = monitor
     if name not in scores:
         raise ConfigError(
             f"monitor: found {monitor!r}, which is no val score of these objectives; expected one "
-            f"of {', '.join(scores)}"
+            f"of {', '.join(scores)}, or {LAST}"
         )
     return name
 

@@ -1,33 +1,54 @@
 """AdamW with weight decay where it belongs, and the learning rate as a function of the step."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
-def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def freeze(model: nn.Module, lr_factors: Mapping[str, float]) -> None:
+    """Let parameters whose factor is 0 have no gradient; before several processes wrap them."""
+    for name, factor in lr_factors.items():
+        model.get_parameter(name).requires_grad_(factor > 0)
+
+
+def make_optimizer(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    lr_factors: Mapping[str, float] = MappingProxyType({}),
+) -> torch.optim.AdamW:
     """Return AdamW that decays the weights of linear layers and nothing else.
 
     Biases, layer norms and embeddings are not decayed: an embedding row is only touched by cells
     that hold its token, and decay in all other steps would shrink rare genes towards nothing.
+    Frozen parameters are left out and have no state. ``lr_factors`` are the learning rates of
+    parameters as multiples of ``lr``, by name; of all others 1.
     """
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-        (decayed if is_matrix else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+            groups.setdefault((lr_factors.get(name, 1.0), is_matrix), []).append(parameter)
+    settings = [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if is_matrix else 0.0,
+            "lr": factor * lr,
+            "lr_factor": factor,
+        }
+        for (factor, is_matrix), parameters in groups.items()
     ]
     # fused: one kernel for all parameters, 4-6x faster than the loop on CPU; not there on MPS.
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+    return torch.optim.AdamW(settings, lr=lr, fused=fused)
 
 
 def learning_rate(step: int, *, peak: float, n_steps: int, warmup_fraction: float) -> float:
@@ -61,6 +82,6 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use ``lr`` from the next update on."""
+    """Use ``lr``, times the factor of each group, from the next update on."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]

@@ -1,6 +1,7 @@
 """The state of training: all that an update changes, and that a checkpoint holds."""
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from training import checkpoint
 from training.clock import Clock
 from training.distributed import Ranks
 from training.sharding import broadcast, gather_full_state, load_full_state
+from training.weight_averaging import averaged, start_average, update_average
 
 COUNTERS = ("epoch", "step", "best_epoch", "best_rating", "init_from")
 
@@ -23,6 +25,7 @@ class Training:
     model: nn.Module  # the learner as the loop calls it: itself, or wrapped for several processes
     optimizer: torch.optim.Optimizer
     ranks: Ranks
+    average_decay: float | None = None  # of the weights' moving average; None: there is none
     epoch: int = 0  # epochs done
     step: int = 0  # optimizer updates done
     clock: Clock = field(default_factory=Clock)
@@ -30,12 +33,27 @@ class Training:
     best_epoch: int = -1
     best_rating: tuple[float, float] = (-math.inf, -math.inf)  # of training.monitor
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)  # on the first process
+    average: dict[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.average = {} if self.average_decay is None else start_average(self.learner)
+
+    def end_update(self) -> None:
+        """Count an update that the optimizer has made, and let the average follow."""
+        self.step += 1
+        if self.average_decay is not None:
+            update_average(self.average, self.learner, self.step, self.average_decay)
+
+    def averaged(self) -> AbstractContextManager:
+        """Give the learner the averaged weights inside the block, if an average is kept."""
+        return averaged(self.average, self.learner)
 
     def keep_if_best(self, rating: tuple[float, float]) -> None:
-        """Keep a copy of the weights if they are the best so far."""
+        """Keep a copy of the weights, or of their average, if they are the best so far."""
         if rating > self.best_rating:
             self.best_rating, self.best_epoch = rating, self.epoch
-            self.best_weights = gather_full_state(self.learner.state_dict(), self.ranks)
+            weights = self.learner.state_dict() | self.average
+            self.best_weights = gather_full_state(weights, self.ranks)
 
     def restore_best(self) -> None:
         """Load the best weights into the learner."""
@@ -60,6 +78,7 @@ class Training:
         """
         tensors = gather_full_state(
             {f"model/{name}": t for name, t in self.learner.state_dict().items()}
+            | {f"average/{name}": t for name, t in self.average.items()}
             | checkpoint.optimizer_tensors(self.optimizer, self.learner, "optimizer/"),
             self.ranks,
         )
@@ -84,6 +103,7 @@ class Training:
         load_full_state(
             checkpoint.without_prefix(tensors, "model/"), self.learner.state_dict(), self.ranks
         )
+        load_full_state(checkpoint.without_prefix(tensors, "average/"), self.average, self.ranks)
         checkpoint.initialize_optimizer_state(self.optimizer)
         load_full_state(
             checkpoint.without_prefix(tensors, "optimizer/"),

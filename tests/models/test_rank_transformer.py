@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 
-from dataset.batches import Batch, BatchReader, EncodedCells, to_device
+from dataset.batches import Batch
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from models.network import TrainCells
 from models.rank_transformer import (
@@ -16,9 +16,8 @@ from models.rank_transformer import (
     rank_positions,
     segments_of,
 )
-from tests.made_up import facts, network
+from tests.made_up import N_GENES, N_TOKENS, facts, network, ragged
 
-N_GENES, N_CLASSES, N_TOKENS = 30, 4, 13
 POSITIONS = ("none", "learned", "sinusoidal")
 CHOICES = [
     {"rank_position": position, "value_embedding": value, "cls_init": cls}
@@ -37,71 +36,6 @@ def build(n_segments: int = 1, **fields) -> RankTransformer:
         row_length=n_segments * N_TOKENS,
         n_segments=n_segments,
     ).eval()
-
-
-def ragged(rows: dict[str, torch.Tensor], cells=None) -> Batch:
-    """Read cells out of padded rows, as a network is given them."""
-    b = len(rows["token_ids"])
-    encoded = EncodedCells(
-        arrays={name: rows[name].numpy() for name in ("token_ids", "counts")},
-        lengths=(rows["token_ids"] != PAD).sum(1).numpy(),
-        library_size=rows["library_size"].numpy(),
-        labels=np.arange(b) % N_CLASSES,
-        conditions=np.zeros((b, 0), dtype=np.int64),
-    )
-    cells = range(b) if cells is None else cells
-    return to_device(BatchReader(encoded).read(np.asarray(cells, dtype=np.int64)), "cpu")
-
-
-@pytest.fixture
-def batch(rows) -> Batch:
-    return ragged(rows)
-
-
-@pytest.fixture
-def two_segments(rows_of_two) -> Batch:
-    return ragged(rows_of_two)
-
-
-@pytest.fixture
-def rows(rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """Return padded rows of five cells of falling length; the last has no gene at all."""
-    token_ids = np.full((5, N_TOKENS), PAD)
-    counts = np.zeros((5, N_TOKENS), dtype=np.int64)
-    token_ids[:, 0] = CLS
-    for cell, n in enumerate((12, 9, 5, 2, 0)):
-        token_ids[cell, 1 : n + 1] = N_SPECIALS + rng.permutation(N_GENES)[:n]
-        counts[cell, 1 : n + 1] = rng.integers(1, 50, n)
-    return {
-        "token_ids": torch.from_numpy(token_ids),
-        "counts": torch.from_numpy(counts),
-        "library_size": torch.from_numpy(np.maximum(counts.sum(1, keepdims=True), 1)).float(),
-    }
-
-
-@pytest.fixture
-def rows_of_two(rows) -> dict[str, torch.Tensor]:
-    """Each cell above, with the genes of the next one as its previous profile."""
-    token_ids, counts = torch.full((5, 2 * N_TOKENS), PAD), torch.zeros(5, 2 * N_TOKENS).long()
-    for cell in range(5):
-        now = rows["token_ids"][cell][rows["token_ids"][cell] != PAD]
-        previous = rows["token_ids"][(cell + 1) % 5, 1:]
-        previous = previous[previous != PAD]
-        n = len(now) + 1 + len(previous)
-        token_ids[cell, :n] = torch.cat([now, torch.tensor([SEP]), previous])
-        counts[cell, :n] = torch.cat(
-            [
-                rows["counts"][cell, : len(now)],
-                torch.tensor([0]),
-                rows["counts"][(cell + 1) % 5, 1 : len(previous) + 1],
-            ]
-        )
-    size = rows["library_size"]
-    return {
-        "token_ids": token_ids,
-        "counts": counts,
-        "library_size": torch.cat([size, size.roll(-1, 0)], dim=1),
-    }
 
 
 def permuted(rows: dict, columns: torch.Tensor) -> Batch:
@@ -312,7 +246,7 @@ def test_a_random_start_does_not_read_the_expression():
         raise AssertionError("read for nothing")
 
     config = RankTransformerConfig(gene_init="random", cls_init="learned")
-    config.start(build(), TrainCells(read, read), np.random.default_rng(0))
+    config.start(build(cls_init="learned"), TrainCells(read, read), np.random.default_rng(0))
 
 
 def test_the_expression_given_to_cls_starts_standardized(batch):

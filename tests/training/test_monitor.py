@@ -12,10 +12,13 @@ def test_macro_f1_decides_and_without_classes_the_first_loss():
         "masked_gene_loss"
     )
     assert monitored(SCORES, "accuracy") == "accuracy"
+    assert monitored(SCORES, "last") == "macro_f1"  # shown, and decides nothing
 
 
 def test_a_score_that_is_not_there_is_named_beside_those_that_are():
-    with pytest.raises(ConfigError, match=r"found 'f1'.*accuracy, macro_f1, log_loss"):
+    with pytest.raises(
+        ConfigError, match=r"found 'f1'.*accuracy, macro_f1, log_loss, masked_gene_loss, or last"
+    ):
         monitored(SCORES, "f1")
 
 

@@ -4,7 +4,8 @@ from torch import nn
 
 from models.rank_transformer import RankTransformerConfig
 from tests import made_up
-from training.optim import learning_rate, make_optimizer, set_learning_rate
+from training.checkpoint import optimizer_tensors
+from training.optim import freeze, learning_rate, make_optimizer, set_learning_rate
 
 
 def test_only_the_weights_of_linear_layers_decay():
@@ -17,6 +18,43 @@ def test_only_the_weights_of_linear_layers_decay():
     assert len(decayed["params"]) + len(plain["params"]) == len(names)
     linear = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     assert {names[id(p)] for p in decayed["params"]} == linear
+
+
+@pytest.fixture
+def learner():
+    torch.manual_seed(0)
+    return made_up.learner(RankTransformerConfig(d_model=8, n_heads=2), n_segments=2)
+
+
+def test_gene_embeddings_may_have_a_rate_of_their_own(learner):
+    (name,) = learner.gene_embeddings
+    assert name == "network.gene_embedding.weight"
+    plain = make_optimizer(learner, lr=1e-3, weight_decay=0.1, lr_factors={name: 1.0})
+    assert len(plain.param_groups) == 2  # as without the setting
+    optimizer = make_optimizer(learner, lr=1e-3, weight_decay=0.1, lr_factors={name: 0.25})
+    set_learning_rate(optimizer, 4e-3)
+    *others, genes = optimizer.param_groups
+    assert [p is learner.get_parameter(name) for p in genes["params"]] == [True]
+    assert (genes["lr"], genes["weight_decay"]) == (1e-3, 0.0)
+    assert [group["lr"] for group in others] == [4e-3, 4e-3]
+    n_parameters = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert n_parameters == len(list(learner.parameters()))
+
+
+def test_frozen_weights_stay_bit_equal_and_have_no_state(learner):
+    # The first is a gene embedding, the other a matrix that would decay.
+    factors = {"network.gene_embedding.weight": 0.0, "heads.classify.layers.0.weight": 0.0}
+    freeze(learner, factors)
+    optimizer = make_optimizer(learner, lr=0.1, weight_decay=0.5, lr_factors=factors)
+    before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    for parameter in learner.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in learner.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name in factors), name
+    stateful = {name.rpartition("/")[0] for name in optimizer_tensors(optimizer, learner)}
+    assert stateful == before.keys() - factors.keys()
 
 
 def test_learning_rate_rises_then_falls():
