@@ -53,7 +53,7 @@ def test_ids_are_16_bits_wide_while_they_fit():
 def test_genes_are_matched_by_id_whatever_the_order_and_the_version(vocabulary):
     match = vocabulary.match(["ENSG03.7", "unknown", "ENSG01"])
     assert match.columns.tolist() == [2, -1, 0]
-    assert match.rate == 0.5
+    assert match.match_rate == 0.5
     assert match.missing == ["ENSG02", "ENSG04"]
 
 
