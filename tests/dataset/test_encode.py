@@ -512,7 +512,8 @@ def test_conditions_are_codes_of_the_names_in_train(cells, config_of):
         assert split.conditions.dtype == np.int64
         for column, (key, known) in enumerate(names.items()):
             code_of = {value: code for code, value in enumerate(known)}
-            values = cells.obs.loc[split.cell_names, key].astype(str)
+            stored = cells.obs.loc[split.cell_names, key]
+            values = ["nan" if pd.isna(value) else str(value) for value in stored]
             codes = split.conditions[:, column].tolist()
             # One that no train cell has is below -1, and each such value has a code of its own.
             unknown = sorted({*values} - {*known, "nan"})
