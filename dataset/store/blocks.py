@@ -1,7 +1,7 @@
 """Cells read at a time, and cells of one worker's share of a step."""
 
-BLOCK_CELLS = 512
-SHARE_CELLS = 2048
+BLOCK_CELLS = 256
+SHARE_CELLS = 1024
 
 
 def cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
