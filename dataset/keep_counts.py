@@ -25,7 +25,7 @@ from dataset.reading.cells import CellFile, Cells, open_cells
 from dataset.reading.same_files import refuse_copies
 from dataset.sources import SOURCES, resolve
 from dataset.store.atomic import atomic_folder
-from dataset.store.blocks import SHARE_CELLS, cut
+from dataset.store.blocks import cut_shares
 from dataset.store.checksums import write_checksums
 from dataset.store.count_store import (
     STORE_VERSION,
@@ -212,5 +212,5 @@ def _write_counts(folder: Path, source: Cells, steps: Steps) -> None:
 
 def _shares(file: CellFile) -> list[Share]:
     """Cut a file's cells; an address, which is opened for each share, into larger ones."""
-    size = SHARE_CELLS * (4 if isinstance(file.path, CellUrl) else 1)
-    return [Share(file, start, stop) for start, stop in cut(0, file.n_cells, size)]
+    times = 4 if isinstance(file.path, CellUrl) else 1
+    return [Share(file, *cells) for cells in cut_shares(0, file.n_cells, times=times)]
