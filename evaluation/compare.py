@@ -68,6 +68,16 @@ class Model:
         return self.runs[0].is_baseline
 
     @property
+    def is_transformer(self) -> bool:
+        """Whether it is a network with attention."""
+        return getattr(self.runs[0].config.model, "attends", False)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is a network without attention."""
+        return not getattr(self.runs[0].config.model, "attends", True)
+
+    @property
     def history(self) -> Literal["none", "previous", "shuffled"]:
         """Whether a cell's tokens tell of the time point before, or of another cell's."""
         previous = self.runs[0].meta["tokenizer"].get("previous")
@@ -141,8 +151,13 @@ class Comparison:
 
     @property
     def best_network(self) -> Model | None:
-        """The best network on val."""
-        return next((model for model in self.models if not model.is_baseline), None)
+        """The best transformer on val."""
+        return next((model for model in self.models if model.is_transformer), None)
+
+    @property
+    def best_control(self) -> Model | None:
+        """The best network without attention on val."""
+        return next((model for model in self.models if model.is_control), None)
 
     @property
     def best_baseline(self) -> Model | None:

@@ -64,7 +64,7 @@ def write_run(tmp_path):
         config |= {"seed": seed, **(settings or {})}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         hashes = {"data_sha256": data_sha256, "split_sha256": split_sha256}
-        is_network = kind == "rank_transformer"
+        is_network = kind in ("rank_transformer", "residual_mlp")
         metrics = {
             "version": RUN_VERSION,
             **hashes,

@@ -154,9 +154,10 @@ for run in embedded_runs(comparisons):
 # ## Verdict
 #
 # From the paired interval of macro-F1 over the types with enough test cells. "Yes": the
-# transformer is better, and by how much is said. "No": it is worse, or level within `margin`.
-# "Cannot tell": these cells are too few to say; label more, or test on more donors, before you
-# choose, and until then take the cheaper model. Log-loss says whose probabilities are better.
+# transformer is better than the best baseline, and than the same network without attention. "No":
+# it is worse, or level within `margin`. "Cannot tell": these cells are too few to say; label more,
+# or test on more donors, before you choose, and until then take the cheaper model. Log-loss says
+# whose probabilities are better.
 
 # %%
 command = (
