@@ -73,8 +73,8 @@ class Model:
         return getattr(self.runs[0].config.model, "attends", False)
 
     @property
-    def is_control(self) -> bool:
-        """Whether it is a network without attention."""
+    def is_without_attention(self) -> bool:
+        """Whether it is a network, but no transformer: the control of what attention adds."""
         return not getattr(self.runs[0].config.model, "attends", True)
 
     @property
@@ -155,9 +155,9 @@ class Comparison:
         return next((model for model in self.models if model.is_transformer), None)
 
     @property
-    def best_control(self) -> Model | None:
+    def best_without_attention(self) -> Model | None:
         """The best network without attention on val."""
-        return next((model for model in self.models if model.is_control), None)
+        return next((model for model in self.models if model.is_without_attention), None)
 
     @property
     def best_baseline(self) -> Model | None:

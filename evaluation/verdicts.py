@@ -69,7 +69,7 @@ def verdict(comparison: Comparison) -> str:
 
 def attention_verdict(comparison: Comparison, network: Model) -> str:
     """Say what attention adds: what a transformer has above the best control on val without it."""
-    control = comparison.best_control
+    control = comparison.best_without_attention
     if control is None:
         return (
             "What attention adds cannot be said: the control is missing, a network without it "
@@ -88,7 +88,7 @@ def attention_verdict(comparison: Comparison, network: Model) -> str:
 
 def _answer(comparison: Comparison, network: Model, outcome: str) -> str:
     """Return the key of ``NEEDED``: attention is credited with what exceeds the control alone."""
-    control = comparison.best_control
+    control = comparison.best_without_attention
     if outcome != "better":
         return outcome
     if control is None:

@@ -165,6 +165,8 @@ def test_metrics_say_what_they_were_made_with(finished, encoded_folder):
     meta = json.loads((encoded_folder / "meta.json").read_text())
     assert metrics["data_sha256"] == meta["data_sha256"]
     assert metrics["split_sha256"] == meta["split_sha256"]
+    train = np.load(encoded_folder / "train" / "labels.npy")
+    assert metrics["train_class_sizes"] == np.bincount(train).tolist()
     assert metrics["seed"] == 3
     assert metrics["n_parameters"] > 0
     assert metrics["seconds"] > 0

@@ -44,7 +44,9 @@ def write_results(
         run.write_weights(fitted.weights)
     tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
-    metrics |= fitted.summary | hashes | {"seed": config.seed}
+    labels = data.split("train").labels
+    sizes = np.bincount(labels[labels >= 0], minlength=len(data.class_names)).tolist()
+    metrics |= fitted.summary | hashes | {"train_class_sizes": sizes, "seed": config.seed}
     run.finish(metrics | environment(ranks.device))
     if run.data_were_replaced(data):
         logger.warning(

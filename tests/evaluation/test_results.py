@@ -33,7 +33,9 @@ def test_results_name_what_they_are_made_of(write_run, tmp_path):
         assert expected in text
     assert verdict(comparisons[0]) in text
     assert "Left out" not in text
-    assert list(table["model"]) == [model.name for model in comparisons[0].models]
+    controls = ["true labels", "random labels", "majority labels"]
+    models = [model.name for model in comparisons[0].models]
+    assert list(table["model"]) == [*models, *controls]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"RESULTS.md", "RESULTS.csv"}
 
 

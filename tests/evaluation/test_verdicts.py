@@ -85,11 +85,11 @@ def test_attention_is_credited_with_what_exceeds_the_control(
     """The baseline is worse than both."""
     comparison = two_models(MANY, network, range(0, 1200), control)
     assert comparison.best_network.name == "net"
-    assert comparison.best_control.name == "mlp"
+    assert comparison.best_without_attention.name == "mlp"
     sentence = verdict(comparison)
     assert sentence.startswith(f"pancreas: {answer}")
     attention = sentence[sentence.index("What attention adds, net against mlp") :]
-    given = comparison.best_network, comparison.best_control
+    given = comparison.best_network, comparison.best_without_attention
     for metric, start in (
         ("macro_f1_common", "in macro-F1 over the 4 types with at least 10 test cells"),
         ("accuracy", "in accuracy"),
