@@ -44,9 +44,8 @@ def write_results(
         run.write_weights(fitted.weights)
     tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
-    labels = data.split("train").labels
-    sizes = np.bincount(labels[labels >= 0], minlength=len(data.class_names)).tolist()
-    metrics |= fitted.summary | hashes | {"train_class_sizes": sizes, "seed": config.seed}
+    metrics |= fitted.summary | hashes | {"seed": config.seed}
+    metrics["train_class_sizes"] = np.asarray(data.facts.class_sizes).tolist()
     run.finish(metrics | environment(ranks.device))
     if run.data_were_replaced(data):
         logger.warning(

@@ -60,9 +60,10 @@ for sentence in results.left_out(comparisons):
 # cells. Macro-F1 weighs every cell type alike; it is the score to look at where some types are
 # rare, and the column beside it leaves out types with so few test cells that one cell decides.
 # Log-loss and ECE are better when lower; "scaled on val" is what they become when the model's own
-# val cells say how much to believe it, as 04 does. That is done to every model. The last rows are
-# controls: the true labels, labels drawn by their shares of the train cells, and the commonest one;
-# "above controls" is where between the lowest of them, 0, and the true labels, 1, a model stands.
+# val cells say how much to believe it, as 04 does. That is done to every model. The last rows
+# are controls: the true labels, labels drawn by their shares of the train cells, and the commonest
+# label. "Above controls" is where between the lowest of them, 0, and the true labels, 1, a model
+# stands.
 
 # %%
 for comparison in comparisons:
