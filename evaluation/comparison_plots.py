@@ -52,7 +52,7 @@ def scores(comparison: Comparison) -> Figure:
                 f"{row[metric]:.3f}", (row[metric], y), (0, 6), ha="center", fontsize=8,
                 textcoords="offset points",
             )  # fmt: skip
-        axis.set_xlabel(f"{TITLES[metric]}, on test")
+        axis.set_xlabel(f"{TITLES[metric]}, on {comparison.split}")
         axis.set_yticks(range(len(table)), _short(table["model"]))
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set_ylim(-0.6, len(table) - 0.3)

@@ -108,7 +108,7 @@ def difference_summary(comparison: Comparison) -> pd.DataFrame:
 
 
 def _section(comparison: Comparison) -> list[str]:
-    first = comparison.models[0].runs[0]
+    first, split = comparison.models[0].runs[0], comparison.split
     n_cells = first.meta["n_cells"]
     files = ", ".join(str(file["path"]) for file in first.meta["source"]["files"])
     lines = [
@@ -118,10 +118,11 @@ def _section(comparison: Comparison) -> list[str]:
         f"{n_cells['test']:,} test cells of {len(comparison.class_names)} types. Cells "
         f"`{first.metrics['data_sha256'][:12]}`, split `{first.metrics['split_sha256'][:12]}`.",
         "",
-        "Test scores, means over seeds; best on val first. In brackets, 95 % intervals over test "
-        f"cells ({comparison.n_resamples:,} bootstrap resamples). Macro-F1 is over the types that "
-        "have test cells, and its interval holds for their numbers as they are: cells are drawn "
-        f"within each type. Of types with fewer than {RARE} test cells no interval knows the "
+        f"{_whose(comparison)}, means over seeds; best on val first. In brackets, 95 % intervals "
+        f"over {split} cells ({comparison.n_resamples:,} bootstrap resamples). Macro-F1 is over "
+        f"the types that have {split} cells, and its interval holds for their numbers as they "
+        "are: cells are drawn within each type. Of types with fewer than "
+        f"{RARE} {split} cells no interval knows the "
         'chance; the column beside it leaves them out. "Scaled on val": at the temperature that '
         "the model's own val cells ask for, which changes no name. The last rows are no models: "
         "the true labels, labels drawn by their shares of the train cells, and the commonest one. "
@@ -137,7 +138,7 @@ def _section(comparison: Comparison) -> list[str]:
             "Differences to the best baseline on val, on the same cells, with 95 % paired "
             f"intervals ({comparison.donor_note}). Better or worse: the interval over cells "
             f"leaves out 0. Level: it lies within {comparison.margin:g}. Otherwise nobody can "
-            f"tell; nor from types with fewer than {RARE} test cells alone.",
+            f"tell; nor from types with fewer than {RARE} {split} cells alone.",
             "",
             *table(difference_summary(comparison)),
         ]
@@ -145,9 +146,23 @@ def _section(comparison: Comparison) -> list[str]:
         if model is not None:
             types = comparison.per_class(model)
             types = types[types["n_cells"] + types["n_predicted"] > 0]
-            lines += ["", f"Each cell type by {escape(model.name)}:", "", *table(_rounded(types))]
+            lines += [
+                "",
+                f"Each cell type by {escape(model.name)}:",
+                "",
+                *table(_rounded(types, split)),
+            ]
     runs = table(_provenance(comparison.models), code_columns=("command",))
     return [*lines, "", "The runs:", "", *runs]
+
+
+def _whose(comparison: Comparison) -> str:
+    if comparison.split == "test":
+        return "Test scores"
+    return (
+        "Val scores, of runs without test (test: false) and beside them of all others: epochs, "
+        "settings and temperatures are chosen on these cells, so that scores here flatter"
+    )
 
 
 def _number(value: float, sign: str = "") -> str:
@@ -166,10 +181,10 @@ def _intervals(lows: Iterable[float], highs: Iterable[float]) -> list[str]:
     ]
 
 
-def _rounded(types: pd.DataFrame) -> pd.DataFrame:
+def _rounded(types: pd.DataFrame, split: str) -> pd.DataFrame:
     types = types.sort_values("n_cells", ascending=False)
     shown = {name: types[name].map("{:.3f}".format) for name in ("precision", "recall", "f1")}
-    return pd.DataFrame({**shown, "test cells": types["n_cells"]})
+    return pd.DataFrame({**shown, f"{split} cells": types["n_cells"]})
 
 
 def _provenance(models: Iterable[Model]) -> pd.DataFrame:

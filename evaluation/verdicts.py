@@ -25,7 +25,14 @@ def verdicts(comparisons: list[Comparison]) -> list[str]:
     """Return one verdict a dataset on the transformer, and one on history where runs can tell."""
     found = []
     for comparison in comparisons:
-        found += [verdict(comparison), history_verdict(comparison)]
+        if comparison.split == "test":
+            found += [verdict(comparison), history_verdict(comparison)]
+        else:
+            found.append(
+                f"{comparison.dataset}: no verdict, for settings are chosen on these cells, and "
+                f"their scores flatter what was chosen. Best: {comparison.models[0].name}; train "
+                "what you keep with test=true, under another name."
+            )
     return [sentence for sentence in found if sentence]
 
 

@@ -84,24 +84,26 @@ class Tracker:
     def report(
         self,
         folder: Path,
+        split: str,
         class_names: list[str],
         labels: np.ndarray,
         probabilities: np.ndarray,
         embeddings: np.ndarray | None,
     ) -> None:
-        """Show the test cells of a finished run in W&B: confusion, classes, UMAP, the model.
+        """Show the cells of a finished run's split in W&B: confusion, classes, UMAP, the model.
 
         What cannot be drawn is left out with a warning.
         """
         if self.run is not None:
             try:
-                self._report(folder, class_names, labels, probabilities, embeddings)
+                self._report(folder, split, class_names, labels, probabilities, embeddings)
             except Exception as error:  # noqa: BLE001 - the run is finished, whatever a figure does
-                logger.warning("W&B: the test cells are not shown (%s)", _first_line(error))
+                logger.warning("W&B: the %s cells are not shown (%s)", split, _first_line(error))
 
     def _report(
         self,
         folder: Path,
+        split: str,
         class_names: list[str],
         labels: np.ndarray,
         probabilities: np.ndarray,
@@ -122,13 +124,13 @@ class Tracker:
         def send(run: Any) -> None:
             table = wandb.Table(columns=["class", "n", "precision", "recall", "f1"], data=rows)
             content = {
-                "test/classes": table,
-                "test/confusion": wandb.plot.confusion_matrix(
+                f"{split}/classes": table,
+                f"{split}/confusion": wandb.plot.confusion_matrix(
                     y_true=labels.tolist(), preds=predicted.tolist(), class_names=names
                 ),
             }
             if image is not None:
-                content["test/umap"] = wandb.Image(image)
+                content[f"{split}/umap"] = wandb.Image(image)
             run.log(content)
             artifact = wandb.Artifact(f"model-{folder.name}", type="model")
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):

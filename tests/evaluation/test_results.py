@@ -72,6 +72,18 @@ def test_table_and_sentence_use_the_same_words(write_run):
     assert f"over donors), {said}" in verdict(comparison)
 
 
+def test_a_table_on_val_says_so(write_run, tmp_path):
+    settings = {"test": False}
+    write_run("linear", settings=settings)
+    folder = write_run("network", kind="rank_transformer", skill=4.0, settings=settings)
+    text, table = written(compared(folder), tmp_path)
+    assert "## pancreas, on val" in text
+    assert "Val scores, of runs without test" in text
+    assert "Test scores" not in text
+    assert "| cell_type | precision | recall | f1 | val cells |" in text
+    assert set(table["dataset"]) == {"pancreas, on val"}
+
+
 def test_margin_is_printed(write_run, tmp_path):
     write_run("linear")
     text, _ = written(compared(write_run("knn", kind="knn"), margin=0.07), tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.compare import compare_runs
-from evaluation.verdicts import history_verdict, verdict
+from evaluation.verdicts import history_verdict, verdict, verdicts
 
 
 def compared(folder, **settings):
@@ -216,6 +216,15 @@ def test_verdict_without_a_network_or_a_baseline_says_so(write_run):
         compare_runs(other.parent, n_resamples=5), key=lambda c: c.dataset, reverse=True
     )
     assert "no baseline was run" in verdict(cortex)
+
+
+def test_nothing_is_concluded_from_val(write_run):
+    write_run("linear", settings={"test": False})
+    write_run("net", kind="rank_transformer", settings={"test": False}, skill=6.0)
+    folder = write_run("mlp", kind="residual_mlp", settings={"test": False})
+    (sentence,) = verdicts([compared(folder)])
+    assert sentence.startswith("pancreas, on val: no verdict")
+    assert "Best: net; train what you keep with test=true" in sentence
 
 
 HISTORY = {"layer": None, "shuffle": False}

@@ -211,7 +211,7 @@ config = config.model_copy(update={"tracking": config.tracking.model_copy(
 tracker = tracking.Tracker(folder / "metrics.jsonl", config)
 tracker.log({"train/loss": 1.0}, 1)
 labels = np.array([0, 1, 1, 0])
-tracker.report(folder, ["a", "b"], labels, np.eye(2)[labels], np.zeros((4, 2)))
+tracker.report(folder, "test", ["a", "b"], labels, np.eye(2)[labels], np.zeros((4, 2)))
 tracker.finish()
 tracking.exit_process(3 if tracking.Tracker.abandoned else 0)
 """
@@ -256,7 +256,7 @@ def test_a_figure_that_fails_does_not_stop_a_finished_run(
     tracker = Tracker(tmp_path / "metrics.jsonl", config)
     monkeypatch.setattr(tracking, "umap_image", fail)
     labels = np.array([0, 1])
-    tracker.report(tmp_path, ["a", "b"], labels, np.eye(2), np.zeros((2, 2)))
+    tracker.report(tmp_path, "test", ["a", "b"], labels, np.eye(2), np.zeros((2, 2)))
     assert "the test cells are not shown (cannot be drawn)" in caplog.text
     tracker.finish()
     assert wandb.run.finished
