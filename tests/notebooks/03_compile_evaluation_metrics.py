@@ -25,7 +25,8 @@
 #
 # Runs that differ in their seed only are one model, and its scores are means over seeds. Runs on
 # other cells, or on another split of them, never share a table: each dataset has its own, and
-# where one name stands for two different sets of cells the notebook stops. The answer stands at
+# where one name stands for two different sets of cells the notebook stops. Runs without test
+# (`test: false`) are compared on val, in tables of their own. The answer stands at
 # the end; `margin` is the largest difference that makes no difference to you.
 
 # %% tags=["parameters"]
