@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -29,6 +30,7 @@ COLUMNS = {
     "ece_scaled": "ECE, scaled on val",
     "above_controls": "above controls",
 }
+URL = ":/?#@!$&'()*+,;=%"  # characters of an address that mean something in it
 WITH_INTERVAL = ("accuracy", "macro_f1", "macro_f1_common")
 COST = {"seconds": "seconds", "peak_memory_mb": "peak MB", "n_parameters": "parameters"}
 
@@ -153,7 +155,12 @@ def _section(comparison: Comparison) -> list[str]:
                 *table(_rounded(types, split)),
             ]
     runs = table(_provenance(comparison.models), code_columns=("command",))
-    return [*lines, "", "The runs:", "", *runs]
+    lines += ["", "The runs:", "", *runs]
+    addresses = {r.name: r.metrics.get("wandb_url") for m in comparison.models for r in m.runs}
+    pages = [
+        f"- {escape(name)}: <{quote(url, safe=URL)}>" for name, url in addresses.items() if url
+    ]
+    return [*lines, *(["", "Their dashboards:", "", *pages] if pages else [])]
 
 
 def _whose(comparison: Comparison) -> str:

@@ -47,6 +47,8 @@ def write_results(
         tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
     metrics |= fitted.summary | hashes | {"seed": config.seed}
+    if tracker.url is not None:
+        metrics["wandb_url"] = tracker.url
     metrics["train_class_sizes"] = np.asarray(data.facts.class_sizes).tolist()
     run.finish(metrics | environment(ranks.device))
     if run.data_were_replaced(data):
@@ -58,6 +60,8 @@ def write_results(
     for name in predicted:
         shown = ", ".join(f"{key} {value:.4f}" for key, value in list(metrics[name].items())[:3])
         logger.info("%s: %s %s", run.final, name, shown)
+    final = {f"{name}/{k}": v for name in predicted for k, v in metrics[name].items()}
+    tracker.summarize(final | {"seconds": metrics["seconds"]})
     name, last = list(predicted.items())[-1]  # test, unless it is not to be seen yet
     if "probabilities" in last:
         arrays = data.split(name).labels, last["probabilities"], last.get("embeddings")

@@ -73,6 +73,7 @@ class _Metrics(_Table):
     seconds: float
     peak_memory_mb: float
     n_parameters: int | None
+    wandb_url: str | None = None
 
 
 class _TestedMetrics(_Metrics):

@@ -59,6 +59,7 @@ class Tracker:
         self.path = path
         self.writes = writes
         self.run: Any = None  # a wandb run, or None
+        self.url: str | None = None  # of its page, where it is online
         if writes:
             self._start(config)
 
@@ -80,6 +81,10 @@ class Tracker:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._send(lambda run: run.log(metrics, step=step))
+
+    def summarize(self, scores: dict[str, float]) -> None:
+        """Let W&B's table of runs hold these scores, and not those of the last epoch."""
+        self._send(lambda run: run.summary.update(scores))
 
     def report(
         self,
@@ -111,6 +116,8 @@ class Tracker:
     ) -> None:
         import wandb
 
+        from evaluation.run_plots import figures  # draws with matplotlib: only where it is wanted
+
         predicted = probabilities.argmax(axis=1)
         names = [str(name) for name in class_names]
         scores = precision_recall_fscore_support(
@@ -129,9 +136,7 @@ class Tracker:
                     y_true=labels.tolist(), preds=predicted.tolist(), class_names=names
                 ),
             }
-            if image is not None:
-                content[f"{split}/umap"] = wandb.Image(image)
-            run.log(content)
+            run.log(content | {f"{split}/{k}": wandb.Image(v) for k, v in images.items()})
             artifact = wandb.Artifact(f"model-{folder.name}", type="model")
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):
                 if path.suffix != ".npz":
@@ -140,7 +145,11 @@ class Tracker:
                     artifact.add_file(str(path), name, policy="immutable", skip_cache=True)
             run.log_artifact(artifact)
 
-        image = None if embeddings is None else umap_image(embeddings, labels, names)
+        # Images beside the tables: the offline viewer shows nothing else.
+        drawn = figures(labels, probabilities, names)
+        images = {name: _image(figure) for name, figure in drawn.items()}
+        if embeddings is not None and (umap := umap_image(embeddings, labels, names)) is not None:
+            images["umap"] = umap
         self._send(send, timeout=10.0)
 
     def finish(self, timeout: float = FINISH_TIMEOUT) -> None:
@@ -190,8 +199,9 @@ class Tracker:
         for attempt in dict.fromkeys((mode, "offline")):
             self.run, error = _bounded(partial(start, attempt), tracking.init_timeout + GRACE)
             if error is None:
-                where = self.run.url if attempt == "online" else Path(self.run.dir).parent
-                logger.info("W&B: %s", where)
+                if attempt == "online":
+                    self.url = self.run.url
+                logger.info("W&B: %s", self.url or Path(self.run.dir).parent)
                 return
             self._give_up(f"it could not start {attempt} ({_first_line(error)})")
 
@@ -208,7 +218,6 @@ def umap_image(
     import warnings
 
     from matplotlib.figure import Figure
-    from PIL import Image
 
     rng = np.random.default_rng(0)
     rows = np.sort(rng.permutation(len(labels))[:max_cells])
@@ -228,9 +237,7 @@ def umap_image(
         x, y = xy[cells].T
         axes.scatter(x, y, s=5, color=f"C{label % 10}", label=plain(class_names[label]))
     figure.legend(loc="outside right upper", markerscale=3, fontsize="small")
-    image = io.BytesIO()
-    figure.savefig(image, dpi=100)
-    return Image.open(image)
+    return _image(figure)
 
 
 def wandb_mode(choice: str) -> str:
@@ -280,6 +287,14 @@ def _is_point(line: object) -> bool:
         and type(line.get("step")) is int
         and all(value is None or type(value) in (int, float) for value in line.values())
     )
+
+
+def _image(figure: Any) -> Any:
+    from PIL import Image
+
+    image = io.BytesIO()
+    figure.savefig(image, dpi=100)
+    return Image.open(image)
 
 
 def _has_key() -> bool:

@@ -1,6 +1,7 @@
 """RESULTS.md and the table beside it: what they say, how it is written, and where it fails."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -95,6 +96,19 @@ def test_results_of_edited_code_say_so(write_run, tmp_path, mark):
     folder = write_run("linear", costs={"git_commit": f"{'0123456789' * 4}{mark}"})
     text, _ = written(compared(folder), tmp_path)
     assert f"| 012345678901{mark} |" in text
+
+
+def test_dashboards_are_linked_where_there_are_any(write_run, tmp_path):
+    write_run("linear", costs={"wandb_url": "https://wandb.ai/me/nanocell/runs/a1?workspace=x"})
+    write_run("odd", costs={"wandb_url": "https://x/> <b>"}, kind="linear_svm")
+    folder = write_run("knn", kind="knn")
+    text, _ = written(compared(folder), tmp_path)
+    pages = text[text.index("Their dashboards:") :].split()
+    assert pages[3:5] == ["linear:", "<https://wandb.ai/me/nanocell/runs/a1?workspace=x>"]
+    assert pages[6:] == ["odd:", "<https://x/%3E%20%3Cb%3E>"]
+    for name in ("linear", "odd"):
+        shutil.rmtree(folder.with_name(name))
+    assert "Their dashboards:" not in written(compared(folder), tmp_path)[0]
 
 
 def test_what_is_left_out_is_said(write_run, tmp_path):
