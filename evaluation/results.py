@@ -167,8 +167,8 @@ def _whose(comparison: Comparison) -> str:
     if comparison.split == "test":
         return "Test scores"
     return (
-        "Val scores, of runs without test (test: false) and beside them of all others: epochs, "
-        "settings and temperatures are chosen on these cells, so that scores here flatter"
+        "Runs without test (test: false), and beside them all others, on val: epochs, settings "
+        "and temperatures are chosen on these cells, so that their scores flatter. Val scores"
     )
 
 

@@ -79,7 +79,7 @@ def test_a_table_on_val_says_so(write_run, tmp_path):
     folder = write_run("network", kind="rank_transformer", skill=4.0, settings=settings)
     text, table = written(compared(folder), tmp_path)
     assert "## pancreas, on val" in text
-    assert "Val scores, of runs without test" in text
+    assert "their scores flatter. Val scores, means over seeds" in text
     assert "Test scores" not in text
     assert "| cell_type | precision | recall | f1 | val cells |" in text
     assert set(table["dataset"]) == {"pancreas, on val"}
