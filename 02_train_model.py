@@ -162,9 +162,10 @@ def fit_network(
             training.epoch += 1
             training.save(run.checkpoint)
     training.restore_best()
+    test = data.split("test") if config.test else None  # read here only
     return Fitted(
         val=predict(training.learner, val, config, ranks),
-        test=predict(training.learner, data.split("test"), config, ranks),  # read here only
+        test=None if test is None else predict(training.learner, test, config, ranks),
         weights={name: t.numpy() for name, t in training.best_weights.items()},
         summary=training.summary(n_train),
         step=training.step,

@@ -21,7 +21,7 @@ setup: $(READY)
 # ---------------------------------------------------------------- demo
 NAME := baron_human
 DATA := data/$(NAME)_rank/meta.json
-RUNS := majority logistic_regression linear_svm knn gradient_boosting rank_transformer
+RUNS := majority logistic_regression linear_svm knn gradient_boosting mlp rank_transformer
 DONE := $(RUNS:%=runs/%_$(NAME)/metrics.json) \
         runs/rank_transformer_$(NAME)_seed1/metrics.json runs/rank_transformer_$(NAME)_seed2/metrics.json
 BOOKS := runs/notebooks

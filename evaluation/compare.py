@@ -3,7 +3,8 @@
 Runs that differ in their seed only are one *model*; its scores are means over seeds. Models are
 compared on the same test cells only. What a sentence compares, the best network and the best
 baseline, is chosen on val; test is for the comparison itself. Every model's probabilities are
-scored twice: as they are, and at the temperature that its own val cells ask for.
+scored twice: as they are, and at the temperature that its own val cells ask for. Where runs are
+without test, all are compared on val too, by themselves: "test" below is then val.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from evaluation import CELL_SCORES, METRICS
 from evaluation.bootstrap import Metric, interval, resampled_scores
 from evaluation.calibration import apply_temperature, fit_temperature
 from evaluation.classification import macro_f1, per_class
-from evaluation.group_runs import ReadRun, find_runs, group_by_cells, group_by_model
+from evaluation.group_runs import ReadRun, find_runs, group_by_judged_cells, group_by_model
 from evaluation.outcome import MARGIN, RARE, UNSEEN, Outcome, outcome
 from training.runs import Run
 
@@ -68,6 +69,16 @@ class Model:
         return self.runs[0].is_baseline
 
     @property
+    def is_transformer(self) -> bool:
+        """Whether it is a network with attention."""
+        return getattr(self.runs[0].config.model, "attends", False)
+
+    @property
+    def is_without_attention(self) -> bool:
+        """Whether it is a network, but no transformer: the control of what attention adds."""
+        return not getattr(self.runs[0].config.model, "attends", True)
+
+    @property
     def history(self) -> Literal["none", "previous", "shuffled"]:
         """Whether a cell's tokens tell of the time point before, or of another cell's."""
         previous = self.runs[0].meta["tokenizer"].get("previous")
@@ -88,7 +99,10 @@ class Comparison:
     Attributes
     ----------
     dataset
-        Name of the encoded data (the shortest, where several tokenizers encoded the same cells).
+        Name of the encoded data (the shortest, where several tokenizers encoded the same cells);
+        of a comparison on val it says so.
+    split
+        Whose cells: ``test``, or ``val`` where runs are without test.
     models
         Best on val first.
     labels, donors, class_names
@@ -102,6 +116,7 @@ class Comparison:
     """
 
     dataset: str
+    split: str
     models: list[Model]
     labels: np.ndarray
     donors: np.ndarray
@@ -120,7 +135,8 @@ class Comparison:
     def donor_note(self) -> str:
         """Why intervals over donors are missing, or how far to trust them."""
         if self.n_donors < 2:
-            return "no intervals over donors: the test cells are of one donor, or none is known"
+            cells = f"the {self.split} cells"
+            return f"no intervals over donors: {cells} are of one donor, or none is known"
         few = "; with so few they are rough" if self.n_donors < 6 else ""
         return f"intervals over donors are over {self.n_donors}{few}"
 
@@ -141,8 +157,13 @@ class Comparison:
 
     @property
     def best_network(self) -> Model | None:
-        """The best network on val."""
-        return next((model for model in self.models if not model.is_baseline), None)
+        """The best transformer on val."""
+        return next((model for model in self.models if model.is_transformer), None)
+
+    @property
+    def best_without_attention(self) -> Model | None:
+        """The best network without attention on val."""
+        return next((model for model in self.models if model.is_without_attention), None)
 
     @property
     def best_baseline(self) -> Model | None:
@@ -307,7 +328,7 @@ def compare_runs(
     """
     runs, left_out = find_runs(folder)
     comparisons = []
-    for dataset, same_cells in group_by_cells(runs).items():
+    for dataset, split, same_cells in group_by_judged_cells(runs):
         by_model, once = group_by_model(same_cells)
         models = [_model(name, seeds) for name, seeds in by_model.items()]
         by, ties_by = CHOSEN_BY
@@ -315,9 +336,10 @@ def compare_runs(
         first = same_cells[0]
         comparison = Comparison(
             dataset,
+            split,
             models,
-            labels=first.test.labels,
-            donors=first.test.batches,
+            labels=first.judged.labels,
+            donors=first.judged.batches,
             class_names=first.run.class_names,
             n_resamples=n_resamples,
             seed=seed,
@@ -340,9 +362,9 @@ def _model(name: str, seeds: list[ReadRun]) -> Model:
     return Model(
         name,
         runs=[read.run for read in seeds],
-        test=[read.test.probabilities for read in seeds],
+        test=[read.judged.probabilities for read in seeds],
         scaled=[
-            _scaled(read.test.probabilities, temperature)
+            _scaled(read.judged.probabilities, temperature)
             for read, temperature in zip(seeds, temperatures, strict=True)
         ],
         temperatures=temperatures,

@@ -18,9 +18,9 @@ from evaluation.classification import confusion
 from evaluation.compare import LOWER_IS_BETTER, Comparison, Model
 from evaluation.outcome import RARE
 from evaluation.plot_text import plain
+from evaluation.run_plots import FEWEST, MANY, NAME, draw_confusion
 
 NETWORK, BASELINE = "#c44e52", "#4c72b0"
-FEWEST = 15  # cells in a bin of the calibration figure: fewer say nothing
 TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1, all types",
@@ -28,7 +28,6 @@ TITLES = {
     "log_loss_scaled": "log-loss, scaled on val",
 }
 SHOWN = ("accuracy", "macro_f1_common", "macro_f1")
-NAME = 32  # characters of a name that are shown
 
 
 def scores(comparison: Comparison) -> Figure:
@@ -52,7 +51,7 @@ def scores(comparison: Comparison) -> Figure:
                 f"{row[metric]:.3f}", (row[metric], y), (0, 6), ha="center", fontsize=8,
                 textcoords="offset points",
             )  # fmt: skip
-        axis.set_xlabel(f"{TITLES[metric]}, on test")
+        axis.set_xlabel(f"{TITLES[metric]}, on {comparison.split}")
         axis.set_yticks(range(len(table)), _short(table["model"]))
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set_ylim(-0.6, len(table) - 0.3)
@@ -121,24 +120,17 @@ def confusions(comparison: Comparison) -> Figure:
     """Confusion of the best network and of the best baseline: share of each true class."""
     models = [m for m in (comparison.best_network, comparison.best_baseline) if m is not None]
     n = len(comparison.class_names)
-    side = (0.3 if n <= 30 else 0.17) * n + 0.6
-    names = _short(comparison.class_names)
-    size = 9 if n <= 30 else 6
-    room = 0.0095 * size * max(map(len, names)) + 0.8  # inches, for the longest name
+    side = (0.3 if n <= MANY else 0.17) * n + 0.6
+    longest = max(map(len, _short(comparison.class_names)))
+    room = 0.0095 * (9 if n <= MANY else 6) * longest + 0.8  # inches, for the longest name
     figure = _figure(side * len(models) + room + 1.2, side + room)
     axes = _row(figure, len(models))
     for axis, model in zip(axes, models, strict=True):
         of_seeds = [confusion(comparison.labels, p.argmax(axis=1), n) for p in model.test]
-        counts = np.mean(of_seeds, axis=0)
-        n_true = counts.sum(axis=1, keepdims=True)
-        shares = np.divide(counts, n_true, out=np.full_like(counts, np.nan), where=n_true > 0)
-        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axis.set_xticks(range(n), names, rotation=90, fontsize=size)
-        axis.set_yticks(range(n), names, fontsize=size)
-        axis.set(title=plain(model.name), xlabel="predicted")
-        if n <= 20:
-            _write_counts(axis, counts, shares)
+        draw_confusion(axis, np.mean(of_seeds, axis=0), comparison.class_names)
+        axis.set_title(plain(model.name))
     axes[0].set_ylabel("true")
+    image = axes[0].images[0]
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.6)
     return figure
 
@@ -233,13 +225,6 @@ def cost(comparison: Comparison) -> Figure | None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_yticks(range(len(table)), _short(table["model"]))
     return _finished(figure)
-
-
-def _write_counts(axis: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
-    for i, j in zip(*np.nonzero(counts), strict=True):
-        color = "white" if shares[i, j] > 0.6 else "#222222"
-        text = f"{counts[i, j]:.1f}".removesuffix(".0")  # a mean over seeds
-        axis.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
 
 
 def _model(comparison: Comparison, name: str) -> Model:

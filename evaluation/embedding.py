@@ -17,18 +17,16 @@ def embedded_runs(comparisons: Iterable[Comparison]) -> list[Run]:
     """Return the first run of every best network, as far as it has embeddings."""
     networks = (comparison.best_network for comparison in comparisons)
     runs = [network.runs[0] for network in networks if network is not None]
-    return [run for run in runs if run.predictions("test").embeddings is not None]
+    return [run for run in runs if run.predictions(run.splits[-1]).embeddings is not None]
 
 
-def embedded_cells(run: Run, split: str = "test", *, max_cells: int = 20_000) -> ad.AnnData:
-    """Return the cells of a split as their embeddings, with what is known of them in ``obs``.
+def embedded_cells(run: Run, *, max_cells: int = 20_000) -> ad.AnnData:
+    """Return the test cells as their embeddings, with what is known of them in ``obs``.
 
     Parameters
     ----------
     run
-        Of a network.
-    split
-        ``val`` or ``test``.
+        Of a network; of one without test they are the val cells.
     max_cells
         More cells than this are sampled, for figures.
 
@@ -37,7 +35,7 @@ def embedded_cells(run: Run, split: str = "test", *, max_cells: int = 20_000) ->
     ValueError
         If the run has no embeddings, as a baseline's.
     """
-    cells = run.predictions(split)
+    cells = run.predictions(run.splits[-1])
     if cells.embeddings is None:
         raise ValueError(f"{run.path}: has no embeddings; choose a network's run")
     names = pd.Index(run.class_names)

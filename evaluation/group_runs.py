@@ -3,12 +3,13 @@
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from training.runs import ALWAYS_THERE, SPLITS, Run, RunFolderError, SplitPredictions
+from training.runs import ALWAYS_THERE, Run, RunFolderError, SplitPredictions
 
 
 class ComparisonError(ValueError):
@@ -17,11 +18,14 @@ class ComparisonError(ValueError):
 
 @dataclass(frozen=True)
 class ReadRun:
-    """A finished run and its predictions for val and test, in the order of the cells' names."""
+    """A finished run and its predictions for val and test, in the order of the cells' names.
+
+    ``judged`` are those that it is compared by: of test, or of val for a run without test.
+    """
 
     run: Run
     val: SplitPredictions
-    test: SplitPredictions
+    judged: SplitPredictions
 
 
 def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
@@ -50,12 +54,13 @@ def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
             continue
         try:
             run = Run(path)
-            predictions = [run.predictions(split) for split in SPLITS]
+            predictions = [run.predictions(split) for split in run.splits]
         except RunFolderError as error:
             left_out.append(str(error))
             continue
         if all(split.has_classes for split in predictions):
-            runs.append(ReadRun(run, *map(_by_name, predictions)))
+            by_name = [_by_name(split) for split in predictions]
+            runs.append(ReadRun(run, val=by_name[0], judged=by_name[-1]))
         else:
             left_out.append(f"{path}: no classes predicted: not compared")
     if not runs:
@@ -64,10 +69,23 @@ def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
     return runs, left_out
 
 
+def group_by_judged_cells(runs: list[ReadRun]) -> Iterator[tuple[str, str, list[ReadRun]]]:
+    """Yield the runs of every table, before them its name and the split that judges them.
+
+    Runs with test are compared on test; where some are without, all are compared on val too.
+    """
+    for name, group in group_by_cells(runs).items():
+        tested = [read for read in group if read.run.config.test]
+        if tested:
+            yield name, "test", tested
+        if len(tested) < len(group):
+            yield f"{name}, on val", "val", [replace(read, judged=read.val) for read in group]
+
+
 def group_by_cells(runs: list[ReadRun]) -> dict[str, list[ReadRun]]:
     """Put runs of the same cells and split together, under the name of their data.
 
-    Different tokenizers of the same cells stand together.
+    Different tokenizers of the same cells stand together, runs with test first.
 
     Raises
     ------
@@ -77,7 +95,7 @@ def group_by_cells(runs: list[ReadRun]) -> dict[str, list[ReadRun]]:
     """
     groups: dict[tuple[str, str], list[ReadRun]] = defaultdict(list)
     cells_of_name: dict[str, tuple[str, str]] = {}
-    for read in runs:
+    for read in sorted(runs, key=lambda read: not read.run.config.test):
         run = read.run
         name = run.meta["name"]
         cells = (run.metrics["data_sha256"], run.metrics["split_sha256"])
@@ -113,7 +131,7 @@ def group_by_model(runs: list[ReadRun]) -> tuple[dict[str, list[ReadRun]], list[
         seeds = groups[read.run.model_key()]
         first = seeds.setdefault(read.run.config.seed, read)
         if first is not read:
-            same = np.array_equal(first.test.probabilities, read.test.probabilities)
+            same = np.array_equal(first.judged.probabilities, read.judged.probabilities)
             what = "a copy of" if same else "has the config and the seed of"
             left_out.append(f"{read.run.path}: {what} {first.run.path}, and a seed counts once")
     ordered = [[seeds[seed] for seed in sorted(seeds)] for seeds in groups.values()]
@@ -133,10 +151,13 @@ def _by_name(cells: SplitPredictions) -> SplitPredictions:
 
 
 def _check_same_cells(first: ReadRun, read: ReadRun) -> None:
+    pairs = [(read.val, first.val)]
+    if read.run.splits == first.run.splits:
+        pairs.append((read.judged, first.judged))
     same = read.run.class_names == first.run.class_names and all(
         np.array_equal(ours.cell_names, theirs.cell_names)
         and np.array_equal(ours.labels, theirs.labels)
-        for ours, theirs in ((read.val, first.val), (read.test, first.test))
+        for ours, theirs in pairs
     )
     if not same:
         raise ComparisonError(

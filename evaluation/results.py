@@ -5,12 +5,14 @@ import shlex
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
 from dataset.provenance import short_commit
 from dataset.store.atomic import atomic_file
 from evaluation.compare import Comparison, Model
+from evaluation.controls import with_controls
 from evaluation.markdown import code, escape, table
 from evaluation.outcome import RARE
 from evaluation.verdicts import verdicts
@@ -26,7 +28,9 @@ COLUMNS = {
     "log_loss_scaled": "log-loss, scaled on val",
     "ece": "ECE",
     "ece_scaled": "ECE, scaled on val",
+    "above_controls": "above controls",
 }
+URL = ":/?#@!$&'()*+,;=%"  # characters of an address that mean something in it
 WITH_INTERVAL = ("accuracy", "macro_f1", "macro_f1_common")
 COST = {"seconds": "seconds", "peak_memory_mb": "peak MB", "n_parameters": "parameters"}
 
@@ -57,7 +61,7 @@ def write_results(comparisons: list[Comparison], output: str | Path, command: st
         lines += [f"- {escape(sentence)}" for sentence in missing]
     for comparison in comparisons:
         lines += ["", *_section(comparison)]
-    scores = pd.concat([comparison.scores for comparison in comparisons])
+    scores = pd.concat([with_controls(comparison) for comparison in comparisons])
     csv_file = output.with_suffix(".csv")
     _write_together(
         {
@@ -75,14 +79,12 @@ def left_out(comparisons: list[Comparison]) -> list[str]:
 
 def summary(comparison: Comparison) -> pd.DataFrame:
     """Return the scores for people: one row a model, best on val first, intervals in brackets."""
-    scores = comparison.scores
-    shown = pd.DataFrame({"model": scores["model"], "seeds": scores["seeds"]})
-    shown["val macro-F1"] = scores["val_macro_f1"].map("{:.3f}".format)
-    given = [key for key in WITH_INTERVAL if scores[f"{key}_low"].notna().all()]
+    scores = with_controls(comparison)
+    shown = pd.DataFrame({"model": scores["model"], "seeds": scores["seeds"].fillna("")})
+    shown["val macro-F1"] = scores["val_macro_f1"].map(_number)
     for key, title in COLUMNS.items():
         shown[title] = [
-            _number(row[key])
-            + (f" [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]" if key in given else "")
+            _number(row[key]) + (_interval(row, key) if key in WITH_INTERVAL else "")
             for _, row in scores.iterrows()
         ]
     for key, title in COST.items():
@@ -108,7 +110,7 @@ def difference_summary(comparison: Comparison) -> pd.DataFrame:
 
 
 def _section(comparison: Comparison) -> list[str]:
-    first = comparison.models[0].runs[0]
+    first, split = comparison.models[0].runs[0], comparison.split
     n_cells = first.meta["n_cells"]
     files = ", ".join(str(file["path"]) for file in first.meta["source"]["files"])
     lines = [
@@ -118,12 +120,17 @@ def _section(comparison: Comparison) -> list[str]:
         f"{n_cells['test']:,} test cells of {len(comparison.class_names)} types. Cells "
         f"`{first.metrics['data_sha256'][:12]}`, split `{first.metrics['split_sha256'][:12]}`.",
         "",
-        "Test scores, means over seeds; best on val first. In brackets, 95 % intervals over test "
-        f"cells ({comparison.n_resamples:,} bootstrap resamples). Macro-F1 is over the types that "
-        "have test cells, and its interval holds for their numbers as they are: cells are drawn "
-        f"within each type. Of types with fewer than {RARE} test cells no interval knows the "
+        f"{_whose(comparison)}, means over seeds; best on val first. In brackets, 95 % intervals "
+        f"over {split} cells ({comparison.n_resamples:,} bootstrap resamples). Macro-F1 is over "
+        f"the types that have {split} cells, and its interval holds for their numbers as they "
+        "are: cells are drawn within each type. Of types with fewer than "
+        f"{RARE} {split} cells no interval knows the "
         'chance; the column beside it leaves them out. "Scaled on val": at the temperature that '
-        "the model's own val cells ask for, which changes no name.",
+        "the model's own val cells ask for, which changes no name. The last rows are no models: "
+        "the true labels, labels drawn by their shares of the train cells, and the commonest one. "
+        '"Above controls": where between the lowest of these rows, 0, and the true labels, 1, a '
+        "model's accuracy, macro-F1 and weighted F1 lie, on average, as Open Problems scales "
+        "scores.",
         "",
         *table(summary(comparison)),
     ]
@@ -133,7 +140,7 @@ def _section(comparison: Comparison) -> list[str]:
             "Differences to the best baseline on val, on the same cells, with 95 % paired "
             f"intervals ({comparison.donor_note}). Better or worse: the interval over cells "
             f"leaves out 0. Level: it lies within {comparison.margin:g}. Otherwise nobody can "
-            f"tell; nor from types with fewer than {RARE} test cells alone.",
+            f"tell; nor from types with fewer than {RARE} {split} cells alone.",
             "",
             *table(difference_summary(comparison)),
         ]
@@ -141,13 +148,37 @@ def _section(comparison: Comparison) -> list[str]:
         if model is not None:
             types = comparison.per_class(model)
             types = types[types["n_cells"] + types["n_predicted"] > 0]
-            lines += ["", f"Each cell type by {escape(model.name)}:", "", *table(_rounded(types))]
+            lines += [
+                "",
+                f"Each cell type by {escape(model.name)}:",
+                "",
+                *table(_rounded(types, split)),
+            ]
     runs = table(_provenance(comparison.models), code_columns=("command",))
-    return [*lines, "", "The runs:", "", *runs]
+    lines += ["", "The runs:", "", *runs]
+    addresses = {r.name: r.metrics.get("wandb_url") for m in comparison.models for r in m.runs}
+    pages = [
+        f"- {escape(name)}: <{quote(url, safe=URL)}>" for name, url in addresses.items() if url
+    ]
+    return [*lines, *(["", "Their dashboards:", "", *pages] if pages else [])]
+
+
+def _whose(comparison: Comparison) -> str:
+    if comparison.split == "test":
+        return "Test scores"
+    return (
+        "Runs without test (test: false), and beside them all others, on val: epochs, settings "
+        "and temperatures are chosen on these cells, so that their scores flatter. Val scores"
+    )
 
 
 def _number(value: float, sign: str = "") -> str:
     return "" if pd.isna(value) else f"{value:{sign}.3f}"
+
+
+def _interval(row: pd.Series, key: str) -> str:
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return "" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]"
 
 
 def _intervals(lows: Iterable[float], highs: Iterable[float]) -> list[str]:
@@ -157,10 +188,10 @@ def _intervals(lows: Iterable[float], highs: Iterable[float]) -> list[str]:
     ]
 
 
-def _rounded(types: pd.DataFrame) -> pd.DataFrame:
+def _rounded(types: pd.DataFrame, split: str) -> pd.DataFrame:
     types = types.sort_values("n_cells", ascending=False)
     shown = {name: types[name].map("{:.3f}".format) for name in ("precision", "recall", "f1")}
-    return pd.DataFrame({**shown, "test cells": types["n_cells"]})
+    return pd.DataFrame({**shown, f"{split} cells": types["n_cells"]})
 
 
 def _provenance(models: Iterable[Model]) -> pd.DataFrame:

@@ -7,6 +7,8 @@ from evaluation.outcome import RARE
 
 NEEDED = {
     "better": "yes, this data needs a transformer",
+    "network": "no, this data needs a network, but not its attention",
+    "attention unknown": "this data needs a network; cannot tell whether it needs attention",
     "worse": "no, this data does not need a transformer",
     "level": "no, this data does not need a transformer",
     "cannot tell": "cannot tell whether this data needs a transformer",
@@ -23,7 +25,14 @@ def verdicts(comparisons: list[Comparison]) -> list[str]:
     """Return one verdict a dataset on the transformer, and one on history where runs can tell."""
     found = []
     for comparison in comparisons:
-        found += [verdict(comparison), history_verdict(comparison)]
+        if comparison.split == "test":
+            found += [verdict(comparison), history_verdict(comparison)]
+        else:
+            found.append(
+                f"{comparison.dataset}: no verdict, for settings are chosen on these cells, and "
+                f"their scores flatter what was chosen. Best: {comparison.models[0].name}; train "
+                "what you keep with test=true, under another name."
+            )
     return [sentence for sentence in found if sentence]
 
 
@@ -31,7 +40,8 @@ def verdict(comparison: Comparison) -> str:
     """Say whether this data needs a transformer.
 
     The answer is by macro-F1 over the types with enough test cells: the others' chance is in no
-    interval. What all types, accuracy and log-loss say stands beside it.
+    interval. What all types, accuracy and log-loss say stands beside it. A transformer that is
+    better than the best baseline is needed only if it is better than the same without attention.
     """
     name = comparison.dataset
     network, baseline = comparison.best_network, comparison.best_baseline
@@ -44,7 +54,7 @@ def verdict(comparison: Comparison) -> str:
     found = comparison.difference(network, baseline, "macro_f1_common")
     by_name = comparison.scores.set_index("model")["macro_f1_common"]
     seeds = "one seed" if len(network.runs) == 1 else f"mean of {len(network.runs)} seeds"
-    sentences = [f"{name}: {NEEDED[found['outcome']]}."]
+    sentences = [f"{name}: {NEEDED[_answer(comparison, network, found['outcome'])]}."]
     start = f"On {len(comparison.labels):,} test cells"
     if len(comparison.common):
         sentences.append(
@@ -61,7 +71,37 @@ def verdict(comparison: Comparison) -> str:
     for metric, start in others.items():
         other = comparison.difference(network, baseline, metric)
         sentences.append(f"{start}: {_difference(comparison, other)}.")
-    return " ".join(sentences)
+    return " ".join([*sentences, attention_verdict(comparison, network)])
+
+
+def attention_verdict(comparison: Comparison, network: Model) -> str:
+    """Say what attention adds: what a transformer has above the best control on val without it."""
+    control = comparison.best_without_attention
+    if control is None:
+        return (
+            "What attention adds cannot be said: the control is missing, a network without it "
+            "such as that of configs/train/mlp_baron_human.yaml."
+        )
+    scores = {"accuracy": "in accuracy", "log_loss_scaled": "in log-loss, both scaled on val"}
+    if len(comparison.common):
+        scores = {"macro_f1_common": f"in macro-F1 over {_types(comparison)}"} | scores
+    found = [
+        f"{text} {_difference(comparison, comparison.difference(network, control, metric))}"
+        for metric, text in scores.items()
+    ]
+    start = f"What attention adds, {network.name} against {control.name}, which has none"
+    return f"{start}: {'; '.join(found)}."
+
+
+def _answer(comparison: Comparison, network: Model, outcome: str) -> str:
+    """Return the key of ``NEEDED``: attention is credited with what exceeds the control alone."""
+    control = comparison.best_without_attention
+    if outcome != "better":
+        return outcome
+    if control is None:
+        return "attention unknown"
+    attention = comparison.difference(network, control, "macro_f1_common")["outcome"]
+    return {"better": "better", "cannot tell": "attention unknown"}.get(attention, "network")
 
 
 def history_verdict(comparison: Comparison) -> str:

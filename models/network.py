@@ -76,9 +76,13 @@ class NetworkConfig(Config):
     ----------
     reads_positions
         Whether the network needs ``Batch["positions"]``.
+    attends
+        Whether a token's state depends on other tokens. A network whose does not is the control
+        that 03 measures attention by, and is never taken for a transformer.
     """
 
     reads_positions: ClassVar[bool] = False
+    attends: ClassVar[bool] = True
 
     @property
     def cell_sets(self) -> CellSets | None:

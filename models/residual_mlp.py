@@ -9,7 +9,7 @@ Of two time points the sum of the previous one is added through a linear layer o
 Legend: ``b`` cells, ``n`` tokens of all cells, ``d`` width.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from numpy.typing import ArrayLike
 from pydantic import Field
@@ -28,6 +28,7 @@ class ResidualMLPConfig(ExpressionConfig):
     """Shape and initial weights of an MLP on expression-weighted gene embeddings."""
 
     kind: Literal["residual_mlp"] = "residual_mlp"
+    attends: ClassVar[bool] = False
     n_layers: int = Field(default=2, ge=1)
     d_feed_forward: int | None = Field(default=None, ge=1, description="null: 4 x d_model")
 

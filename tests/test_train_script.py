@@ -14,12 +14,14 @@ import pytest
 import torch
 import yaml
 from safetensors.numpy import load, load_file, save
+from scipy.sparse import csr_matrix
 
 from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.store.checksums import changed_files, read_checksums, write_checksums
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation import METRICS
+from evaluation.trained_model import TrainedModel
 from models.learner import Learner
 from training.checkpoint import save_tensors
 from training.config import TrainConfig
@@ -165,6 +167,8 @@ def test_metrics_say_what_they_were_made_with(finished, encoded_folder):
     meta = json.loads((encoded_folder / "meta.json").read_text())
     assert metrics["data_sha256"] == meta["data_sha256"]
     assert metrics["split_sha256"] == meta["split_sha256"]
+    train = np.load(encoded_folder / "train" / "labels.npy")
+    assert metrics["train_class_sizes"] == np.bincount(train).tolist()
     assert metrics["seed"] == 3
     assert metrics["n_parameters"] > 0
     assert metrics["seconds"] > 0
@@ -536,6 +540,50 @@ def test_the_test_split_is_read_after_training_only(script, write_config, monkey
     last_training = max(i for i, name in enumerate(asked) if name == "train")
     assert "test" not in asked[:last_training]
     assert "test" in asked[last_training:]
+
+
+@pytest.mark.parametrize(
+    "model", [MODEL, {"kind": "logistic_regression"}], ids=lambda m: m["kind"]
+)
+def test_val_until_you_are_done(script, write_config, tmp_path, monkeypatch, capfd, model):
+    """With ``test: false`` the test cells are not looked at; with it the model is the same."""
+    config = write_config(model=model)
+    with monkeypatch.context() as patched:
+        for part in ("split", "expression"):
+            read = getattr(EncodedFolder, part)
+
+            def val_only(self, name, read=read):
+                assert name != "test"
+                return read(self, name)
+
+            patched.setattr(EncodedFolder, part, val_only)
+        assert script.main(["--config", config, "test=false"]) == 0
+    folder = tmp_path / "runs" / "run"
+    assert not [path for path in folder.rglob("*") if path.name == "predictions_test.npz"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["val"].keys() == METRICS.keys()
+    assert not [key for key in metrics if key.startswith("test")]
+    curve = read_metrics(folder / "metrics.jsonl") if model is MODEL else []
+    assert not [line for line in curve if any(key.startswith("test") for key in line)]
+    assert script.main(["--config", config, "test=true"]) == 2
+    said = capfd.readouterr().err
+    assert "holds a finished run of another config or of other cells (differs in: test)" in said
+    assert "train again under another name" in said
+    assert script.main(["--config", config, "name=tested"]) == 0
+    tested = tmp_path / "runs" / "tested"
+    one, other = (TrainedModel(path) for path in (folder, tested))  # 04 takes either
+    cells = [(csr_matrix(np.eye(one.vocabulary.n_genes, dtype=np.int32)[:3]), np.ones(3))]
+    assert np.array_equal(one.predict(cells)[0], other.predict(cells)[0])
+    assert json.loads((tested / "metrics.json").read_text())["val"] == metrics["val"]
+    for name in ("model.safetensors", "predictions_val.npz"):
+        one, other = (load_any(path / name) for path in (folder, tested))
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+    assert (tested / "predictions_test.npz").is_file()
+
+
+def load_any(path: Path) -> dict[str, np.ndarray]:
+    return dict(np.load(path)) if path.suffix == ".npz" else load_file(path)
 
 
 def test_data_encoded_again_meanwhile_do_not_change_whose_answers_they_are(

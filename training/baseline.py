@@ -25,7 +25,9 @@ def fit_baseline(config: TrainConfig, data: EncodedFolder) -> Fitted:
         fitted = config.model.fit(train, val, n_classes=len(data.class_names), seed=config.seed)
     return Fitted(
         val={"probabilities": fitted.predict_proba(val.counts, val.library_size)},
-        test={"probabilities": fitted.predict_proba(*data.expression("test"))},
+        test={"probabilities": fitted.predict_proba(*data.expression("test"))}
+        if config.test
+        else None,
         weights=fitted.to_arrays(),
         summary={"seconds": round(clock.seconds, 2), "best_epoch": None, "n_parameters": None},
     )

@@ -116,6 +116,11 @@ class TrainConfig(Config):
         "and of its optimizer (fsdp), for a network that does not fit one GPU",
     )
     seed: int = Field(default=0, ge=0)
+    test: bool = Field(
+        default=True,
+        description="false: val until you are done; nothing of test is predicted, scored or "
+        "logged, and 03 compares the run on val",
+    )
 
     @property
     def is_baseline(self) -> bool:

@@ -22,7 +22,7 @@ class Fitted(NamedTuple):
     """A model after training, be it a network or a baseline."""
 
     val: Arrays
-    test: Arrays
+    test: Arrays | None  # None: the config says test: false
     weights: dict[str, np.ndarray] | None  # of a network: on the first process
     summary: dict  # for metrics.json: seconds, best_epoch, n_parameters and others
     step: int = 0

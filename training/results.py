@@ -36,15 +36,20 @@ def write_results(
 ) -> None:
     """Make the partial folder a finished run, log its scores, show it in W&B."""
     metrics: dict = {}
-    for name, predictions in (("val", fitted.val), ("test", fitted.test)):
+    predicted = {"val": fitted.val} | ({} if fitted.test is None else {"test": fitted.test})
+    for name, predictions in predicted.items():
         cells = data.split(name)
         metrics[name] = score(config.objectives, predictions, cells.labels)
         run.write_predictions(name, cells, predictions)
     if fitted.weights is not None:
         run.write_weights(fitted.weights)
-    tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
+    if config.test:
+        tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
     metrics |= fitted.summary | hashes | {"seed": config.seed}
+    if tracker.url is not None:
+        metrics["wandb_url"] = tracker.url
+    metrics["train_class_sizes"] = np.asarray(data.facts.class_sizes).tolist()
     run.finish(metrics | environment(ranks.device))
     if run.data_were_replaced(data):
         logger.warning(
@@ -52,10 +57,13 @@ def write_results(
             "it began with",
             data.path,
         )
-    for name in ("val", "test"):
+    for name in predicted:
         shown = ", ".join(f"{key} {value:.4f}" for key, value in list(metrics[name].items())[:3])
         logger.info("%s: %s %s", run.final, name, shown)
-    if "probabilities" in fitted.test:
-        arrays = fitted.test["probabilities"], fitted.test.get("embeddings")
-        tracker.report(run.final, data.class_names, data.split("test").labels, *arrays)
+    final = {f"{name}/{k}": v for name in predicted for k, v in metrics[name].items()}
+    tracker.summarize(final | {"seconds": metrics["seconds"]})
+    name, last = list(predicted.items())[-1]  # test, unless it is not to be seen yet
+    if "probabilities" in last:
+        arrays = data.split(name).labels, last["probabilities"], last.get("embeddings")
+        tracker.report(run.final, name, data.class_names, *arrays)
     tracker.finish()

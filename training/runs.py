@@ -27,16 +27,16 @@ from training.config import TrainConfig
 from training.same_run import model_key
 from training.tracking import MetricsError, read_metrics
 
-RUN_VERSION = 2  # 2: predictions by name; in metrics.json
+RUN_VERSION = 3  # 3: sizes of the classes in train; in metrics.json
 CONFIG, METRICS, CURVES = "config.yaml", "metrics.json", "metrics.jsonl"
 DATA = "data"
-SPLITS = ("val", "test")  # those that are predicted
+SPLITS = ("val", "test")  # those that are predicted, test unless the config says test: false
 CELLS = ("cell_names", "batches", "labels")  # of every predictions file
 # Of every finished run, be it a network or a baseline.
 ALWAYS_THERE = (
     CONFIG,
     METRICS,
-    *(f"predictions_{split}.npz" for split in SPLITS),
+    "predictions_val.npz",
     *(f"{DATA}/{name}" for name in ("meta.json", "vocabulary.json", "class_names.json")),
 )
 SHOWN_FILES = 4  # changed ones that a sentence names
@@ -66,13 +66,20 @@ class _Metrics(_Table):
     """metrics.json."""
 
     val: Scores
-    test: Scores
     data_sha256: str
     split_sha256: str
+    train_class_sizes: list[int]
     seed: int
     seconds: float
     peak_memory_mb: float
     n_parameters: int | None
+    wandb_url: str | None = None
+
+
+class _TestedMetrics(_Metrics):
+    """metrics.json of a run whose config does not say test: false."""
+
+    test: Scores
 
 
 class _Meta(_Table):
@@ -135,7 +142,8 @@ class Run:
     config
         The resolved config.
     metrics
-        metrics.json: scores of val and test, cost, hashes of cells and split, commit, versions.
+        metrics.json: scores of val and test, cost, hashes of cells and split, train cells of each
+        class, commit, versions.
     meta, class_names
         Of the encoded data it was trained on.
 
@@ -151,16 +159,18 @@ class Run:
         if not self.path.is_dir():
             raise RunFolderError(f"{self.path}: no such run folder; train first")
         self.checksums = self._read_checksums()
-        there = [name for name in ALWAYS_THERE if (self.path / name).exists()]
+        named = {*ALWAYS_THERE, *map(_predictions, SPLITS)}
+        there = [name for name in named if (self.path / name).exists()]
         if changed := changed_files(self.path, self.checksums, {*self.checksums, *there}):
             raise self._changed(changed)
         try:
             self.config = TrainConfig.load(self.path / CONFIG)
         except ConfigError as error:
             raise other_version(self.path, error) from None
-        if lacking := sorted({*ALWAYS_THERE} - {*there}):
+        if lacking := sorted({*ALWAYS_THERE, *map(_predictions, self.splits)} - {*there}):
             raise other_version(self.path, f"it has no {', '.join(lacking)}")
-        self.metrics: dict[str, Any] = self._table(METRICS, _Metrics, version=RUN_VERSION)
+        scores = _TestedMetrics if self.config.test else _Metrics
+        self.metrics: dict[str, Any] = self._table(METRICS, scores, version=RUN_VERSION)
         self.meta: dict[str, Any] = self._table(
             f"{DATA}/meta.json", _Meta, schema_version=SCHEMA_VERSION
         )
@@ -174,6 +184,11 @@ class Run:
     def data(self) -> Path:
         """The run's copy of what was learned from the train cells."""
         return self.path / DATA
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it predicted."""
+        return SPLITS if self.config.test else ("val",)
 
     @property
     def is_baseline(self) -> bool:
@@ -221,8 +236,8 @@ class Run:
         return arrays
 
     def predictions(self, split: str) -> SplitPredictions:
-        """Return the predictions of ``val`` or ``test``."""
-        name = f"predictions_{split}.npz"
+        """Return the predictions of one of ``splits``."""
+        name = _predictions(split)
         try:
             with (
                 (self.path / name).open("rb") as file,
@@ -323,6 +338,10 @@ def _fault(found: SplitPredictions, n_classes: int) -> str | None:
         if not np.isfinite(array).all():
             return f"{name} that are NaN or infinite"
     return None
+
+
+def _predictions(split: str) -> str:
+    return f"predictions_{split}.npz"
 
 
 def _list(names: list[str]) -> str:

@@ -80,7 +80,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def model_key(config: TrainConfig, data: Path, *, history: bool = True) -> str:
-    """Return the identity of a run's model as text: that of the run without its name and seed.
+    """Return the identity of a run's model as text: without name and seed, tested or not.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def model_key(config: TrainConfig, data: Path, *, history: bool = True) -> str:
         Whether the time point before in a cell's tokens is a part of the model.
     """
     parts = identity(config, data)
-    del parts["name"], parts["seed"]
+    del parts["name"], parts["seed"], parts["test"]
     if not history and isinstance(parts["data"]["tokenizer"], dict):
         parts["data"]["tokenizer"] = {**parts["data"]["tokenizer"], "previous": None}
         parts = {key: part for key, part in parts.items() if not key.startswith("data/history/")}

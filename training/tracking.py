@@ -59,6 +59,7 @@ class Tracker:
         self.path = path
         self.writes = writes
         self.run: Any = None  # a wandb run, or None
+        self.url: str | None = None  # of its page, where it is online
         if writes:
             self._start(config)
 
@@ -81,33 +82,41 @@ class Tracker:
             file.write(json.dumps(line) + "\n")
         self._send(lambda run: run.log(metrics, step=step))
 
+    def summarize(self, scores: dict[str, float]) -> None:
+        """Let W&B's table of runs hold these scores, and not those of the last epoch."""
+        self._send(lambda run: run.summary.update(scores))
+
     def report(
         self,
         folder: Path,
+        split: str,
         class_names: list[str],
         labels: np.ndarray,
         probabilities: np.ndarray,
         embeddings: np.ndarray | None,
     ) -> None:
-        """Show the test cells of a finished run in W&B: confusion, classes, UMAP, the model.
+        """Show the cells of a finished run's split in W&B: confusion, classes, UMAP, the model.
 
         What cannot be drawn is left out with a warning.
         """
         if self.run is not None:
             try:
-                self._report(folder, class_names, labels, probabilities, embeddings)
+                self._report(folder, split, class_names, labels, probabilities, embeddings)
             except Exception as error:  # noqa: BLE001 - the run is finished, whatever a figure does
-                logger.warning("W&B: the test cells are not shown (%s)", _first_line(error))
+                logger.warning("W&B: the %s cells are not shown (%s)", split, _first_line(error))
 
     def _report(
         self,
         folder: Path,
+        split: str,
         class_names: list[str],
         labels: np.ndarray,
         probabilities: np.ndarray,
         embeddings: np.ndarray | None,
     ) -> None:
         import wandb
+
+        from evaluation.run_plots import figures  # draws with matplotlib: only where it is wanted
 
         predicted = probabilities.argmax(axis=1)
         names = [str(name) for name in class_names]
@@ -122,14 +131,12 @@ class Tracker:
         def send(run: Any) -> None:
             table = wandb.Table(columns=["class", "n", "precision", "recall", "f1"], data=rows)
             content = {
-                "test/classes": table,
-                "test/confusion": wandb.plot.confusion_matrix(
+                f"{split}/classes": table,
+                f"{split}/confusion": wandb.plot.confusion_matrix(
                     y_true=labels.tolist(), preds=predicted.tolist(), class_names=names
                 ),
             }
-            if image is not None:
-                content["test/umap"] = wandb.Image(image)
-            run.log(content)
+            run.log(content | {f"{split}/{k}": wandb.Image(v) for k, v in images.items()})
             artifact = wandb.Artifact(f"model-{folder.name}", type="model")
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):
                 if path.suffix != ".npz":
@@ -138,7 +145,11 @@ class Tracker:
                     artifact.add_file(str(path), name, policy="immutable", skip_cache=True)
             run.log_artifact(artifact)
 
-        image = None if embeddings is None else umap_image(embeddings, labels, names)
+        # Images beside the tables: the offline viewer shows nothing else.
+        drawn = figures(labels, probabilities, names)
+        images = {name: _image(figure) for name, figure in drawn.items()}
+        if embeddings is not None and (umap := umap_image(embeddings, labels, names)) is not None:
+            images["umap"] = umap
         self._send(send, timeout=10.0)
 
     def finish(self, timeout: float = FINISH_TIMEOUT) -> None:
@@ -188,8 +199,9 @@ class Tracker:
         for attempt in dict.fromkeys((mode, "offline")):
             self.run, error = _bounded(partial(start, attempt), tracking.init_timeout + GRACE)
             if error is None:
-                where = self.run.url if attempt == "online" else Path(self.run.dir).parent
-                logger.info("W&B: %s", where)
+                if attempt == "online":
+                    self.url = self.run.url
+                logger.info("W&B: %s", self.url or Path(self.run.dir).parent)
                 return
             self._give_up(f"it could not start {attempt} ({_first_line(error)})")
 
@@ -206,7 +218,6 @@ def umap_image(
     import warnings
 
     from matplotlib.figure import Figure
-    from PIL import Image
 
     rng = np.random.default_rng(0)
     rows = np.sort(rng.permutation(len(labels))[:max_cells])
@@ -226,9 +237,7 @@ def umap_image(
         x, y = xy[cells].T
         axes.scatter(x, y, s=5, color=f"C{label % 10}", label=plain(class_names[label]))
     figure.legend(loc="outside right upper", markerscale=3, fontsize="small")
-    image = io.BytesIO()
-    figure.savefig(image, dpi=100)
-    return Image.open(image)
+    return _image(figure)
 
 
 def wandb_mode(choice: str) -> str:
@@ -278,6 +287,14 @@ def _is_point(line: object) -> bool:
         and type(line.get("step")) is int
         and all(value is None or type(value) in (int, float) for value in line.values())
     )
+
+
+def _image(figure: Any) -> Any:
+    from PIL import Image
+
+    image = io.BytesIO()
+    figure.savefig(image, dpi=100)
+    return Image.open(image)
 
 
 def _has_key() -> bool:

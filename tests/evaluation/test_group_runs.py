@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from dataset.store.checksums import write_checksums
@@ -90,6 +91,46 @@ def test_another_vocabulary_is_another_model_as_it_is_another_run(write_run):
     Vocabulary(("id0", "id1"), ("G0", "G1")).save(folder / "data" / "vocabulary.json")
     write_checksums(folder)
     assert set(models(folder)) == {"net", "ids"}
+
+
+VAL_ONLY = {"settings": {"test": False}}
+
+
+def tables(folder):
+    found = compare_runs(folder.parent, n_resamples=5)
+    return {c.dataset: (c.split, {m.name: len(m.runs) for m in c.models}) for c in found}
+
+
+def test_runs_without_test_are_compared_on_val_and_never_in_a_table_with_test(write_run):
+    write_run("linear")
+    write_run("knn_tuned", kind="knn", **VAL_ONLY)
+    write_run("net_s0", kind="rank_transformer", seed=0)
+    folder = write_run("net_s1", kind="rank_transformer", seed=1, **VAL_ONLY)
+    assert tables(folder) == {
+        "pancreas": ("test", {"linear": 1, "net": 1}),
+        "pancreas, on val": ("val", {"linear": 1, "knn_tuned": 1, "net": 2}),
+    }
+    on_test, on_val = compare_runs(folder.parent, n_resamples=5)
+    net = next(model for model in on_val.models if model.name == "net")
+    for run, probabilities in zip(net.runs, net.test, strict=True):
+        val = run.predictions("val")
+        order = np.argsort(val.cell_names)
+        assert np.array_equal(probabilities, val.probabilities[order])
+        assert np.array_equal(on_val.labels, val.labels[order])
+    assert not np.array_equal(on_test.labels, on_val.labels)
+
+
+def test_runs_without_test_alone_have_a_table_on_val_alone(write_run):
+    folder = write_run("linear", **VAL_ONLY)
+    assert tables(folder) == {"pancreas, on val": ("val", {"linear": 1})}
+
+
+def test_a_model_trained_again_with_test_counts_once_on_val(write_run):
+    write_run("a_tuned", **VAL_ONLY)
+    folder = write_run("b_tested")
+    assert tables(folder)["pancreas, on val"] == ("val", {"b_tested": 1})
+    *_, on_val = compare_runs(folder.parent, n_resamples=5)
+    assert any("a_tuned" in sentence for sentence in on_val.left_out)
 
 
 def without_classes(arrays):

@@ -1,6 +1,7 @@
 """RESULTS.md and the table beside it: what they say, how it is written, and where it fails."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -33,7 +34,9 @@ def test_results_name_what_they_are_made_of(write_run, tmp_path):
         assert expected in text
     assert verdict(comparisons[0]) in text
     assert "Left out" not in text
-    assert list(table["model"]) == [model.name for model in comparisons[0].models]
+    controls = ["true labels", "random labels", "majority labels"]
+    models = [model.name for model in comparisons[0].models]
+    assert list(table["model"]) == [*models, *controls]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"RESULTS.md", "RESULTS.csv"}
 
 
@@ -70,6 +73,18 @@ def test_table_and_sentence_use_the_same_words(write_run):
     assert f"over donors), {said}" in verdict(comparison)
 
 
+def test_a_table_on_val_says_so(write_run, tmp_path):
+    settings = {"test": False}
+    write_run("linear", settings=settings)
+    folder = write_run("network", kind="rank_transformer", skill=4.0, settings=settings)
+    text, table = written(compared(folder), tmp_path)
+    assert "## pancreas, on val" in text
+    assert "their scores flatter. Val scores, means over seeds" in text
+    assert "Test scores" not in text
+    assert "| cell_type | precision | recall | f1 | val cells |" in text
+    assert set(table["dataset"]) == {"pancreas, on val"}
+
+
 def test_margin_is_printed(write_run, tmp_path):
     write_run("linear")
     text, _ = written(compared(write_run("knn", kind="knn"), margin=0.07), tmp_path)
@@ -81,6 +96,19 @@ def test_results_of_edited_code_say_so(write_run, tmp_path, mark):
     folder = write_run("linear", costs={"git_commit": f"{'0123456789' * 4}{mark}"})
     text, _ = written(compared(folder), tmp_path)
     assert f"| 012345678901{mark} |" in text
+
+
+def test_dashboards_are_linked_where_there_are_any(write_run, tmp_path):
+    write_run("linear", costs={"wandb_url": "https://wandb.ai/me/nanocell/runs/a1?workspace=x"})
+    write_run("odd", costs={"wandb_url": "https://x/> <b>"}, kind="linear_svm")
+    folder = write_run("knn", kind="knn")
+    text, _ = written(compared(folder), tmp_path)
+    pages = text[text.index("Their dashboards:") :].split()
+    assert pages[3:5] == ["linear:", "<https://wandb.ai/me/nanocell/runs/a1?workspace=x>"]
+    assert pages[6:] == ["odd:", "<https://x/%3E%20%3Cb%3E>"]
+    for name in ("linear", "odd"):
+        shutil.rmtree(folder.with_name(name))
+    assert "Their dashboards:" not in written(compared(folder), tmp_path)[0]
 
 
 def test_what_is_left_out_is_said(write_run, tmp_path):

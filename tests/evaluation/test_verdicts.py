@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.compare import compare_runs
-from evaluation.verdicts import history_verdict, verdict
+from evaluation.verdicts import history_verdict, verdict, verdicts
 
 
 def compared(folder, **settings):
@@ -24,14 +24,20 @@ def named(labels, wrong=()):
 
 @pytest.fixture
 def two_models(write_run):
-    """Return a function: test labels and who is wrong where -> the comparison."""
+    """Return a function: test labels and who is wrong where -> the comparison.
 
-    def make(labels, network=(), baseline=(), **settings):
+    With ``control`` there is a third one, the network without attention.
+    """
+
+    def make(labels, network=(), baseline=(), control=None, **settings):
         given = {"class_names": list("abcd"), "labels": {"val": labels, "test": labels}}
         for name, kind, wrong in (
             ("net", "rank_transformer", network),
             ("linear", "linear_svm", baseline),
+            ("mlp", "residual_mlp", control),
         ):
+            if wrong is None:
+                continue
             probabilities = {"val": named(labels), "test": named(labels, wrong)}
             folder = write_run(name, kind=kind, probabilities=probabilities, **given)
         return compared(folder, **settings)
@@ -45,7 +51,7 @@ MANY = np.arange(2000) % 4
 @pytest.mark.parametrize(
     ("network", "baseline", "answer", "word"),
     [
-        (range(0, 40), range(0, 200), "yes, this data needs a transformer", "better"),
+        (range(0, 40), range(0, 200), "this data needs a network; cannot tell whether", "better"),
         (range(0, 200), range(0, 40), "no, this data does not need a transformer", "worse"),
         (range(0, 40), range(20, 60), "no, this data does not need a transformer", "level"),
         (range(0, 400), range(400, 800), "cannot tell whether this data needs", "cannot tell"),
@@ -62,6 +68,50 @@ def test_answers(two_models, network, baseline, answer, word):
     assert sentence.startswith(f"pancreas: {answer}")
     assert f"over donors), {word}" in sentence
     assert "On 2,000 test cells net (one seed) has a macro-F1 of" in sentence
+
+
+@pytest.mark.parametrize(
+    ("network", "control", "answer", "word"),
+    [
+        (range(0, 40), range(0, 200), "yes, this data needs a transformer", "better"),
+        (range(0, 200), range(0, 40), "no, this data needs a network, but not its", "worse"),
+        (range(0, 40), range(20, 60), "no, this data needs a network, but not its", "level"),
+        (range(0, 400), range(400, 800), "this data needs a network; cannot", "cannot tell"),
+    ],
+)
+def test_attention_is_credited_with_what_exceeds_the_control(
+    two_models, network, control, answer, word
+):
+    """The baseline is worse than both."""
+    comparison = two_models(MANY, network, range(0, 1200), control)
+    assert comparison.best_network.name == "net"
+    assert comparison.best_without_attention.name == "mlp"
+    sentence = verdict(comparison)
+    assert sentence.startswith(f"pancreas: {answer}")
+    attention = sentence[sentence.index("What attention adds, net against mlp") :]
+    given = comparison.best_network, comparison.best_without_attention
+    for metric, start in (
+        ("macro_f1_common", "in macro-F1 over the 4 types with at least 10 test cells"),
+        ("accuracy", "in accuracy"),
+        ("log_loss_scaled", "in log-loss, both scaled on val"),
+    ):
+        found = comparison.difference(*given, metric)
+        assert f"{start} {found['difference']:+.3f} (95 % interval" in attention
+    assert comparison.difference(*given, "macro_f1_common")["outcome"] == word
+
+
+@pytest.mark.parametrize("control", [None, ()])
+def test_a_missing_control_is_said(two_models, control):
+    sentence = verdict(two_models(MANY, (), range(0, 200), control))
+    assert ("the control is missing" in sentence) == (control is None)
+
+
+def test_the_control_is_no_transformer_however_good(two_models):
+    """It is best on val and test, and is neither the transformer nor the baseline."""
+    comparison = two_models(MANY, range(0, 600), range(0, 200), ())
+    assert comparison.best_network.name == "net"
+    assert comparison.best_baseline.name == "linear"
+    assert verdict(comparison).startswith("pancreas: no, this data does not need a transformer")
 
 
 def test_level_depends_on_the_margin(two_models):
@@ -166,6 +216,15 @@ def test_verdict_without_a_network_or_a_baseline_says_so(write_run):
         compare_runs(other.parent, n_resamples=5), key=lambda c: c.dataset, reverse=True
     )
     assert "no baseline was run" in verdict(cortex)
+
+
+def test_nothing_is_concluded_from_val(write_run):
+    write_run("linear", settings={"test": False})
+    write_run("net", kind="rank_transformer", settings={"test": False}, skill=6.0)
+    folder = write_run("mlp", kind="residual_mlp", settings={"test": False})
+    (sentence,) = verdicts([compared(folder)])
+    assert sentence.startswith("pancreas, on val: no verdict")
+    assert "Best: net; train what you keep with test=true" in sentence
 
 
 HISTORY = {"layer": None, "shuffle": False}

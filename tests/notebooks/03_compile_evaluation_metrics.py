@@ -25,7 +25,8 @@
 #
 # Runs that differ in their seed only are one model, and its scores are means over seeds. Runs on
 # other cells, or on another split of them, never share a table: each dataset has its own, and
-# where one name stands for two different sets of cells the notebook stops. The answer stands at
+# where one name stands for two different sets of cells the notebook stops. Runs without test
+# (`test: false`) are compared on val, in tables of their own. The answer stands at
 # the end; `margin` is the largest difference that makes no difference to you.
 
 # %% tags=["parameters"]
@@ -60,7 +61,10 @@ for sentence in results.left_out(comparisons):
 # cells. Macro-F1 weighs every cell type alike; it is the score to look at where some types are
 # rare, and the column beside it leaves out types with so few test cells that one cell decides.
 # Log-loss and ECE are better when lower; "scaled on val" is what they become when the model's own
-# val cells say how much to believe it, as 04 does. That is done to every model.
+# val cells say how much to believe it, as 04 does. That is done to every model. The last rows
+# are controls: the true labels, labels drawn by their shares of the train cells, and the commonest
+# label. "Above controls" is where between the lowest of them, 0, and the true labels, 1, a model
+# stands.
 
 # %%
 for comparison in comparisons:
@@ -154,9 +158,10 @@ for run in embedded_runs(comparisons):
 # ## Verdict
 #
 # From the paired interval of macro-F1 over the types with enough test cells. "Yes": the
-# transformer is better, and by how much is said. "No": it is worse, or level within `margin`.
-# "Cannot tell": these cells are too few to say; label more, or test on more donors, before you
-# choose, and until then take the cheaper model. Log-loss says whose probabilities are better.
+# transformer is better than the best baseline, and than the same network without attention. "No":
+# it is worse, or level within `margin`. "Cannot tell": these cells are too few to say; label more,
+# or test on more donors, before you choose, and until then take the cheaper model. Log-loss says
+# whose probabilities are better.
 
 # %%
 command = (

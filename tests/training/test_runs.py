@@ -29,6 +29,28 @@ def test_reads_what_the_script_wrote(network_run):
     assert run.weights().keys() == stored.keys()
 
 
+def test_only_a_run_without_test_has_no_test_scores(copy):
+    metrics = json.loads((copy / "metrics.json").read_text())
+    del metrics["test"]
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    write_checksums(copy)
+    with pytest.raises(
+        RunFolderError, match=r"metrics.json: cannot be used \(test: Field required"
+    ):
+        Run(copy)
+    (copy / "predictions_test.npz").unlink()
+    config = (copy / "config.yaml").read_text().replace("test: true", "test: false")
+    (copy / "config.yaml").write_text(config)
+    write_checksums(copy)
+    run = Run(copy)
+    assert run.splits == ("val",)
+    assert "test" not in run.metrics
+    (copy / "config.yaml").write_text(config.replace("test: false", "test: true"))
+    write_checksums(copy)
+    with pytest.raises(RunFolderError, match=r"it has no predictions_test.npz"):
+        Run(copy)
+
+
 def test_a_class_that_cannot_be_is_no_fault_of_a_baseline(baseline_run, tmp_path):
     folder = shutil.copytree(baseline_run, tmp_path / "copy")
     arrays = load_file(folder / "model.safetensors")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
 from training import tracking
 from training.config import TrainConfig
@@ -45,6 +48,7 @@ class FakeRun:
     def __init__(self) -> None:
         self.lines: list[tuple] = []
         self.finished = False
+        self.summary: dict[str, float] = {}
 
     def log(self, metrics, step=None):
         self.lines.append((step, metrics))
@@ -211,7 +215,7 @@ config = config.model_copy(update={"tracking": config.tracking.model_copy(
 tracker = tracking.Tracker(folder / "metrics.jsonl", config)
 tracker.log({"train/loss": 1.0}, 1)
 labels = np.array([0, 1, 1, 0])
-tracker.report(folder, ["a", "b"], labels, np.eye(2)[labels], np.zeros((4, 2)))
+tracker.report(folder, "test", ["a", "b"], labels, np.eye(2)[labels], np.zeros((4, 2)))
 tracker.finish()
 tracking.exit_process(3 if tracking.Tracker.abandoned else 0)
 """
@@ -227,8 +231,43 @@ tracking.exit_process(3 if tracking.Tracker.abandoned else 0)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert list(run.glob("*.wandb"))
-    media = {p.relative_to(run / "files").parts[1] for p in run.rglob("media/**/*") if p.is_file()}
-    assert media == {"images", "table"}
+    media = [p.relative_to(run / "files/media") for p in run.rglob("media/**/*") if p.is_file()]
+    assert {path.parts[0] for path in media} == {"images", "table"}
+    images = {
+        re.sub(r"_\d+_[0-9a-f]+$", "", path.stem) for path in media if path.parts[0] == "images"
+    }
+    assert images == {"calibration", "confusion_matrix", "f1_by_class", "umap"}
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_a_run_keeps_its_address_and_the_summary_its_final_scores(
+    wandb, config, encoded_folder, tmp_path, monkeypatch, tested
+):
+    monkeypatch.setattr(tracking, "umap_image", lambda *_: None)  # quicker
+    main = runpy.run_path(str(ROOT / "02_train_model.py"))["main"]
+    model = {"kind": "rank_transformer", "d_model": 16, "n_heads": 2}
+    values = config.model_dump() | {"data": str(encoded_folder), "model": model, "device": "cpu"}
+    values |= {"optim": {"max_epochs": 3, "lr": 1e-2}, "test": tested}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert main(["--config", str(tmp_path / "config.yaml")]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["wandb_url"] == wandb.run.url
+    scores = [split for split in ("val", "test") if split in metrics]
+    assert scores == (["val", "test"] if tested else ["val"])
+    expected = {f"{split}/{key}": v for split in scores for key, v in metrics[split].items()}
+    assert wandb.run.summary == expected | {"seconds": metrics["seconds"]}
+    logged = {name for _, line in wandb.run.lines for name in line}
+    assert any(name.startswith("test/") for name in logged) == tested
+
+
+def test_an_offline_run_has_no_address(wandb, config, tmp_path):
+    def init(settings, **_):
+        if settings.mode == "online":
+            raise ConnectionError("server away")
+        return wandb.run
+
+    wandb.init = init
+    assert Tracker(tmp_path / "metrics.jsonl", config).url is None
 
 
 @pytest.mark.parametrize("n_cells", [0, 1, 2, 3, 7, 9])
@@ -256,7 +295,7 @@ def test_a_figure_that_fails_does_not_stop_a_finished_run(
     tracker = Tracker(tmp_path / "metrics.jsonl", config)
     monkeypatch.setattr(tracking, "umap_image", fail)
     labels = np.array([0, 1])
-    tracker.report(tmp_path, ["a", "b"], labels, np.eye(2), np.zeros((2, 2)))
+    tracker.report(tmp_path, "test", ["a", "b"], labels, np.eye(2), np.zeros((2, 2)))
     assert "the test cells are not shown (cannot be drawn)" in caplog.text
     tracker.finish()
     assert wandb.run.finished
