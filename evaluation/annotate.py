@@ -1,7 +1,7 @@
 """Annotate the cells of a new file with a trained run.
 
 The run folder is all that is needed: weights, vocabulary, gene medians and class names lie in it,
-and the temperature that calibrates its probabilities is fitted on its own val predictions.
+and so does the temperature that calibrates its probabilities, fitted on its own val cells.
 
 A cell is ``uncertain`` by rule before it is so by low confidence: it would not have passed the
 quality control of the run's own cells, or has fewer genes than any of its train cells. A model
@@ -71,7 +71,7 @@ class Annotation:
     match
         Which genes of the model's vocabulary the query has.
     temperature, threshold
-        Fitted on the run's val cells: of the probabilities, and of low confidence.
+        Of the run's val cells: of the probabilities, and of low confidence.
     counts_location
         Where the query's counts were found: ``X``, ``raw`` or ``layers/NAME``.
     messages

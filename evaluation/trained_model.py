@@ -17,7 +17,7 @@ from dataset.previous.history import History
 from dataset.store.csr_file import Rows, counts_dtype
 from dataset.tokenizers.tokenizer import CellCounts
 from evaluation.annotated_file import AnnotationError
-from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
+from evaluation.calibration import apply_temperature, confidence_threshold
 from models.learner import Learner
 from models.network import CellSets
 from training.checkpoint import WEIGHTS, CheckpointError, load_weights
@@ -39,7 +39,7 @@ class TrainedModel:
     facts, vocabulary, class_names
         Of the data that the model was trained on.
     temperature, threshold
-        Of the probabilities and of ``uncertain``, fitted on the run's val cells.
+        Of the probabilities, as stored in the run, and of ``uncertain``; of the run's val cells.
     quality_control, min_detected_genes
         Which cells the run was trained on: its thresholds, and the fewest genes of the vocabulary
         that a train cell has.
@@ -68,12 +68,7 @@ class TrainedModel:
                 f"{self.run.path}: predicts no classes; train a run with the objective classify, "
                 f"which may start from this one (init_from={self.run.path})"
             )
-        if not len(val.labels):
-            raise AnnotationError(
-                f"{self.run.path}: was made without val cells, on which its probabilities are "
-                "calibrated; annotate with another run"
-            )
-        self.temperature = fit_temperature(val.labels, val.probabilities)
+        self.temperature: float = self.run.metrics["temperature"]
         calibrated = apply_temperature(val.probabilities, self.temperature)
         self.threshold = confidence_threshold(val.labels, calibrated)
         if not self.run.has_weights:

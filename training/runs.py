@@ -27,7 +27,7 @@ from training.config import TrainConfig
 from training.same_run import model_key
 from training.tracking import MetricsError, read_metrics
 
-RUN_VERSION = 2  # 2: predictions by name; in metrics.json
+RUN_VERSION = 3  # 3: the temperature of the val cells; in metrics.json
 CONFIG, METRICS, CURVES = "config.yaml", "metrics.json", "metrics.jsonl"
 DATA = "data"
 SPLITS = ("val", "test")  # those that are predicted
@@ -69,6 +69,7 @@ class _Metrics(_Table):
     test: Scores
     data_sha256: str
     split_sha256: str
+    temperature: float | None  # of runs that predict classes
     seed: int
     seconds: float
     peak_memory_mb: float
@@ -135,7 +136,8 @@ class Run:
     config
         The resolved config.
     metrics
-        metrics.json: scores of val and test, cost, hashes of cells and split, commit, versions.
+        metrics.json: scores of val and test, temperature, cost, hashes of cells and split, commit,
+        versions.
     meta, class_names
         Of the encoded data it was trained on.
 

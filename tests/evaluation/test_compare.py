@@ -158,6 +158,15 @@ def test_temperature_does_not_come_from_test(write_run, edit_predictions):
     assert row["log_loss_scaled"] > METRICS["log_loss"](comparison.labels, best) + 0.05
 
 
+def test_the_temperature_is_the_stored_one_and_not_fitted_again(write_run, changed_run):
+    folder = write_run("linear", skill=1.0)
+    changed_run(folder, metrics=lambda metrics: metrics.update(temperature=1.75))
+    (comparison,) = compare_runs(changed_run.folder, n_resamples=5)
+    assert comparison.models[0].temperatures == [1.75]
+    scaled = apply_temperature(comparison.models[0].test[0], 1.75)
+    np.testing.assert_allclose(comparison.models[0].scaled[0], scaled, rtol=1e-6)
+
+
 def test_the_type_of_one_cell_is_in_every_resample(lonely_type):
     comparison = compared(lonely_type)
     found = comparison.difference(comparison.best_network, comparison.best_baseline, "macro_f1")
