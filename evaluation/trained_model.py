@@ -71,11 +71,6 @@ class TrainedModel:
         self.temperature: float = self.run.metrics["temperature"]
         calibrated = apply_temperature(val.probabilities, self.temperature)
         self.threshold = confidence_threshold(val.labels, calibrated)
-        if not self.run.has_weights:
-            raise AnnotationError(
-                f"{path}: this run keeps no weights ({self.config.model.kind} cannot be saved "
-                "without pickling); annotate with another run"
-            )
         model = self.config.model
         if self.run.is_baseline:
             self.baseline = self._baseline(model)

@@ -50,8 +50,7 @@ def write_results(
             probabilities = predictions["probabilities"]
             metrics[name] |= scaled_scores(cells.labels, probabilities, temperature)
         run.write_predictions(name, cells, predictions)
-    if fitted.weights is not None:
-        run.write_weights(fitted.weights)
+    run.write_weights(fitted.weights)
     tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
     metrics |= fitted.summary | hashes | {"seed": config.seed}

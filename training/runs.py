@@ -202,11 +202,6 @@ class Run:
         """Return the identity of its model, without its seed, as text (``same_run.model_key``)."""
         return model_key(self.config, self.data, history=history)
 
-    @property
-    def has_weights(self) -> bool:
-        """Whether the model was kept: some of scikit-learn's can only be pickled, and are not."""
-        return WEIGHTS in self.checksums
-
     def weights(self) -> dict[str, NDArray]:
         """Read model.safetensors, all of it finite.
 

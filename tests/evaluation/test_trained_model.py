@@ -20,7 +20,7 @@ from evaluation.calibration import apply_temperature, confidence_threshold
 from training.runs import Run
 
 HISTORIES = {"alone": None, "layer": {"layer": "before"}, "time": {"n_ancestors": 3}}
-BASELINES = ("majority", "logistic_regression", "linear_svm", "knn")
+BASELINES = ("majority", "logistic_regression", "linear_svm", "knn", "gradient_boosting")
 TEST_DONOR = "donor_3"
 
 
@@ -69,7 +69,9 @@ def run_of(two_times, make_run, tmp_path_factory):
     @cache
     def run(kind):
         if kind in BASELINES:
-            return make_run(f"two_times_{kind}", f"{kind}_baron_human", data=encoded("layer"))
+            quick = ["model.max_rounds=20"] if kind == "gradient_boosting" else []
+            name = f"two_times_{kind}"
+            return make_run(name, f"{kind}_baron_human", *quick, data=encoded("layer"))
         return make_run(f"two_times_{kind}", "smoke", "optim.max_epochs=3", data=encoded(kind))
 
     return run

@@ -24,7 +24,6 @@ def test_reads_what_the_script_wrote(network_run):
     assert test.embeddings.shape == (len(test.labels), run.config.model.d_model)
     assert run.facts.vocabulary.n_genes == len(run.facts.learned["medians"])
     assert any("train/loss" in line for line in run.curves)
-    assert run.has_weights
     stored = load_file(network_run / "model.safetensors")
     assert run.weights().keys() == stored.keys()
 
