@@ -63,14 +63,19 @@ class Model:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is one of scikit-learn's, and not a network."""
+        """Whether it is one of scikit-learn's."""
         return self.runs[0].is_baseline
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a network: no baseline, and no committee."""
+        return self.runs[0].is_network
 
     @property
     def history(self) -> Literal["none", "previous", "shuffled"]:
         """Whether a cell's tokens tell of the time point before, or of another cell's."""
         previous = self.runs[0].meta["tokenizer"].get("previous")
-        if self.is_baseline or previous is None:
+        if not self.is_network or previous is None:
             return "none"
         return "shuffled" if previous["shuffle"] else "previous"
 
@@ -141,7 +146,7 @@ class Comparison:
     @property
     def best_network(self) -> Model | None:
         """The best network on val."""
-        return next((model for model in self.models if not model.is_baseline), None)
+        return next((model for model in self.models if model.is_network), None)
 
     @property
     def best_baseline(self) -> Model | None:

@@ -43,6 +43,8 @@ class TrainedModel:
     quality_control, min_detected_genes
         Which cells the run was trained on: its thresholds, and the fewest genes of the vocabulary
         that a train cell has.
+    members, weights
+        Of a committee, for ``combine``; empty and None for every other model.
     previous_layer
         Layer that holds a query cell's previous profile; None where the model needs none.
 
@@ -71,12 +73,19 @@ class TrainedModel:
         self.temperature: float = self.run.metrics["temperature"]
         calibrated = apply_temperature(val.probabilities, self.temperature)
         self.threshold = confidence_threshold(val.labels, calibrated)
-        model = self.config.model
+        model, self.baseline = self.config.model, None
+        self.members = [self._member(member, device) for member in self.run.members]
+        self.weights = self.run.weights()["weights"] if self.members else None
         if self.run.is_baseline:
             self.baseline = self._baseline(model)
-        else:
-            self.baseline = None
+        elif not self.members:
             self.learner = self._learner(model)
+
+    @staticmethod
+    def _member(run: Run, device: str) -> "TrainedModel":
+        member = TrainedModel(run.path, device=device)
+        member.temperature = 1.0  # members enter as they are; their mean is calibrated
+        return member
 
     def _read_meta(self) -> None:
         try:
@@ -212,6 +221,23 @@ class TrainedModel:
                 "are NaN; annotate with another run"
             )
         return calibrated, embedding
+
+    def combine(
+        self, members: Sequence[tuple[np.ndarray, np.ndarray | None]]
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Return a committee's predictions, from what ``predict`` of each member returns.
+
+        Returns
+        -------
+        Calibrated probabilities ``(n_cells, n_classes)``, embeddings ``(n_cells, d)`` of the first
+        network, and the share of the members that predict the committee's class, ``(n_cells,)``.
+        """
+        of_each = [probabilities for probabilities, _ in members]
+        model: Any = self.config.model
+        averaged = model.average(self.weights, of_each)
+        same = [p.argmax(axis=1) == averaged.argmax(axis=1) for p in of_each]
+        embedding = next((embedding for _, embedding in members if embedding is not None), None)
+        return apply_temperature(averaged, self.temperature), embedding, np.mean(same, axis=0)
 
     def _encode(
         self,

@@ -54,7 +54,7 @@ def write_results(
     tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
     metrics |= fitted.summary | hashes | {"seed": config.seed}
-    run.finish(metrics | environment(ranks.device))
+    run.finish(environment(ranks.device) | metrics)  # a committee's memory is its members'
     if run.data_were_replaced(data):
         logger.warning(
             "%s: was encoded again or moved while this run trained; the run is of the cells that "

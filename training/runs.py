@@ -29,7 +29,7 @@ from training.tracking import MetricsError, read_metrics
 
 RUN_VERSION = 3  # 3: the temperature of the val cells; in metrics.json
 CONFIG, METRICS, CURVES = "config.yaml", "metrics.json", "metrics.jsonl"
-DATA = "data"
+DATA, MEMBERS = "data", "members"
 SPLITS = ("val", "test")  # those that are predicted
 CELLS = ("cell_names", "batches", "labels")  # of every predictions file
 # Of every finished run, be it a network or a baseline.
@@ -51,6 +51,12 @@ def other_version(path: Path, reason: object) -> RunFolderError:
     return RunFolderError(
         f"{path}: was written by another version of this code ({_one_line(reason)}); {ADVICE}"
     )
+
+
+def member_folders(config: TrainConfig) -> list[str]:
+    """Return where a committee's run keeps its members, below its folder."""
+    names = [Path(member).name for member in config.members]
+    return [f"{MEMBERS}/{i}_{name}" for i, name in enumerate(names, start=1)]
 
 
 class _Table(BaseModel):
@@ -179,8 +185,13 @@ class Run:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is one of scikit-learn's, and not a network."""
+        """Whether it is one of scikit-learn's."""
         return self.config.is_baseline
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a network: no baseline, and no committee."""
+        return self.config.is_network
 
     @cached_property
     def facts(self) -> DataFacts:
@@ -198,9 +209,15 @@ class Run:
         except (OSError, MetricsError) as error:
             raise self._damaged(CURVES, error) from None
 
+    @cached_property
+    def members(self) -> list["Run"]:
+        """The runs that a committee is of, in their order; none for every other model."""
+        return [Run(self.path / name) for name in member_folders(self.config)]
+
     def model_key(self, *, history: bool = True) -> str:
         """Return the identity of its model, without its seed, as text (``same_run.model_key``)."""
-        return model_key(self.config, self.data, history=history)
+        members = [member.model_key(history=history) for member in self.members]
+        return model_key(self.config, self.data, history=history, members=members)
 
     def weights(self) -> dict[str, NDArray]:
         """Read model.safetensors, all of it finite.

@@ -1,0 +1,93 @@
+"""Make a committee of finished runs: their predictions are averaged, and nothing is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.base import ConfigError
+from dataset.store.checksums import CHECKSUMS
+from dataset.store.encoded_folder import EncodedFolder
+from dataset.store.link_files import link_files
+from training.config import TrainConfig
+from training.predict import Arrays, Fitted
+from training.runs import Run, SplitPredictions, member_folders
+
+
+def fit_committee(config: TrainConfig, data: EncodedFolder, folder: Path) -> Fitted:
+    """Average the members' predictions, and take the members into the run's folder.
+
+    Raises
+    ------
+    ConfigError, RunFolderError
+        If a member is no finished run, or one of other cells, another split or other classes.
+    """
+    members = [_open(path, data) for path in config.members]
+    for member, name in zip(members, member_folders(config), strict=True):
+        link_files(member.path, folder / name, [*member.checksums, CHECKSUMS])
+    val, test = (
+        [_predictions(member, split, data) for member in members] for split in ("val", "test")
+    )
+    model: Any = config.model
+    weights = model.fit(data.split("val").labels, [cells.probabilities for cells in val])
+    return Fitted(
+        val=_averaged(model, weights, val),
+        test=_averaged(model, weights, test),
+        weights={"weights": weights},
+        summary=_cost([member.metrics for member in members])
+        | {
+            "best_epoch": None,
+            "members": dict(zip(config.members, weights.tolist(), strict=True)),
+        },
+    )
+
+
+def _open(path: str, data: EncodedFolder) -> Run:
+    member = Run(path)
+    if member.config.members:
+        raise ConfigError(f"model.members: {path} is itself a committee; list its members instead")
+    facts = {
+        "cells": (member.metrics["data_sha256"], data.meta["data_sha256"]),
+        "split": (member.metrics["split_sha256"], data.meta["split_sha256"]),
+        "classes": (member.class_names, data.class_names),
+    }
+    for what, (theirs, ours) in facts.items():
+        if theirs != ours:
+            raise _other(path, what, data)
+    return member
+
+
+def _predictions(member: Run, split: str, data: EncodedFolder) -> SplitPredictions:
+    found, cells = member.predictions(split), data.split(split)
+    if not found.has_classes:
+        raise ConfigError(
+            f"model.members: {member.path} predicts no classes; expected runs that classify"
+        )
+    same = np.array_equal(found.cell_names, np.asarray(cells.cell_names, dtype=np.str_))
+    if not (same and np.array_equal(found.labels, cells.labels)):
+        raise _other(member.path, f"{split} cells", data)
+    return found
+
+
+def _other(member: str | Path, what: str, data: EncodedFolder) -> ConfigError:
+    return ConfigError(
+        f"model.members: {member} has other {what} than {data.path}: train it on these cells, or "
+        "leave it out"
+    )
+
+
+def _averaged(model: Any, weights: NDArray, members: list[SplitPredictions]) -> Arrays:
+    probabilities = model.average(weights, [cells.probabilities for cells in members])
+    averaged: Arrays = {"probabilities": probabilities}
+    embeddings = [cells.embeddings for cells in members if cells.embeddings is not None]
+    return averaged | ({"embeddings": embeddings[0]} if embeddings else {})
+
+
+def _cost(members: list[dict[str, Any]]) -> dict[str, Any]:
+    sizes = [metrics["n_parameters"] for metrics in members if metrics["n_parameters"] is not None]
+    return {
+        "seconds": round(sum(metrics["seconds"] for metrics in members), 2),
+        "n_parameters": sum(sizes) if sizes else None,
+        "peak_memory_mb": max(metrics["peak_memory_mb"] for metrics in members),
+    }
