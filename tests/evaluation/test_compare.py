@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from evaluation import METRICS
+from dataset.store.checksums import write_checksums
+from evaluation import METRICS, comparison_plots
 from evaluation.calibration import apply_temperature, fit_temperature
 from evaluation.compare import compare_runs
 from evaluation.embedding import embedded_cells, embedded_runs, separation
+from evaluation.verdicts import verdicts
 
 EYE = np.eye(5)
 
@@ -251,6 +253,34 @@ def test_a_type_that_the_drawn_donors_lack_is_left_out_for_all(write_run):
     folder = write_run("linear", donors=("d1", "d2"), labels=labels, probabilities=right)
     row = compared(folder).scores.iloc[0]
     assert row["macro_f1_low_donors"] == row["macro_f1_high_donors"] == 1.0
+
+
+def test_a_committee_stands_in_the_table_and_in_no_verdict(write_run):
+    """It is best on val, and neither the best transformer nor the best baseline."""
+    write_run("linear", skill=2.0)
+    write_run("net", kind="rank_transformer", skill=1.5)
+    for seed in range(2):
+        folder = write_run(
+            f"together_s{seed}", kind="committee", seed=seed, skill=5.0,
+            members=[f"runs/net_s{seed}", "runs/linear"],
+        )  # fmt: skip
+        for i, name in enumerate((f"net_s{seed}", "linear"), start=1):
+            kind = "rank_transformer" if i == 1 else "logistic_regression"
+            of = seed if i == 1 else 0
+            member = write_run(f"{name}_of_{seed}", kind=kind, seed=of)
+            (folder / "members").mkdir(exist_ok=True)
+            member.rename(folder / "members" / f"{i}_{name}")
+        write_checksums(folder)
+    comparison = compared(folder)
+    assert [model.name for model in comparison.models] == ["together", "linear", "net"]
+    assert comparison.scores["seeds"].tolist() == ["0 1", "0", "0"]
+    assert comparison.scores["kind"][0] == "committee"
+    assert (comparison.best_network.name, comparison.best_baseline.name) == ("net", "linear")
+    (said,) = verdicts([comparison])
+    assert "together" not in said
+    assert "together" in set(comparison.differences["model"])
+    assert comparison_plots.curves(comparison) is not None
+    assert comparison_plots.cost(comparison) is not None
 
 
 def test_embedding_of_a_network(write_run):
