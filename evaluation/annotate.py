@@ -39,7 +39,14 @@ from evaluation.annotated_file import (
     check_query,
     write_annotated,
 )
-from evaluation.query_cells import BLOCK_CELLS, Block, ModelQuery, QueryGenes, in_whole_sets
+from evaluation.query_cells import (
+    BLOCK_CELLS,
+    Block,
+    ModelQuery,
+    QueryGenes,
+    in_whole_sets,
+    sets_of,
+)
 from evaluation.trained_model import TrainedModel
 
 __all__ = ["Annotation", "AnnotationError", "TrainedModel", "annotate"]
@@ -265,7 +272,7 @@ def _predict_query(
         ModelQuery(m, genes[m.vocabulary], cells, time_key, layers, messages) for m in asked
     ]
     blocks = _blocks(cells, layers, _mitochondrial(model, cells, genes[model.vocabulary].match))
-    if (sets := _sets(queries)) is not None:
+    if (sets := sets_of(queries)) is not None:
         blocks = in_whole_sets(blocks, sets)
     parts, rows = [], []
     with tqdm(total=cells.n_cells, unit="cell", desc="annotate", mininterval=1.0) as bar:
@@ -293,17 +300,6 @@ def _predict_query(
         Measures(*(column[back] for column in measures)),
         np.concatenate([part.n_known_genes for part in parts])[back],
     )
-
-
-def _sets(queries: list[ModelQuery]) -> list[NDArray[np.int64]] | None:
-    """Return the sets of cells that come together, the same for all members that look at sets."""
-    found = {query.model.cell_sets: query.sets for query in queries if query.sets is not None}
-    if len(found) > 1:
-        raise AnnotationError(
-            f"{queries[0].model.run.path.parent}: its members look at different sets of cells; "
-            "annotate with one of them"
-        )
-    return next(iter(found.values()), None)
 
 
 def _blocks(

@@ -130,6 +130,17 @@ class ModelQuery:
         )
 
 
+def sets_of(queries: list[ModelQuery]) -> list[NDArray[np.int64]] | None:
+    """Return the sets of cells that come together, the same for all members that look at sets."""
+    found = {query.model.cell_sets: query.sets for query in queries if query.sets is not None}
+    if len(found) > 1:
+        folder = queries[0].model.run.path.parent.parent
+        raise AnnotationError(
+            f"{folder}: its members look at different sets of cells; annotate with one of them"
+        )
+    return next(iter(found.values()), None)
+
+
 def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> GeneMatch:
     """Find the model's genes in the query, or say which are missing."""
     match = model.vocabulary.match(cells.gene_ids.tolist(), cells.gene_symbols.tolist())
