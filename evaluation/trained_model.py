@@ -74,18 +74,12 @@ class TrainedModel:
         calibrated = apply_temperature(val.probabilities, self.temperature)
         self.threshold = confidence_threshold(val.labels, calibrated)
         model, self.baseline = self.config.model, None
-        self.members = [self._member(member, device) for member in self.run.members]
+        self.members = [TrainedModel(member.path, device=device) for member in self.run.members]
         self.weights = self.run.weights()["weights"] if self.members else None
         if self.run.is_baseline:
             self.baseline = self._baseline(model)
         elif not self.members:
             self.learner = self._learner(model)
-
-    @staticmethod
-    def _member(run: Run, device: str) -> "TrainedModel":
-        member = TrainedModel(run.path, device=device)
-        member.temperature = 1.0  # members enter as they are; their mean is calibrated
-        return member
 
     def _read_meta(self) -> None:
         try:

@@ -1,8 +1,9 @@
 """A committee: the mean of the probabilities of runs that are finished, its members.
 
-Models that err on different cells are better together than each of them. The members'
-probabilities enter as they are, not at their own temperatures: on val cells that neither the
-weights nor a temperature had seen, the committee's log-loss was then lower or the same.
+Models that err on different cells are better together than each of them. Members' probabilities
+enter at the temperatures that are stored in their runs: a member that is far too sure, or not
+nearly sure enough, would else be heard too much or not at all. The mean has a temperature of its
+own, as every run has.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class CommitteeConfig(Config):
         return members
 
     def fit(self, labels: NDArray[np.int64], members: Sequence[NDArray]) -> NDArray[np.float64]:
-        """Return the weight of each member, from its probabilities ``(n, c)`` of the val cells."""
+        """Return the weight of each member, from its probabilities ``(n, c)`` of val cells."""
         equal = np.full(len(members), 1 / len(members))
         if self.weights == "equal":
             return equal

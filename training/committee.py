@@ -10,9 +10,10 @@ from configs.base import ConfigError
 from dataset.store.checksums import CHECKSUMS
 from dataset.store.encoded_folder import EncodedFolder
 from dataset.store.link_files import link_files
+from evaluation.calibration import apply_temperature
 from training.config import TrainConfig
 from training.predict import Arrays, Fitted
-from training.runs import Run, SplitPredictions, member_folders
+from training.runs import Run, member_folders
 
 
 def fit_committee(config: TrainConfig, data: EncodedFolder, folder: Path) -> Fitted:
@@ -27,10 +28,10 @@ def fit_committee(config: TrainConfig, data: EncodedFolder, folder: Path) -> Fit
     for member, name in zip(members, member_folders(config), strict=True):
         link_files(member.path, folder / name, [*member.checksums, CHECKSUMS])
     val, test = (
-        [_predictions(member, split, data) for member in members] for split in ("val", "test")
+        [_calibrated(member, split, data) for member in members] for split in ("val", "test")
     )
     model: Any = config.model
-    weights = model.fit(data.split("val").labels, [cells.probabilities for cells in val])
+    weights = model.fit(data.split("val").labels, [member["probabilities"] for member in val])
     return Fitted(
         val=_averaged(model, weights, val),
         test=_averaged(model, weights, test),
@@ -58,7 +59,8 @@ def _open(path: str, data: EncodedFolder) -> Run:
     return member
 
 
-def _predictions(member: Run, split: str, data: EncodedFolder) -> SplitPredictions:
+def _calibrated(member: Run, split: str, data: EncodedFolder) -> Arrays:
+    """Return a member's predictions, its probabilities at its own temperature."""
     found, cells = member.predictions(split), data.split(split)
     if not found.has_classes:
         raise ConfigError(
@@ -67,7 +69,8 @@ def _predictions(member: Run, split: str, data: EncodedFolder) -> SplitPredictio
     same = np.array_equal(found.cell_names, np.asarray(cells.cell_names, dtype=np.str_))
     if not (same and np.array_equal(found.labels, cells.labels)):
         raise _other(member.path, f"{split} cells", data)
-    return found
+    calibrated = apply_temperature(found.probabilities, member.metrics["temperature"])
+    return found.arrays | {"probabilities": calibrated}
 
 
 def _other(member: str | Path, what: str, data: EncodedFolder) -> ConfigError:
@@ -77,10 +80,10 @@ def _other(member: str | Path, what: str, data: EncodedFolder) -> ConfigError:
     )
 
 
-def _averaged(model: Any, weights: NDArray, members: list[SplitPredictions]) -> Arrays:
-    probabilities = model.average(weights, [cells.probabilities for cells in members])
+def _averaged(model: Any, weights: NDArray, members: list[Arrays]) -> Arrays:
+    probabilities = model.average(weights, [member["probabilities"] for member in members])
+    embeddings = [member["embeddings"] for member in members if "embeddings" in member]
     averaged: Arrays = {"probabilities": probabilities}
-    embeddings = [cells.embeddings for cells in members if cells.embeddings is not None]
     return averaged | ({"embeddings": embeddings[0]} if embeddings else {})
 
 

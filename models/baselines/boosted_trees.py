@@ -87,13 +87,14 @@ class BoostedTrees:
     def predict_proba(self, values: np.ndarray) -> np.ndarray:
         """Return probabilities of the classes that have trees, of values ``(n, n_columns)``."""
         scores = np.tile(self.baseline, (len(values), 1))
-        cells = np.arange(len(values))[:, None]
+        first = np.arange(len(values))[:, None] * values.shape[1]  # of each cell's values
         for roots, depth in zip(self.roots, self.depth, strict=True):
             node = np.tile(roots, (len(values), 1))  # (n, n_trees)
             for _ in range(depth):
-                goes_right = values[cells, self.column[node]] > self.threshold[node]
-                node = self.children[node, goes_right.astype(np.intp)]
-            scores += self.value[node]
+                own = values.take(first + self.column.take(node))
+                goes_right = own > self.threshold.take(node)
+                node = self.children.take(2 * node + goes_right)
+            scores += self.value.take(node)
         if scores.shape[1] > 1:
             return softmax(scores, axis=1)
         second = expit(scores)

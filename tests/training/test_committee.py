@@ -39,6 +39,13 @@ def make(main, tmp_path, encoded_folder, capfd):
     return run
 
 
+def at_own_temperature(member, split):
+    powers = member.predictions(split).probabilities.astype(float) ** (
+        1 / member.metrics["temperature"]
+    )
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 def test_it_is_the_mean_of_its_members_and_costs_their_sum(
     make, network_run, baseline_run, tmp_path
 ):
@@ -46,8 +53,9 @@ def test_it_is_the_mean_of_its_members_and_costs_their_sum(
     run, members = Run(tmp_path / "runs" / "together"), [Run(baseline_run), Run(network_run)]
     for split in ("val", "test"):
         found, parts = run.predictions(split), [m.predictions(split) for m in members]
-        mean = (parts[0].probabilities.astype(float) + parts[1].probabilities) / 2
+        mean = sum(at_own_temperature(member, split) for member in members) / 2
         np.testing.assert_allclose(found.probabilities, mean, atol=1e-7)
+        assert np.abs(mean - sum(part.probabilities for part in parts) / 2).max() > 0.01
         np.testing.assert_array_equal(found.cell_names, parts[0].cell_names)
         np.testing.assert_array_equal(found.embeddings, parts[1].embeddings)
     costs = [member.metrics for member in members]
@@ -198,10 +206,10 @@ def test_the_weights_of_val_are_the_runs(make, network_run, baseline_run, tmp_pa
     assert make([network_run, baseline_run], "model.weights=val")[0] == 0
     run = Run(tmp_path / "runs" / "together")
     weights = run.weights()["weights"]
-    val, test = ([m.predictions(split) for m in run.members] for split in ("val", "test"))
-    expected = run.config.model.fit(val[0].labels, [cells.probabilities for cells in val])
-    np.testing.assert_allclose(weights, expected, atol=1e-6)
-    mean = run.config.model.average(weights, [cells.probabilities for cells in test])
+    val, test = ([at_own_temperature(m, split) for m in run.members] for split in ("val", "test"))
+    expected = run.config.model.fit(run.predictions("val").labels, val)
+    np.testing.assert_allclose(weights, expected, atol=1e-4)
+    mean = run.config.model.average(weights, test)
     np.testing.assert_allclose(run.predictions("test").probabilities, mean, atol=1e-6)
     assert abs(weights[0] - 0.5) > 0.01
 
