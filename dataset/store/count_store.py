@@ -6,11 +6,7 @@ Every encoding of the same files starts from it, whatever its filters, split and
 files are not opened again, and need not be there any more.
 """
 
-import errno
 import json
-import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +23,9 @@ from dataset.store.atomic import FolderError
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.store.csr_file import CsrFile
 from dataset.store.layout import OF_COUNTS
+from dataset.store.link_files import link_files
 
 STORE_VERSION = 2
-# How file systems say that a file cannot have two names.
-NO_HARD_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 
 
 class StoreError(ValueError):
@@ -145,18 +140,6 @@ class CountStore(ObsColumns):
     def link(self, folder: Path) -> None:
         """Hard-link the store's files into a new folder; copy them where the disk has no links."""
         link_files(self.path, folder, (*OF_COUNTS, CHECKSUMS))
-
-
-def link_files(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Give files a second name in a new folder, or copy them where the disk has no hard links."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        try:
-            os.link(source / name, target / name)
-        except OSError as error:
-            if error.errno not in NO_HARD_LINKS:
-                raise
-            shutil.copy2(source / name, target / name)
 
 
 def check_is_store(folder: Path) -> None:
