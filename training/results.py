@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dataset.store.encoded_folder import EncodedFolder
+from evaluation import METRICS
 from models.objectives.base import Objective
 from training.config import TrainConfig
 from training.distributed import Ranks
@@ -19,8 +20,10 @@ logger = logging.getLogger("train")
 def score(
     objectives: Sequence[Objective], predictions: Arrays, labels: np.ndarray
 ) -> dict[str, float]:
-    """Return the scores of every objective, by name."""
+    """Return scores by name: of the probabilities, whoever predicts them, and each objective's."""
     scores: dict[str, float] = {}
+    if (probabilities := predictions.get("probabilities")) is not None:
+        scores = {name: float(metric(labels, probabilities)) for name, metric in METRICS.items()}
     for objective in objectives:
         scores |= objective.score(predictions, labels)
     return scores
@@ -42,6 +45,8 @@ def write_results(
         run.write_predictions(name, cells, predictions)
     if fitted.weights is not None:
         run.write_weights(fitted.weights)
+    if fitted.bank is not None:
+        run.write_bank(data.split("train"), fitted.bank)
     tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
     metrics |= fitted.summary | hashes | {"seed": config.seed}

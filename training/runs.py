@@ -31,7 +31,8 @@ RUN_VERSION = 2  # 2: predictions by name; in metrics.json
 CONFIG, METRICS, CURVES = "config.yaml", "metrics.json", "metrics.jsonl"
 DATA = "data"
 SPLITS = ("val", "test")  # those that are predicted
-CELLS = ("cell_names", "batches", "labels")  # of every predictions file
+BANK = "bank.npz"  # of a run whose objectives look up train cells
+CELLS = ("cell_names", "batches", "labels")  # of every predictions file, and of the bank
 # Of every finished run, be it a network or a baseline.
 ALWAYS_THERE = (
     CONFIG,
@@ -222,7 +223,25 @@ class Run:
 
     def predictions(self, split: str) -> SplitPredictions:
         """Return the predictions of ``val`` or ``test``."""
-        name = f"predictions_{split}.npz"
+        return self._cells(f"predictions_{split}.npz")
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether its objectives look up train cells to predict others."""
+        return BANK in self.checksums
+
+    def bank(self) -> SplitPredictions:
+        """Return those train cells, with unit ``embeddings``, ``(m, d)`` float16."""
+        bank = self._cells(BANK)
+        if (
+            bank.embeddings is None
+            or bank.embeddings.dtype != np.float16
+            or (bank.labels < 0).any()
+        ):
+            raise self._damaged(BANK, "expected float16 embeddings of labeled cells")
+        return bank
+
+    def _cells(self, name: str) -> SplitPredictions:
         try:
             with (
                 (self.path / name).open("rb") as file,
@@ -232,10 +251,10 @@ class Run:
             cell_names, batches, labels = (arrays.pop(key) for key in CELLS)
         except Exception as error:  # noqa: BLE001 - a damaged zip raises whatever it likes
             raise self._damaged(name, error) from None
-        predictions = SplitPredictions(cell_names, batches, labels, arrays)
-        if fault := _fault(predictions, len(self.class_names)):
+        cells = SplitPredictions(cell_names, batches, labels, arrays)
+        if fault := _fault(cells, len(self.class_names)):
             raise self._damaged(name, fault)
-        return predictions
+        return cells
 
     def _read_checksums(self) -> dict[str, str]:
         try:
