@@ -42,7 +42,7 @@ from evaluation.annotated_file import (
     write_annotated,
 )
 from evaluation.query_cells import BLOCK_CELLS, Block, in_whole_sets, read_obs
-from evaluation.trained_model import TrainedModel
+from evaluation.trained_model import NEAREST, TrainedModel
 
 __all__ = ["Annotation", "AnnotationError", "TrainedModel", "annotate", "match_genes"]
 
@@ -61,7 +61,8 @@ class Annotation:
     ----------
     cells
         ``predicted_cell_type``, ``confidence``, ``uncertain`` and ``uncertain_reason``, one row a
-        cell.
+        cell; of a run that looks up train cells also ``nearest_train_cell``, its name, and
+        ``nearest_similarity``, the cosine of the angle between the two embeddings.
     probabilities
         Of each class, calibrated, ``(n_cells, n_classes)``.
     embedding
@@ -97,6 +98,7 @@ class QueryPredictions(NamedTuple):
 
     probabilities: NDArray[np.float64]  # (n, n_classes), calibrated
     embedding: NDArray[np.float32] | None  # (n, d)
+    nearest: dict[str, NDArray]  # (n,) each, as in ``Predicted``
     measures: Measures  # over all genes of the query
     n_known_genes: NDArray[np.int64]  # (n,), detected genes of the model's vocabulary
 
@@ -123,7 +125,8 @@ def annotate(
     output
         The file to write: everything that is in the query, and
         ``obs["predicted_cell_type"]``, ``obs["confidence"]`` (calibrated probability of that
-        type), ``obs["uncertain"]`` and ``obs["uncertain_reason"]``,
+        type), ``obs["uncertain"]`` and ``obs["uncertain_reason"]``, of a run that looks up train
+        cells ``obs["nearest_train_cell"]`` and ``obs["nearest_similarity"]``,
         ``obsm["class_probabilities"]``, ``obsm["X_nanocell"]`` (the embedding; networks only) and
         ``uns["nanocell"]``. What the query has under these names is replaced. A file that is there
         already is replaced if this function wrote it.
@@ -159,9 +162,10 @@ def annotate(
         raise AnnotationError(f"output: {output}: {error}") from None
     check_output(output, path)
     model = TrainedModel(run, device=device)
+    columns = [*COLUMNS, *(NEAREST if model.bank is not None else ())]
     with open_store(path) as root:
-        check_query(root, path, [*COLUMNS])
-        replaced = [name for name in COLUMNS if name in root["obs"]]
+        check_query(root, path, columns)
+        replaced = [name for name in columns if name in root["obs"]]
     cells = open_cells(path, counts=counts)
     messages = list(cells.messages)
     if replaced:
@@ -183,6 +187,10 @@ def annotate(
         },
         index=pd.Index(cells.names(0, cells.n_cells)),
     )
+    if model.bank is not None:
+        row, similarity = (predictions.nearest[column] for column in NEAREST)
+        table[NEAREST[0]] = pd.Categorical(model.bank.cell_names[row])
+        table[NEAREST[1]] = similarity
     obsm: dict[str, np.ndarray] = {PROBABILITIES_KEY: predictions.probabilities}
     if predictions.embedding is not None:
         obsm[EMBEDDING_KEY] = predictions.embedding
@@ -274,7 +282,7 @@ def _predict_query(
     parts, rows = [], []
     with tqdm(total=cells.n_cells, unit="cell", desc="annotate", mininterval=1.0) as bar:
         for block in blocks:
-            probabilities, embedding = model.predict(
+            predicted = model.predict(
                 block.profiles,
                 conditions=None if obs is None else obs.conditions[block.rows],
                 positions=None
@@ -284,7 +292,7 @@ def _predict_query(
                 batch_size=batch_size,
             )
             n_known_genes = np.diff(block.profiles[0][0].indptr)
-            parts.append(QueryPredictions(probabilities, embedding, block.measures, n_known_genes))
+            parts.append(QueryPredictions(*predicted, block.measures, n_known_genes))
             rows.append(block.rows)
             bar.update(len(block.rows))
     back = np.argsort(np.concatenate(rows))  # to the order of the file
@@ -293,6 +301,7 @@ def _predict_query(
     return QueryPredictions(
         np.concatenate([part.probabilities for part in parts])[back],
         np.concatenate(embeddings)[back] if embeddings else None,
+        {k: np.concatenate([p.nearest[k] for p in parts])[back] for k in parts[0].nearest},
         Measures(*(column[back] for column in measures)),
         np.concatenate([part.n_known_genes for part in parts])[back],
     )

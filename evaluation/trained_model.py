@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +20,23 @@ from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
 from models.learner import Learner
 from models.network import CellSets
+from models.objectives.base import Bank
 from training.checkpoint import WEIGHTS, CheckpointError, load_weights
 from training.config import TrainConfig
 from training.distributed import Ranks, choose_device
 from training.predict import predict_cells
-from training.runs import Run
+from training.runs import BANK, Run, SplitPredictions
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+NEAREST = ("nearest_train_cell", "nearest_similarity")  # of a run that looks up train cells
+
+
+class Predicted(NamedTuple):
+    """Predictions for a block of cells."""
+
+    probabilities: np.ndarray  # (n_cells, n_classes), calibrated
+    embedding: np.ndarray | None  # (n_cells, d); None for a baseline
+    nearest: dict[str, np.ndarray]  # by NEAREST: row of the bank, similarity; of a run with one
 
 
 class TrainedModel:
@@ -43,6 +53,8 @@ class TrainedModel:
     quality_control, min_detected_genes
         Which cells the run was trained on: its thresholds, and the fewest genes of the vocabulary
         that a train cell has.
+    bank
+        The train cells that the model looks up; None where it looks up none.
     previous_layer
         Layer that holds a query cell's previous profile; None where the model needs none.
 
@@ -82,6 +94,7 @@ class TrainedModel:
                 "without pickling); annotate with another run"
             )
         model = self.config.model
+        self.bank: SplitPredictions | None = None
         if self.run.is_baseline:
             self.baseline = self._baseline(model)
         else:
@@ -119,7 +132,22 @@ class TrainedModel:
             load_weights(learner, tensors, self.run.path / WEIGHTS)
         except CheckpointError as error:
             raise AnnotationError(f"{error}; annotate with another run, or train again") from None
-        return learner.to(self.device).eval()
+        learner = learner.to(self.device).eval()
+        if learner.bank_size:
+            self.bank = self.run.bank()
+            self._remember(learner, self.bank)
+        return learner
+
+    def _remember(self, learner: Learner, bank: SplitPredictions) -> None:
+        embeddings, labels = torch.from_numpy(bank.embeddings), torch.from_numpy(bank.labels)
+        if embeddings.shape[1] != learner.network.d_model:
+            raise AnnotationError(
+                f"{self.run.path}/{BANK}: embeddings of another network, {embeddings.shape[1]} "
+                f"wide and not {learner.network.d_model}; annotate with another run, or train "
+                "again"
+            )
+        nobody = torch.full_like(labels, -1)  # a query's cells are none of them
+        learner.remember(Bank(*(a.to(self.device) for a in (embeddings, labels, nobody))))
 
     def _baseline(self, model: Any) -> Any:
         """Rebuild a baseline, and check on a cell without counts that it fits the run."""
@@ -173,7 +201,7 @@ class TrainedModel:
         positions: np.ndarray | None = None,
         sets: list[np.ndarray] | None = None,
         batch_size: int = 64,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> Predicted:
         """Predict a block of cells.
 
         Parameters
@@ -192,19 +220,14 @@ class TrainedModel:
             Cells computed at a time. It does not change a cell's prediction, nor do cells outside
             of its set: float sums may differ in the last digits (below 1e-5 in a probability).
 
-        Returns
-        -------
-        Calibrated probabilities ``(n_cells, n_classes)`` and embeddings ``(n_cells, d)``.
-
         Raises
         ------
         AnnotationError
             If the profiles of a cell are not as many as the network was trained on, or a
             prediction is NaN.
         """
-        embedding = None
         if self.baseline is not None:
-            probabilities = self.baseline.predict_proba(*profiles[0])
+            found = {"probabilities": self.baseline.predict_proba(*profiles[0])}
         else:
             if len(profiles) != self.tokenizer.n_segments:
                 raise AnnotationError(
@@ -214,14 +237,14 @@ class TrainedModel:
             cells = self._encode(profiles, conditions, positions)
             alone = Ranks(rank=0, world_size=1, device=self.device)
             found = predict_cells(self.learner, cells, alone, batch_size=batch_size, sets=sets)
-            probabilities, embedding = found["probabilities"], found["embeddings"]
-        calibrated = apply_temperature(probabilities, self.temperature)
+        calibrated = apply_temperature(found.pop("probabilities"), self.temperature)
         if bad := int((~np.isfinite(calibrated).all(axis=1)).sum()):
             raise AnnotationError(
                 f"{self.run.path}: {bad:,} of {len(calibrated):,} cells get probabilities that "
                 "are NaN; annotate with another run"
             )
-        return calibrated, embedding
+        nearest = {name: found[name] for name in NEAREST if name in found}
+        return Predicted(calibrated, found.get("embeddings"), nearest)
 
     def _encode(
         self,

@@ -225,13 +225,8 @@ class Run:
         """Return the predictions of ``val`` or ``test``."""
         return self._cells(f"predictions_{split}.npz")
 
-    @property
-    def has_bank(self) -> bool:
-        """Whether its objectives look up train cells to predict others."""
-        return BANK in self.checksums
-
     def bank(self) -> SplitPredictions:
-        """Return those train cells, with unit ``embeddings``, ``(m, d)`` float16."""
+        """Return the train cells that it looks up: unit ``embeddings``, ``(m, d)`` float16."""
         bank = self._cells(BANK)
         if (
             bank.embeddings is None
