@@ -41,8 +41,9 @@ from evaluation.annotated_file import (
     check_query,
     write_annotated,
 )
+from evaluation.nearest import NEAREST, nearest_train_cells
 from evaluation.query_cells import BLOCK_CELLS, Block, in_whole_sets, read_obs
-from evaluation.trained_model import NEAREST, TrainedModel
+from evaluation.trained_model import TrainedModel
 
 __all__ = ["Annotation", "AnnotationError", "TrainedModel", "annotate", "match_genes"]
 
@@ -62,7 +63,7 @@ class Annotation:
     cells
         ``predicted_cell_type``, ``confidence``, ``uncertain`` and ``uncertain_reason``, one row a
         cell; of a run that looks up train cells also ``nearest_train_cell``, its name, and
-        ``nearest_similarity``, the cosine of the angle between the two embeddings.
+        ``nearest_similarity``, from -1 to 1.
     probabilities
         Of each class, calibrated, ``(n_cells, n_classes)``.
     embedding
@@ -98,7 +99,6 @@ class QueryPredictions(NamedTuple):
 
     probabilities: NDArray[np.float64]  # (n, n_classes), calibrated
     embedding: NDArray[np.float32] | None  # (n, d)
-    nearest: dict[str, NDArray]  # (n,) each, as in ``Predicted``
     measures: Measures  # over all genes of the query
     n_known_genes: NDArray[np.int64]  # (n,), detected genes of the model's vocabulary
 
@@ -187,10 +187,8 @@ def annotate(
         },
         index=pd.Index(cells.names(0, cells.n_cells)),
     )
-    if model.bank is not None:
-        row, similarity = (predictions.nearest[column] for column in NEAREST)
-        table[NEAREST[0]] = pd.Categorical(model.bank.cell_names[row])
-        table[NEAREST[1]] = similarity
+    if model.bank is not None and predictions.embedding is not None:
+        table = table.assign(**nearest_train_cells(model.bank, predictions.embedding))
     obsm: dict[str, np.ndarray] = {PROBABILITIES_KEY: predictions.probabilities}
     if predictions.embedding is not None:
         obsm[EMBEDDING_KEY] = predictions.embedding
@@ -282,7 +280,7 @@ def _predict_query(
     parts, rows = [], []
     with tqdm(total=cells.n_cells, unit="cell", desc="annotate", mininterval=1.0) as bar:
         for block in blocks:
-            predicted = model.predict(
+            probabilities, embedding = model.predict(
                 block.profiles,
                 conditions=None if obs is None else obs.conditions[block.rows],
                 positions=None
@@ -292,7 +290,7 @@ def _predict_query(
                 batch_size=batch_size,
             )
             n_known_genes = np.diff(block.profiles[0][0].indptr)
-            parts.append(QueryPredictions(*predicted, block.measures, n_known_genes))
+            parts.append(QueryPredictions(probabilities, embedding, block.measures, n_known_genes))
             rows.append(block.rows)
             bar.update(len(block.rows))
     back = np.argsort(np.concatenate(rows))  # to the order of the file
@@ -301,7 +299,6 @@ def _predict_query(
     return QueryPredictions(
         np.concatenate([part.probabilities for part in parts])[back],
         np.concatenate(embeddings)[back] if embeddings else None,
-        {k: np.concatenate([p.nearest[k] for p in parts])[back] for k in parts[0].nearest},
         Measures(*(column[back] for column in measures)),
         np.concatenate([part.n_known_genes for part in parts])[back],
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,15 +28,6 @@ from training.predict import predict_cells
 from training.runs import BANK, Run, SplitPredictions
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-NEAREST = ("nearest_train_cell", "nearest_similarity")  # of a run that looks up train cells
-
-
-class Predicted(NamedTuple):
-    """Predictions for a block of cells."""
-
-    probabilities: np.ndarray  # (n_cells, n_classes), calibrated
-    embedding: np.ndarray | None  # (n_cells, d); None for a baseline
-    nearest: dict[str, np.ndarray]  # by NEAREST: row of the bank, similarity; of a run with one
 
 
 class TrainedModel:
@@ -74,6 +65,7 @@ class TrainedModel:
         self.class_names = self.run.class_names
         self._read_meta()
         self.device = choose_device(device)
+        self.bank: SplitPredictions | None = None
         val = self.run.predictions("val")
         if not val.has_classes:
             raise AnnotationError(
@@ -94,7 +86,6 @@ class TrainedModel:
                 "without pickling); annotate with another run"
             )
         model = self.config.model
-        self.bank: SplitPredictions | None = None
         if self.run.is_baseline:
             self.baseline = self._baseline(model)
         else:
@@ -201,7 +192,7 @@ class TrainedModel:
         positions: np.ndarray | None = None,
         sets: list[np.ndarray] | None = None,
         batch_size: int = 64,
-    ) -> Predicted:
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Predict a block of cells.
 
         Parameters
@@ -220,14 +211,19 @@ class TrainedModel:
             Cells computed at a time. It does not change a cell's prediction, nor do cells outside
             of its set: float sums may differ in the last digits (below 1e-5 in a probability).
 
+        Returns
+        -------
+        Calibrated probabilities ``(n_cells, n_classes)`` and embeddings ``(n_cells, d)``.
+
         Raises
         ------
         AnnotationError
             If the profiles of a cell are not as many as the network was trained on, or a
             prediction is NaN.
         """
+        embedding = None
         if self.baseline is not None:
-            found = {"probabilities": self.baseline.predict_proba(*profiles[0])}
+            probabilities = self.baseline.predict_proba(*profiles[0])
         else:
             if len(profiles) != self.tokenizer.n_segments:
                 raise AnnotationError(
@@ -237,14 +233,14 @@ class TrainedModel:
             cells = self._encode(profiles, conditions, positions)
             alone = Ranks(rank=0, world_size=1, device=self.device)
             found = predict_cells(self.learner, cells, alone, batch_size=batch_size, sets=sets)
-        calibrated = apply_temperature(found.pop("probabilities"), self.temperature)
+            probabilities, embedding = found["probabilities"], found["embeddings"]
+        calibrated = apply_temperature(probabilities, self.temperature)
         if bad := int((~np.isfinite(calibrated).all(axis=1)).sum()):
             raise AnnotationError(
                 f"{self.run.path}: {bad:,} of {len(calibrated):,} cells get probabilities that "
                 "are NaN; annotate with another run"
             )
-        nearest = {name: found[name] for name in NEAREST if name in found}
-        return Predicted(calibrated, found.get("embeddings"), nearest)
+        return calibrated, embedding
 
     def _encode(
         self,

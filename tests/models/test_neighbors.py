@@ -93,11 +93,6 @@ def test_predictions_are_those_of_numpy_and_leave_no_cell_out(cells, bank, embed
     np.testing.assert_allclose(shares, shares_by_numpy(x, embeddings, 0.1), rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
     assert (shares[:, 3] > 0).all()  # though the bank has no cell of it
-    unit = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, embeddings.astype(float))]
-    cosine = unit[0] @ unit[1].T
-    assert found["nearest_train_cell"].tolist() == cosine.argmax(axis=1).tolist()
-    similarity = found["nearest_similarity"].detach()
-    np.testing.assert_allclose(similarity, cosine.max(axis=1), atol=1e-6)
 
 
 def test_the_loss_of_a_cell_that_is_alone_in_its_class_is_finite(cells, bank):
@@ -135,7 +130,7 @@ def test_everything_is_float32_under_mixed_precision(cells, bank):
         assert objective.loss(half, head, batch).dtype == torch.float32
         found = objective.predict(half, head, batch)
     torch.testing.assert_close(losses, expected, rtol=0, atol=0)  # no product in bfloat16
-    assert found["probabilities"].dtype == found["nearest_similarity"].dtype == torch.float32
+    assert found["probabilities"].dtype == torch.float32
 
 
 def test_cells_without_classes_have_no_neighbors_of_a_class():
@@ -168,8 +163,7 @@ def test_several_objectives_predict_the_mean_of_their_probabilities(batch):
     expected = (by_head["probabilities"] + by_neighbors["probabilities"]) / 2
     torch.testing.assert_close(both["probabilities"], expected)
     assert not torch.allclose(by_head["probabilities"], by_neighbors["probabilities"], atol=0.01)
-    assert "nearest_train_cell" not in by_head
-    assert torch.equal(both["nearest_train_cell"], by_neighbors["nearest_train_cell"])
+    assert torch.equal(by_head["embeddings"], both["embeddings"])
     assert learner(CONFIG, **SIZES).bank_size == 0
 
 
