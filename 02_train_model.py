@@ -32,6 +32,7 @@ from dataset.store.encoded_folder import EncodedFolder
 from models.learner import Learner
 from training.alarms import check_batch_sizes, check_finite, warn_of_collapse
 from training.augment import augment
+from training.bank import remember
 from training.baseline import fit_baseline
 from training.clock import Clock
 from training.committee import fit_committee
@@ -138,13 +139,16 @@ def fit_network(
     config: TrainConfig, data: EncodedFolder, run: RunWriter, ranks: Ranks, tracker: Tracker
 ) -> Fitted:
     """Train until the val score stops improving, or to the end; predict with the weights kept."""
-    optim, val, n_train = config.optim, data.split("val"), len(data.split("train"))
+    optim, val, train = config.optim, data.split("val"), data.split("train")
     check_batch_sizes(optim, data.n_tokens, ranks.world_size)
     training = build_training(config, data, run, ranks, tracker)
-    n_updates = len([*epoch_updates(training.learner, data, config, 0, ranks)])  # in every epoch
+    learner = training.learner
+    n_updates = len([*epoch_updates(learner, data, config, 0, ranks)])  # in every epoch
     n_steps = optim.max_epochs * n_updates
     bar = tqdm(desc=config.name, total=n_steps, initial=training.step, disable=not ranks.is_first)
     with bar, logging_redirect_tqdm():
+        with training.clock.running(), training.averaged():
+            remember(learner, train, config, ranks)  # for the first epoch, or after a resume
         while training.epoch < optim.max_epochs:
             if training.epoch - training.best_epoch > optim.patience:
                 logger.info("val has not improved for %d epochs: stopping", optim.patience)
@@ -152,7 +156,8 @@ def fit_network(
             with training.clock.running():
                 train_epoch(training, config, data, tracker, bar)
                 with training.averaged():
-                    predictions = predict(training.learner, val, config, ranks)
+                    remember(learner, train, config, ranks)  # for the next epoch too
+                    predictions = predict(learner, val, config, ranks)
             check_finite(f"epoch {training.epoch + 1}: the predictions", *predictions.values())
             scores = score(config.objectives, predictions, val.labels)
             tracker.log({f"val/{name}": value for name, value in scores.items()}, training.step)
@@ -163,13 +168,15 @@ def fit_network(
             training.epoch += 1
             training.save(run.checkpoint)
     training.restore_best()
+    bank = remember(learner, train, config, ranks)
     test = data.split("test") if config.test else None  # read here only
     return Fitted(
-        val=predict(training.learner, val, config, ranks),
-        test=None if test is None else predict(training.learner, test, config, ranks),
+        val=predict(learner, val, config, ranks),
+        test=None if test is None else predict(learner, test, config, ranks),
         weights={name: t.numpy() for name, t in training.best_weights.items()},
-        summary=training.summary(n_train),
+        summary=training.summary(len(train)),
         step=training.step,
+        bank=bank,
     )
 
 

@@ -39,6 +39,7 @@ from evaluation.annotated_file import (
     check_query,
     write_annotated,
 )
+from evaluation.nearest import NEAREST, nearest_train_cells
 from evaluation.query_cells import (
     BLOCK_CELLS,
     Block,
@@ -68,7 +69,8 @@ class Annotation:
     cells
         ``predicted_cell_type``, ``confidence``, ``uncertain`` and ``uncertain_reason``, one row a
         cell; of a committee also ``members_agree``, the share of its members whose most probable
-        type is this one.
+        type is this one; of a run that looks up train cells also ``nearest_train_cell``, its
+        name, and ``nearest_similarity``, from -1 to 1.
     probabilities
         Of each class, calibrated, ``(n_cells, n_classes)``.
     embedding
@@ -133,7 +135,8 @@ def annotate(
         The file to write: everything that is in the query, and
         ``obs["predicted_cell_type"]``, ``obs["confidence"]`` (calibrated probability of that
         type), ``obs["uncertain"]`` and ``obs["uncertain_reason"]``, of a committee
-        ``obs["members_agree"]``,
+        ``obs["members_agree"]``, of a run that looks up train cells ``obs["nearest_train_cell"]``
+        and ``obs["nearest_similarity"]``,
         ``obsm["class_probabilities"]``, ``obsm["X_nanocell"]`` (the embedding; networks only) and
         ``uns["nanocell"]``. What the query has under these names is replaced. A file that is there
         already is replaced if this function wrote it.
@@ -169,7 +172,7 @@ def annotate(
         raise AnnotationError(f"output: {output}: {error}") from None
     check_output(output, path)
     model = TrainedModel(run, device=device)
-    columns = [*COLUMNS, AGREE] if model.members else [*COLUMNS]
+    columns = [*COLUMNS, *([AGREE] if model.members else []), *(NEAREST if model.bank else [])]
     with open_store(path) as root:
         check_query(root, path, columns)
         replaced = [name for name in columns if name in root["obs"]]
@@ -196,6 +199,8 @@ def annotate(
     )
     if predictions.agree is not None:
         table[AGREE] = predictions.agree
+    if model.bank is not None and predictions.embedding is not None:
+        table = table.assign(**nearest_train_cells(model.bank, predictions.embedding))
     obsm: dict[str, np.ndarray] = {PROBABILITIES_KEY: predictions.probabilities}
     if predictions.embedding is not None:
         obsm[EMBEDDING_KEY] = predictions.embedding

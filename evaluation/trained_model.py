@@ -20,11 +20,12 @@ from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature, confidence_threshold
 from models.learner import Learner
 from models.network import CellSets
+from models.objectives.base import Bank
 from training.checkpoint import WEIGHTS, CheckpointError, load_weights
 from training.config import TrainConfig
 from training.distributed import Ranks, choose_device
 from training.predict import predict_cells
-from training.runs import Run
+from training.runs import BANK, Run, SplitPredictions
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -45,6 +46,9 @@ class TrainedModel:
         that a train cell has.
     members, weights
         Of a committee, for ``combine``; empty and None for every other model.
+    bank
+        The train cells that the model, or a committee's first network, looks up; None where it
+        looks up none.
     previous_layer
         Layer that holds a query cell's previous profile; None where the model needs none.
 
@@ -64,6 +68,7 @@ class TrainedModel:
         self.class_names = self.run.class_names
         self._read_meta()
         self.device = choose_device(device)
+        self.bank: SplitPredictions | None = None
         val = self.run.predictions("val")
         if not val.has_classes:
             raise AnnotationError(
@@ -78,7 +83,10 @@ class TrainedModel:
         self.weights = self.run.weights()["weights"] if self.members else None
         if self.run.is_baseline:
             self.baseline = self._baseline(model)
-        elif not self.members:
+        elif self.members:  # the embedding is that of its first network
+            networks = (member for member in self.members if member.run.is_network)
+            self.bank = next((member.bank for member in networks), None)
+        else:
             self.learner = self._learner(model)
 
     def _read_meta(self) -> None:
@@ -112,7 +120,22 @@ class TrainedModel:
             load_weights(learner, tensors, self.run.path / WEIGHTS)
         except CheckpointError as error:
             raise AnnotationError(f"{error}; annotate with another run, or train again") from None
-        return learner.to(self.device).eval()
+        learner = learner.to(self.device).eval()
+        if learner.bank_size:
+            self.bank = self.run.bank()
+            self._remember(learner, self.bank)
+        return learner
+
+    def _remember(self, learner: Learner, bank: SplitPredictions) -> None:
+        embeddings, labels = torch.from_numpy(bank.embeddings), torch.from_numpy(bank.labels)
+        if embeddings.shape[1] != learner.network.d_model:
+            raise AnnotationError(
+                f"{self.run.path}/{BANK}: embeddings of another network, {embeddings.shape[1]} "
+                f"wide and not {learner.network.d_model}; annotate with another run, or train "
+                "again"
+            )
+        nobody = torch.full_like(labels, -1)  # a query's cells are none of them
+        learner.remember(Bank(*(a.to(self.device) for a in (embeddings, labels, nobody))))
 
     def _baseline(self, model: Any) -> Any:
         """Rebuild a baseline, and check on a cell without counts that it fits the run."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
 from models.network import Network, NetworkConfig
-from models.objectives.base import Draw, Objective
+from models.objectives.base import Bank, Draw, Objective
 from models.transformer import initialize_weights
 
 
@@ -56,6 +56,16 @@ class Learner(nn.Module):
             names |= {f"heads.{kind}.{name}" for name in getattr(head, "by_gene", ())}
         return names
 
+    @property
+    def bank_size(self) -> int:
+        """Most train cells that an objective looks up; 0: none does."""
+        return max(objective.bank_size for objective in self.objectives)
+
+    def remember(self, bank: Bank) -> None:
+        """Give the objectives that look them up these embeddings of train cells."""
+        for objective in self.objectives:
+            objective.remember(self.heads[objective.kind], bank)
+
     def hide(self, batch: Batch, draw: Draw) -> Batch:
         """Return the cells as the network is to see them, by all objectives."""
         for objective in self.objectives:
@@ -77,14 +87,19 @@ class Learner(nn.Module):
         Returns
         -------
         The loss of each cell by each objective, ``(b, objectives)``, not yet weighted; or
-        ``embeddings`` ``(b, d)`` and each objective's predictions, by name.
+        ``embeddings`` ``(b, d)`` and the objectives' predictions, by name; what several predict,
+        such as ``probabilities``, is their mean.
         """
         wanted = [o for o in self.objectives if predict is None or o.kind in predict]
         encoded = self.network(batch, tokens=any(o.reads_tokens for o in wanted))
         if predict is None:
             losses = [o.loss(encoded, self.heads[o.kind], batch) for o in wanted]
             return torch.stack(losses, dim=1)
-        predictions = {"embeddings": encoded.cell_embedding.float()}
-        for objective in wanted:
-            predictions |= objective.predict(encoded, self.heads[objective.kind], batch)
-        return predictions
+        found: dict[str, list[Tensor]] = {"embeddings": [encoded.cell_embedding.float()]}
+        for o in wanted:
+            for name, array in o.predict(encoded, self.heads[o.kind], batch).items():
+                found.setdefault(name, []).append(array)
+        return {
+            name: arrays[0] if len(arrays) == 1 else torch.stack(arrays).mean(dim=0)
+            for name, arrays in found.items()
+        }

@@ -63,6 +63,9 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
     alone(f"{STOPPED_IN} {command}one_then_two {IN_PARTS}")
     averaged = "optim.weight_averaging=0.9 optim.gene_embedding_lr=0"
     alone(f"-1 {command}averaged {averaged}")
+    objectives = '[{"kind":"classify"},{"kind":"neighbors","max_cells":60}]'
+    neighbors = f"optim.weight_averaging=0.9 objectives={objectives}"
+    alone(f"-1 {command}neighbors {neighbors}")
     mlp = 'model={"kind":"residual_mlp","d_model":16,"dropout":0}'
     alone(f"-1 {command}mlp {mlp}")
     alone(f"{STOPPED_IN} {command}one_then_sharded")
@@ -83,11 +86,17 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
             f"-1 {command}averaged_two {averaged}",
             f"-1 {command}averaged_sharded parallel=fsdp {averaged}",
             f"{STOPPED_IN} {command}averaged_sharded_then_one parallel=fsdp {averaged}",
+            f"-1 {command}neighbors_two {neighbors} {IN_PARTS}",
+            f"-1 {command}neighbors_sharded parallel=fsdp {neighbors}",
+            f"{STOPPED_IN} {command}neighbors_two_then_one {neighbors}",
         ]
     )
-    for name in ("two_then_one", "sharded_then_one", "averaged_sharded_then_one"):
+    settings = {"averaged": averaged, "neighbors": neighbors}
+    for name in (
+        "two_then_one", "sharded_then_one", "averaged_sharded_then_one", "neighbors_two_then_one"
+    ):  # fmt: skip
         assert (folder / f".{name}.partial" / "checkpoint.safetensors").exists()
-        alone(f"-1 {command}{name} {averaged if name.startswith('averaged') else ''}")
+        alone(f"-1 {command}{name} {settings.get(name.partition('_')[0], '')}")
     return folder
 
 
@@ -111,12 +120,13 @@ def weights_of(run: Path) -> dict[str, np.ndarray]:
         "sharded", "one_then_sharded", "sharded_then_one", "sharded_twice_computed",
         "averaged_two", "averaged_sharded", "averaged_sharded_then_one",
         "mlp_two", "mlp_sharded",
+        "neighbors_two", "neighbors_sharded", "neighbors_two_then_one",
     ],
 )  # fmt: skip
 def test_neither_processes_nor_parts_of_an_update_matter(runs, name):
     assert not list(runs.glob(".*partial"))
     kind = name.partition("_")[0]
-    reference = kind if kind in ("averaged", "mlp") else "one"
+    reference = kind if kind in ("averaged", "mlp", "neighbors") else "one"
     one, other = (weights_of(runs / n) for n in (reference, name))
     assert one.keys() == other.keys()
     for key in one:
@@ -128,6 +138,11 @@ def test_neither_processes_nor_parts_of_an_update_matter(runs, name):
         a, b = (np.load(runs / n / f"predictions_{split}.npz") for n in (reference, name))
         assert a["cell_names"].tolist() == b["cell_names"].tolist()
         np.testing.assert_allclose(a["probabilities"], b["probabilities"], atol=NUMBERS)
+    if kind == "neighbors":
+        a, b = (np.load(runs / n / "bank.npz") for n in (reference, name))
+        assert len(a["cell_names"]) == 60
+        assert a["cell_names"].tolist() == b["cell_names"].tolist()
+        np.testing.assert_allclose(a["embeddings"], b["embeddings"], atol=1e-3)  # of float16
     one, other = (
         [
             {k: v for k, v in line.items() if not k.startswith("perf/")}

@@ -353,12 +353,16 @@ def interrupt_in_epoch(script, monkeypatch, epoch: int) -> None:
     monkeypatch.setattr(script, "train_epoch", interrupted)
 
 
+@pytest.mark.parametrize("kinds", [["classify"], ["classify", "neighbors"]], ids=str)
 @pytest.mark.parametrize(
     "recipe", [{}, {"weight_averaging": 0.9, "gene_embedding_lr": 0}], ids=str
 )
-def test_resuming_equals_not_stopping(script, write_config, tmp_path, monkeypatch, capfd, recipe):
+def test_resuming_equals_not_stopping(
+    script, write_config, tmp_path, monkeypatch, capfd, recipe, kinds
+):
     # Dropout and augmentation are on: the random numbers must come out the same too.
     config = write_config(
+        objectives=[{"kind": kind} for kind in kinds],
         optim={"max_epochs": 3, "batch_size": 24, "lr": 3e-3} | recipe,
         augment={"token_dropout": 0.2, "count_thinning": 0.3},
     )
@@ -388,6 +392,10 @@ def test_resuming_equals_not_stopping(script, write_config, tmp_path, monkeypatc
     for split in ("val", "test"):
         one, two = (np.load(runs / n / f"predictions_{split}.npz") for n in ("whole", "halves"))
         np.testing.assert_array_equal(one["probabilities"], two["probabilities"])
+    if "neighbors" in kinds:
+        one, two = (np.load(runs / name / "bank.npz") for name in ("whole", "halves"))
+        for name in ("cell_names", "labels", "embeddings"):
+            np.testing.assert_array_equal(one[name], two[name])
     assert curve_without_clock(runs / "whole" / "metrics.jsonl") == curve_without_clock(
         runs / "halves" / "metrics.jsonl"
     )

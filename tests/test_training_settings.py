@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from dataset.store.encoded_folder import EncodedFolder
 from models.baselines.majority import MajorityConfig
-from models.objectives.classify import ClassifyConfig
 from tests.two_processes import load_script
 from training import checkpoint
 from training.baseline import fit_baseline
 from training.config import TrainConfig
 from training.distributed import Ranks
+from training.results import score
 from training.run_writer import RunWriter
 from training.state import Training
 from training.tracking import Tracker, read_metrics
@@ -475,8 +475,8 @@ def disagreeing(data) -> dict[str, list[np.ndarray]]:
 
 
 def test_the_fixture_disagrees_with_itself(data, disagreeing):
-    score, val, test = ClassifyConfig().score, data.split("val"), data.split("test")
-    scores = [score({"probabilities": p}, val.labels) for p in disagreeing["val"]]
+    val, test = data.split("val"), data.split("test")
+    scores = [score([], {"probabilities": p}, val.labels) for p in disagreeing["val"]]
     best = {
         name: int(np.argmax([sign * s[name] for s in scores]))
         for name, sign in (("macro_f1", 1), ("accuracy", 1), ("log_loss", -1))
@@ -484,7 +484,7 @@ def test_the_fixture_disagrees_with_itself(data, disagreeing):
     assert best["macro_f1"] == 1
     assert best["accuracy"] == 2
     assert best["log_loss"] not in (1, 4)
-    scores = [score({"probabilities": p}, test.labels) for p in disagreeing["test"]]
+    scores = [score([], {"probabilities": p}, test.labels) for p in disagreeing["test"]]
     assert int(np.argmax([s["macro_f1"] for s in scores])) == 0
 
 
@@ -499,8 +499,8 @@ def test_the_epoch_kept_is_the_best_on_val_by_macro_f1(fit_planned, disagreeing)
 
 @pytest.mark.parametrize(("monitor", "best"), [("accuracy", 3), ("log_loss", 3)])
 def test_another_score_may_choose_the_epoch(fit_planned, disagreeing, data, monitor, best):
-    score, labels = ClassifyConfig().score, data.split("val").labels
-    scores = [score({"probabilities": p}, labels)[monitor] for p in disagreeing["val"]]
+    labels = data.split("val").labels
+    scores = [score([], {"probabilities": p}, labels)[monitor] for p in disagreeing["val"]]
     assert best == 1 + int(np.argmax(np.array(scores) * (1 if monitor == "accuracy" else -1)))
     fitted, _ = fit_planned(disagreeing, monitor, patience=10)
     assert fitted.summary["best_epoch"] == best
@@ -555,7 +555,7 @@ def test_val_scores_and_the_weights_kept_are_those_of_the_average(
         assert np.array_equal(weight, seen.learner.state_dict()[name].numpy())
     moved = [np.abs(w - updates[(kept + 1) * n - 1][k]).max() for k, w in of_epochs[kept].items()]
     assert max(moved) > 1e-3  # the average is another network than the one trained
-    final = ClassifyConfig().score(seen.fitted.val, data.split("val").labels)
+    final = score([], seen.fitted.val, data.split("val").labels)
     assert final["log_loss"] == pytest.approx(scores[kept]["val/log_loss"], rel=1e-6)
 
 

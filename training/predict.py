@@ -1,6 +1,6 @@
 """A network's predictions for every cell of a split, sharded over the processes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ import torch
 from dataset.batches import Batch, BatchReader, BatchRows, EncodedCells, flat, to_device
 from dataset.store.encoded_folder import EncodedSplit
 from models.learner import Learner
+from models.objectives.base import Bank
 from training.config import TrainConfig
 from training.counter_random import draw_for, update_key
 from training.distributed import Ranks, gather_rows, mixed_precision
@@ -26,20 +27,31 @@ class Fitted(NamedTuple):
     weights: dict[str, np.ndarray]  # of a network: on the first process
     summary: dict  # for metrics.json: seconds, best_epoch, n_parameters and others
     step: int = 0
+    bank: Bank | None = None  # the train cells that an objective looks up to predict
 
 
 def predict(learner: Learner, cells: EncodedSplit, config: TrainConfig, ranks: Ranks) -> Arrays:
     """Predict every cell of a split, in batches such as the config trains on."""
     return predict_cells(
-        learner,
-        cells,
-        ranks,
-        batch_size=2 * config.optim.batch_size,
-        tokens_per_batch=config.optim.tokens_per_batch,
-        precision=config.precision,
-        seed=config.seed,
-        sets=None if (samples := samples_of(learner, cells)) is None else samples.sets(),
+        learner, cells, ranks, seed=config.seed, **_as_trained(learner, cells, config)
     )
+
+
+def embed(
+    learner: Learner, cells: EncodedSplit, rows: np.ndarray, config: TrainConfig, ranks: Ranks
+) -> np.ndarray:
+    """Return the embeddings of some cells of a split, ``(len(rows), d)``."""
+    settings = _as_trained(learner, cells, config)
+    return predict_cells(learner, cells, ranks, embed=rows, **settings)["embeddings"]
+
+
+def _as_trained(learner: Learner, cells: EncodedSplit, config: TrainConfig) -> dict[str, Any]:
+    return {
+        "batch_size": 2 * config.optim.batch_size,
+        "tokens_per_batch": config.optim.tokens_per_batch,
+        "precision": config.precision,
+        "sets": None if (samples := samples_of(learner, cells)) is None else samples.sets(),
+    }
 
 
 @torch.no_grad()
@@ -53,6 +65,7 @@ def predict_cells(
     precision: str = "float32",
     seed: int | None = None,
     sets: list[np.ndarray] | None = None,
+    embed: np.ndarray | None = None,
 ) -> Arrays:
     """Predict every cell once, sharded over the processes, and gather the predictions.
 
@@ -74,9 +87,15 @@ def predict_cells(
         predicted of whole cells is returned.
     sets
         Cells that the network looks at together; None: it looks at each by itself.
+    embed
+        Rows of the cells whose embeddings are wanted, ``(m,)``, and of no cell a prediction.
     """
-    # Attention takes cells of one length at once.
-    order: BatchRows = np.argsort(cells.lengths, kind="stable") if sets is None else sets
+    wanted = np.arange(len(cells)) if embed is None else embed
+    order: BatchRows
+    if sets is None:
+        order = wanted[np.argsort(cells.lengths[wanted], kind="stable")]  # like lengths at once
+    else:
+        order = [of_set for of_set in sets if np.isin(of_set, wanted).any()]
     shards = [order[rank :: ranks.world_size] for rank in range(ranks.world_size)]
     if tokens_per_batch is None:
         n_each = np.ones(len(cells), dtype=np.int32)
@@ -89,11 +108,15 @@ def predict_cells(
     with mixed_precision(precision, ranks.device):
         for rows in pad_with_empty_batches(batches, ranks.rank):
             batch = to_device(reader.read(rows), ranks.device)
-            parts.append(predict_batch(learner, batch, seed))
+            only = embed is not None
+            parts.append(
+                learner(batch, predict=()) if only else predict_batch(learner, batch, seed)
+            )
     of_ranks = [flat(shard) for shard in shards]
-    n_rows, inverse = [len(rows) for rows in of_ranks], np.argsort(np.concatenate(of_ranks))
+    n_rows, place = [len(rows) for rows in of_ranks], np.empty(len(cells), dtype=np.int64)
+    place[np.concatenate(of_ranks)] = np.arange(sum(n_rows))
     return {
-        name: gather_rows([part[name] for part in parts], n_rows, ranks)[inverse]
+        name: gather_rows([part[name] for part in parts], n_rows, ranks)[place[wanted]]
         for name in parts[0]
     }
 

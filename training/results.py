@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dataset.store.encoded_folder import EncodedFolder
-from evaluation import scaled_scores
+from evaluation import METRICS, scaled_scores
 from evaluation.calibration import fit_temperature
 from models.objectives.base import Objective
 from training.config import TrainConfig
@@ -21,8 +21,10 @@ logger = logging.getLogger("train")
 def score(
     objectives: Sequence[Objective], predictions: Arrays, labels: np.ndarray
 ) -> dict[str, float]:
-    """Return the scores of every objective, by name."""
+    """Return scores by name: of the probabilities, whoever predicts them, and each objective's."""
     scores: dict[str, float] = {}
+    if (probabilities := predictions.get("probabilities")) is not None:
+        scores = {name: float(metric(labels, probabilities)) for name, metric in METRICS.items()}
     for objective in objectives:
         scores |= objective.score(predictions, labels)
     return scores
@@ -52,6 +54,8 @@ def write_results(
             metrics[name] |= scaled_scores(cells.labels, probabilities, temperature)
         run.write_predictions(name, cells, predictions)
     run.write_weights(fitted.weights)
+    if fitted.bank is not None:
+        run.write_bank(data.split("train"), fitted.bank)
     if config.test:
         tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}

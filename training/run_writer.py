@@ -33,10 +33,12 @@ from dataset.store.atomic import (
 from dataset.store.checksums import CHECKSUMS, write_checksums
 from dataset.store.data_facts import learned_files
 from dataset.store.encoded_folder import EncodedFolder, EncodedSplit
+from models.objectives.base import Bank
 from training.alarms import check_finite
 from training.checkpoint import ADVICE, WEIGHTS
 from training.config import TrainConfig
 from training.runs import (
+    BANK,
     CELLS,
     CONFIG,
     CURVES,
@@ -161,19 +163,38 @@ class RunWriter:
         if taken := sorted(set(arrays) & set(CELLS)):
             raise ValueError(f"{', '.join(taken)}: is of every run; choose another name")
         check_finite(f"the predictions for the {split} cells", *arrays.values())
-        stored: dict[str, NDArray] = {
-            "cell_names": np.asarray(cells.cell_names, dtype=np.str_),
-            "batches": np.asarray(cells.batches, dtype=np.str_),
-            "labels": np.asarray(cells.labels, dtype=np.int64),
+        as_stored = {
+            name: array.astype(np.float32) if array.dtype.kind == "f" else array
+            for name, array in arrays.items()
         }
-        for name, array in arrays.items():
-            stored[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
+        self._write_cells(f"predictions_{split}.npz", cells, slice(None), as_stored)
+
+    def write_bank(self, train: EncodedSplit, bank: Bank) -> None:
+        """Write ``bank.npz``: float16 embeddings of train cells, and which cells they are."""
+        embeddings = bank.embeddings.cpu().numpy()
+        check_finite("the embeddings of the train cells", embeddings)
+        rows = bank.cell_index.cpu().numpy()
+        self._write_cells(BANK, train, rows, {"embeddings": embeddings})
+
+    def _write_cells(
+        self,
+        name: str,
+        cells: EncodedSplit,
+        rows: slice | NDArray[np.int64],
+        arrays: Mapping[str, NDArray],
+    ) -> None:
+        stored: dict[str, NDArray] = {
+            "cell_names": np.asarray(cells.cell_names[rows], dtype=np.str_),
+            "batches": np.asarray(cells.batches[rows], dtype=np.str_),
+            "labels": np.asarray(cells.labels[rows], dtype=np.int64),
+            **arrays,
+        }
 
         def write(unfinished: Path) -> None:
             with unfinished.open("wb") as file:  # given a name, numpy would append .npz to it
                 np.savez(file, **stored)  # type: ignore[arg-type]  # its allow_pickle is a bool
 
-        write_atomically(self.partial / f"predictions_{split}.npz", write)
+        write_atomically(self.partial / name, write)
 
     def write_weights(self, weights: Mapping[str, NDArray]) -> None:
         """Write ``model.safetensors``."""

@@ -31,7 +31,8 @@ RUN_VERSION = 3  # 3: temperature and sizes of the classes in train; in metrics.
 CONFIG, METRICS, CURVES = "config.yaml", "metrics.json", "metrics.jsonl"
 DATA, MEMBERS = "data", "members"
 SPLITS = ("val", "test")  # those that are predicted, test unless the config says test: false
-CELLS = ("cell_names", "batches", "labels")  # of every predictions file
+BANK = "bank.npz"  # of a run whose objectives look up train cells
+CELLS = ("cell_names", "batches", "labels")  # of every predictions file, and of the bank
 # Of every finished run, be it a network or a baseline.
 ALWAYS_THERE = (
     CONFIG,
@@ -250,7 +251,20 @@ class Run:
 
     def predictions(self, split: str) -> SplitPredictions:
         """Return the predictions of one of ``splits``."""
-        name = _predictions(split)
+        return self._cells(_predictions(split))
+
+    def bank(self) -> SplitPredictions:
+        """Return the train cells that it looks up: unit ``embeddings``, ``(m, d)`` float16."""
+        bank = self._cells(BANK)
+        if (
+            bank.embeddings is None
+            or bank.embeddings.dtype != np.float16
+            or (bank.labels < 0).any()
+        ):
+            raise self._damaged(BANK, "expected float16 embeddings of labeled cells")
+        return bank
+
+    def _cells(self, name: str) -> SplitPredictions:
         try:
             with (
                 (self.path / name).open("rb") as file,
@@ -260,10 +274,10 @@ class Run:
             cell_names, batches, labels = (arrays.pop(key) for key in CELLS)
         except Exception as error:  # noqa: BLE001 - a damaged zip raises whatever it likes
             raise self._damaged(name, error) from None
-        predictions = SplitPredictions(cell_names, batches, labels, arrays)
-        if fault := _fault(predictions, len(self.class_names)):
+        cells = SplitPredictions(cell_names, batches, labels, arrays)
+        if fault := _fault(cells, len(self.class_names)):
             raise self._damaged(name, fault)
-        return predictions
+        return cells
 
     def _read_checksums(self) -> dict[str, str]:
         try:

@@ -6,10 +6,13 @@ from pydantic import Field
 
 from models.objectives.classify import ClassifyConfig
 from models.objectives.masked_gene import MaskedGeneConfig
+from models.objectives.neighbors import NeighborsConfig
 
-ObjectiveConfig = Annotated[ClassifyConfig | MaskedGeneConfig, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[
+    ClassifyConfig | NeighborsConfig | MaskedGeneConfig, Field(discriminator="kind")
+]
 
 
-def default_objectives() -> list[ClassifyConfig | MaskedGeneConfig]:
+def default_objectives() -> list[ObjectiveConfig]:
     """Predict cell types, and nothing else."""
     return [ClassifyConfig()]

@@ -6,19 +6,27 @@ so that one process and several report the same number.
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from configs.base import Config
+from configs.base import Config, ConfigError
 from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
 from models.network import Encoded, Network
 
 # stream -> (n,) from [0, 1), one for each token: the same whoever stands beside its cell
 Draw = Callable[[int], Tensor]
+
+
+class Bank(NamedTuple):
+    """Train cells as the network embeds them, for an objective that looks them up."""
+
+    embeddings: Tensor  # (m, d) float16
+    labels: Tensor  # (m,) int64, all labeled
+    cell_index: Tensor  # (m,) int64, of the cell in the train split, as in ``Batch``
 
 
 class Objective(Config):
@@ -36,6 +44,11 @@ class Objective(Config):
     hides: ClassVar[bool] = False
     kind: str
     weight: float = Field(default=1.0, gt=0, description="of its loss among the objectives'")
+
+    @property
+    def bank_size(self) -> int:
+        """Most train cells that it is to be given by ``remember``; 0: it looks up none."""
+        return 0
 
     def head(self, network: Network, dropout: float, facts: DataFacts) -> nn.Module:
         """Return the module that maps the network's states to this objective's outputs.
@@ -58,14 +71,33 @@ class Objective(Config):
         """
         return batch
 
+    def remember(self, head: nn.Module, bank: Bank) -> None:
+        """Let the head look up these train cells; called before each epoch and each prediction.
+
+        The embeddings are those of the weights at hand, or of their average, without augmentation.
+        """
+
     def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each cell, ``(b,)``, float32."""
         raise NotImplementedError
 
     def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the predictions that are stored of each cell, by name, each ``(b, ...)``."""
+        """Return the predictions that are stored of each cell, by name, each ``(b, ...)``.
+
+        Who predicts classes calls their probabilities ``probabilities``, ``(b, c)``. What several
+        objectives predict under one name is their mean.
+        """
         return {}
 
     def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-        """Return the scores of a split's predictions, by name."""
+        """Return the scores of a split's predictions, by name; not those of ``probabilities``."""
         return {}
+
+
+def check_classes(kind: str, facts: DataFacts) -> None:
+    """Raise a ConfigError if the cells have no labels, which this kind of objective needs."""
+    if not facts.class_names:
+        raise ConfigError(
+            f"objectives: {kind} needs labels, and these cells were encoded without any "
+            "(label_key: null); say objectives=[{kind: masked_gene}], or encode with labels"
+        )

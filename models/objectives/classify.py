@@ -2,18 +2,15 @@
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.base import ConfigError
 from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
-from evaluation import METRICS
 from models.mlp_classifier import MLPClassifier, balanced_class_weights
 from models.network import Encoded, Network
-from models.objectives.base import Objective
+from models.objectives.base import Objective, check_classes
 
 
 class ClassifyConfig(Objective):
@@ -26,11 +23,7 @@ class ClassifyConfig(Objective):
 
     def head(self, network: Network, dropout: float, facts: DataFacts) -> MLPClassifier:
         """Return the MLP and the weights of the classes."""
-        if not facts.class_names:
-            raise ConfigError(
-                "objectives: classify needs labels, and these cells were encoded without any "
-                "(label_key: null); say objectives=[{kind: masked_gene}], or encode with labels"
-            )
+        check_classes(self.kind, facts)
         d_model = network.d_model
         head = MLPClassifier(d_model, self.d_hidden or d_model, facts.n_classes, dropout)
         if self.class_balanced and facts.class_sizes is not None:
@@ -52,8 +45,3 @@ class ClassifyConfig(Objective):
     def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return ``probabilities``, ``(b, c)``."""
         return {"probabilities": head(encoded.cell_embedding).float().softmax(dim=1)}
-
-    def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-        """Return every metric of ``evaluation.METRICS``."""
-        probabilities = predictions["probabilities"]
-        return {name: float(metric(labels, probabilities)) for name, metric in METRICS.items()}

@@ -6,7 +6,6 @@ import torch
 from torch.nn import functional as F
 
 from configs.base import ConfigError
-from evaluation import METRICS
 from models.mlp_classifier import balanced_class_weights
 from models.network import Encoded
 from models.objectives.classify import ClassifyConfig
@@ -73,15 +72,13 @@ def test_balanced_weights_favour_rare_classes_and_average_one_over_cells():
     assert weights[2] == 0  # no cell to weigh
 
 
-def test_probabilities_are_a_softmax_and_scored_by_every_metric(cells):
+def test_probabilities_are_a_softmax(cells):
     encoded, batch = cells
     objective = ClassifyConfig()
     head = head_of(objective)
     found = objective.predict(encoded, head, batch)
     expected = head(encoded.cell_embedding).softmax(dim=1)
     torch.testing.assert_close(found["probabilities"], expected)
-    probabilities = {name: array.detach().numpy() for name, array in found.items()}
-    assert objective.score(probabilities, batch["labels"].numpy()).keys() == METRICS.keys()
 
 
 def test_cells_without_classes_cannot_be_classified():

@@ -14,7 +14,7 @@ PACKAGES = ("configs", "dataset", "models", "training", "evaluation", "tests")
 FIRST_MEMBER = {
     "dataset/__init__.py": ("TokenizerConfig = RankConfig", "TokenizerConfig = RankConfig | {}"),
     "models/__init__.py": ("    RankTransformerConfig\n", "    RankTransformerConfig | {}\n"),
-    "models/objectives/__init__.py": ("Annotated[ClassifyConfig", "Annotated[{} | ClassifyConfig"),
+    "models/objectives/__init__.py": ("    ClassifyConfig |", "    {} | ClassifyConfig |"),
 }
 
 

@@ -1,0 +1,51 @@
+"""The bank: the train cells, embedded anew, that objectives look up (``Objective.remember``)."""
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from dataset.store.encoded_folder import EncodedSplit
+from models.learner import Learner
+from models.objectives.base import Bank
+from training.config import TrainConfig
+from training.distributed import Ranks
+from training.predict import embed
+
+
+def remember(
+    learner: Learner, train: EncodedSplit, config: TrainConfig, ranks: Ranks
+) -> Bank | None:
+    """Give the objectives the train cells as the learner's present weights embed them.
+
+    All processes call it, and each embeds its shard. The bank follows from weights and config: no
+    checkpoint holds it. It is rounded to float16, as it is stored with the run, before it is used.
+
+    Returns
+    -------
+    The bank, the same on all processes; None where no objective looks up cells.
+    """
+    if not learner.bank_size:
+        return None
+    labels = np.asarray(train.labels)
+    rows = draw_by_class(labels, learner.bank_size, np.random.default_rng(config.seed))
+    embeddings = torch.from_numpy(embed(learner, train, rows, config, ranks))
+    unit = torch.nn.functional.normalize(embeddings, dim=1).half()
+    bank = Bank(unit, torch.from_numpy(labels[rows]), torch.from_numpy(rows))
+    bank = Bank(*(array.to(ranks.device) for array in bank))
+    learner.remember(bank)
+    return bank
+
+
+def draw_by_class(
+    labels: NDArray[np.int64], n: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw at most ``n`` labeled cells: all of a rare class, of the others the same number.
+
+    Returns
+    -------
+    Rows of the cells, ascending.
+    """
+    order = rng.permutation(np.flatnonzero(labels >= 0))
+    nth_of_class = pd.Series(order).groupby(labels[order]).cumcount()
+    return np.sort(order[np.argsort(nth_of_class, kind="stable")[:n]])
