@@ -1,4 +1,4 @@
-"""Train one network or fit one baseline on an encoded dataset.
+"""Train one network, fit one baseline or make one committee on an encoded dataset.
 
     python 02_train_model.py --config configs/train/smoke.yaml optim.lr=1e-4 seed=1
     torchrun --nproc_per_node=2 02_train_model.py --config configs/train/smoke.yaml
@@ -34,6 +34,7 @@ from training.alarms import check_batch_sizes, check_finite, warn_of_collapse
 from training.augment import augment
 from training.baseline import fit_baseline
 from training.clock import Clock
+from training.committee import fit_committee
 from training.config import TrainConfig
 from training.counter_random import draw_for, update_key
 from training.curve import Curve
@@ -228,12 +229,14 @@ def train(config: TrainConfig, ranks: Ranks) -> None:
         return
     data = EncodedFolder(config.data)
     barrier(ranks)  # all have looked at the run's folder: now the first one may change it
-    if config.is_baseline and not ranks.is_first:
+    if not config.is_network and not ranks.is_first:
         return  # one process is enough
     with run.open(data, writes=ranks.is_first):
         tracker = Tracker(run.curves, config, writes=ranks.is_first)
         if config.is_baseline:
             fitted = fit_baseline(config, data)
+        elif config.members:
+            fitted = fit_committee(config, data, run.partial)
         else:
             fitted = fit_network(config, data, run, ranks, tracker)
         if ranks.is_first:

@@ -21,7 +21,7 @@ setup: $(READY)
 # ---------------------------------------------------------------- demo
 NAME := baron_human
 DATA := data/$(NAME)_rank/meta.json
-RUNS := majority logistic_regression linear_svm knn gradient_boosting mlp rank_transformer
+RUNS := majority logistic_regression linear_svm knn gradient_boosting mlp rank_transformer committee
 DONE := $(RUNS:%=runs/%_$(NAME)/metrics.json) \
         runs/rank_transformer_$(NAME)_seed1/metrics.json runs/rank_transformer_$(NAME)_seed2/metrics.json
 BOOKS := runs/notebooks
@@ -42,6 +42,10 @@ $(DATA): configs/preprocess/$(NAME)_rank.yaml | $(READY)
 runs/%/metrics.json: configs/train/%.yaml | $(READY) $(DATA)
 	$(BIN)/python 02_train_model.py --config $<
 
+MEMBERS := logistic_regression_$(NAME) gradient_boosting_$(NAME) \
+           rank_transformer_$(NAME) rank_transformer_$(NAME)_seed1 rank_transformer_$(NAME)_seed2
+runs/committee_$(NAME)/metrics.json: $(MEMBERS:%=runs/%/metrics.json)
+
 runs/rank_transformer_$(NAME)_seed%/metrics.json: configs/train/rank_transformer_$(NAME).yaml | $(READY) $(DATA)
 	$(BIN)/python 02_train_model.py --config $< name=rank_transformer_$(NAME)_seed$* seed=$*
 
@@ -49,7 +53,7 @@ runs/RESULTS.md: $(DONE)
 	$(call papermill,03_compile_evaluation_metrics.ipynb,$(BOOKS)/03_compile_evaluation_metrics.ipynb,-p runs runs -p output $@)
 
 runs/annotated.h5ad: runs/RESULTS.md
-	$(call papermill,04_annotate_new_cells.ipynb,$(BOOKS)/04_annotate_new_cells.ipynb,-p run runs/rank_transformer_$(NAME) -p query baron_human_new_donor -p output $@)
+	$(call papermill,04_annotate_new_cells.ipynb,$(BOOKS)/04_annotate_new_cells.ipynb,-p run runs/committee_$(NAME) -p query baron_human_new_donor -p output $@)
 
 clean:
 	rm -rf data/$(NAME)_rank data/counts/$(NAME)_* runs

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.already_encoded import check_config, check_files
+from dataset.already_encoded import check_files, open_same_config
 from dataset.choose_cells import Annotations, ChosenCells, choose_cells
 from dataset.config import PreprocessConfig
 from dataset.describe import describe, write_cells
@@ -77,16 +77,16 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
         is left of the folder; counts that were read to their end are kept.
     """
     folder = Path(config.data_dir) / config.name
-    is_there = folder.exists()
-    if is_there and overwrite:
+    found = None
+    if folder.exists() and overwrite:
         check_replaceable(folder)
-    elif is_there:
-        check_config(folder, config)
+    elif folder.exists():
+        found = open_same_config(folder, config)
     with start_workers(config.n_threads, config.cluster) as workers:
         steps = Steps(workers, progress)
         store = kept_counts(config, steps)
-        if is_there and not overwrite:
-            check_files(folder, store)
+        if found is not None:
+            check_files(found, store)
             logger.info("%s: already encoded", folder)
             return folder
         before = config.tokenizer.previous and config.tokenizer.previous.layer

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evaluation.calibration import brier, ece, squared_distance
+from evaluation.calibration import brier, ece, scaled, squared_distance
 from evaluation.classification import (
     accuracy,
     balanced_accuracy,
@@ -35,3 +35,13 @@ CELL_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "log_loss": surprisal,
     "brier": squared_distance,
 }
+# Those that a temperature changes, and that are also given at the one of the val cells.
+SCALED = ("log_loss", "ece")
+
+
+def scaled_scores(
+    labels: np.ndarray, probabilities: np.ndarray, temperature: float
+) -> dict[str, float]:
+    """Return the scores at a temperature: ``log_loss_scaled`` and ``ece_scaled``."""
+    at_temperature = scaled(probabilities, temperature)
+    return {f"{name}_scaled": METRICS[name](labels, at_temperature) for name in SCALED}

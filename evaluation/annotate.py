@@ -1,7 +1,7 @@
 """Annotate the cells of a new file with a trained run.
 
 The run folder is all that is needed: weights, vocabulary, gene medians and class names lie in it,
-and the temperature that calibrates its probabilities is fitted on its own val predictions.
+and so does the temperature that calibrates its probabilities, fitted on its own val cells.
 
 A cell is ``uncertain`` by rule before it is so by low confidence: it would not have passed the
 quality control of the run's own cells, or has fewer genes than any of its train cells. A model
@@ -9,7 +9,7 @@ predicts such a cell too, often with great confidence, and knows nothing of it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
-from dataset.previous.history import time_names
 from dataset.previous.layer import of_layer
 from dataset.quality_control import (
     Measures,
@@ -34,23 +32,31 @@ from dataset.reading.cell_url import CellPath
 from dataset.reading.cells import Cells, open_cells
 from dataset.sources import resolve
 from dataset.store.csr_file import Rows
-from dataset.vocabulary import GeneMatch
+from dataset.vocabulary import GeneMatch, Vocabulary
 from evaluation.annotated_file import (
     AnnotationError,
     check_output,
     check_query,
     write_annotated,
 )
-from evaluation.query_cells import BLOCK_CELLS, Block, in_whole_sets, read_obs
+from evaluation.query_cells import (
+    BLOCK_CELLS,
+    Block,
+    ModelQuery,
+    QueryGenes,
+    in_whole_sets,
+    sets_of,
+)
 from evaluation.trained_model import TrainedModel
 
-__all__ = ["Annotation", "AnnotationError", "TrainedModel", "annotate", "match_genes"]
+__all__ = ["Annotation", "AnnotationError", "TrainedModel", "annotate"]
 
 logger = logging.getLogger(__name__)
 
 EMBEDDING_KEY = "X_nanocell"
 PROBABILITIES_KEY = "class_probabilities"
 COLUMNS = ("predicted_cell_type", "confidence", "uncertain", "uncertain_reason")
+AGREE = "members_agree"  # of a committee only
 
 
 @dataclass(frozen=True)
@@ -61,17 +67,19 @@ class Annotation:
     ----------
     cells
         ``predicted_cell_type``, ``confidence``, ``uncertain`` and ``uncertain_reason``, one row a
-        cell.
+        cell; of a committee also ``members_agree``, the share of its members whose most probable
+        type is this one.
     probabilities
         Of each class, calibrated, ``(n_cells, n_classes)``.
     embedding
-        The ``<cls>`` embedding, ``(n_cells, d)``; None for a baseline.
+        The ``<cls>`` embedding, ``(n_cells, d)``, of a committee that of its first network; None
+        without a network.
     class_names
         Columns of ``probabilities``.
     match
         Which genes of the model's vocabulary the query has.
     temperature, threshold
-        Fitted on the run's val cells: of the probabilities, and of low confidence.
+        Of the run's val cells: of the probabilities, and of low confidence.
     counts_location
         Where the query's counts were found: ``X``, ``raw`` or ``layers/NAME``.
     messages
@@ -97,6 +105,7 @@ class QueryPredictions(NamedTuple):
 
     probabilities: NDArray[np.float64]  # (n, n_classes), calibrated
     embedding: NDArray[np.float32] | None  # (n, d)
+    agree: NDArray[np.float64] | None  # (n,), share of a committee's members that say the same
     measures: Measures  # over all genes of the query
     n_known_genes: NDArray[np.int64]  # (n,), detected genes of the model's vocabulary
 
@@ -123,7 +132,8 @@ def annotate(
     output
         The file to write: everything that is in the query, and
         ``obs["predicted_cell_type"]``, ``obs["confidence"]`` (calibrated probability of that
-        type), ``obs["uncertain"]`` and ``obs["uncertain_reason"]``,
+        type), ``obs["uncertain"]`` and ``obs["uncertain_reason"]``, of a committee
+        ``obs["members_agree"]``,
         ``obsm["class_probabilities"]``, ``obsm["X_nanocell"]`` (the embedding; networks only) and
         ``uns["nanocell"]``. What the query has under these names is replaced. A file that is there
         already is replaced if this function wrote it.
@@ -159,15 +169,16 @@ def annotate(
         raise AnnotationError(f"output: {output}: {error}") from None
     check_output(output, path)
     model = TrainedModel(run, device=device)
+    columns = [*COLUMNS, AGREE] if model.members else [*COLUMNS]
     with open_store(path) as root:
-        check_query(root, path, [*COLUMNS])
-        replaced = [name for name in COLUMNS if name in root["obs"]]
+        check_query(root, path, columns)
+        replaced = [name for name in columns if name in root["obs"]]
     cells = open_cells(path, counts=counts)
     messages = list(cells.messages)
     if replaced:
         messages.append(f"obs columns of the query are replaced: {', '.join(replaced)}")
-    match = match_genes(model, cells, min_match_rate)
-    predictions = _predict_query(model, cells, match, time_key, batch_size, messages)
+    genes = {m.vocabulary: QueryGenes(m, cells, min_match_rate) for m in [*model.members, model]}
+    predictions = _predict_query(model, genes, cells, time_key, batch_size, messages)
     reasons = why_uncertain(model, predictions, messages)
     confidence = predictions.probabilities.max(axis=1)
     table = pd.DataFrame(
@@ -183,13 +194,15 @@ def annotate(
         },
         index=pd.Index(cells.names(0, cells.n_cells)),
     )
+    if predictions.agree is not None:
+        table[AGREE] = predictions.agree
     obsm: dict[str, np.ndarray] = {PROBABILITIES_KEY: predictions.probabilities}
     if predictions.embedding is not None:
         obsm[EMBEDDING_KEY] = predictions.embedding
     uns = {
         "run": model.run.path.resolve().name,
         "class_names": np.array(model.class_names, dtype=object),
-        "gene_match_rate": match.match_rate,
+        "gene_match_rate": genes[model.vocabulary].match.match_rate,
         "temperature": model.temperature,
         "uncertain_below": model.threshold,
         "min_detected_genes": model.min_detected_genes,
@@ -204,28 +217,13 @@ def annotate(
         predictions.probabilities,
         predictions.embedding,
         model.class_names,
-        match,
+        genes[model.vocabulary].match,
         model.temperature,
         model.threshold,
         cells.counts_location,
         messages,
         output,
     )
-
-
-def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> GeneMatch:
-    """Find the model's genes in the query, or say which are missing."""
-    match = model.vocabulary.match(cells.gene_ids.tolist(), cells.gene_symbols.tolist())
-    n_genes = model.vocabulary.n_genes
-    logger.info("%d of the model's %d genes found", n_genes - len(match.missing), n_genes)
-    if match.match_rate < min_match_rate:
-        raise AnnotationError(
-            f"{cells.files[0].path}: has {match.match_rate:.1%} of the model's genes, at least "
-            f"{min_match_rate:.0%} are needed. The model knows genes such as "
-            f"{', '.join(match.missing[:8])}; the file has {', '.join(cells.gene_ids[:8])}. Are "
-            "they of the same species, and named the same way?"
-        )
-    return match
 
 
 def why_uncertain(
@@ -260,80 +258,62 @@ def why_uncertain(
 
 def _predict_query(
     model: TrainedModel,
+    genes: dict[Vocabulary, QueryGenes],
     cells: Cells,
-    match: GeneMatch,
     time_key: str | None,
     batch_size: int,
     messages: list[str],
 ) -> QueryPredictions:
-    """Predict every cell, a block at a time."""
-    obs = None if model.run.is_baseline else read_obs(model, cells, messages)
-    blocks = _blocks(model, cells, match, time_key, messages)
-    if obs is not None and obs.sets is not None:
-        blocks = in_whole_sets(blocks, obs.sets)
+    """Predict every cell, a block at a time, which every member of a committee is given."""
+    asked = model.members or [model]
+    layers = sorted({m.previous_layer for m in asked if m.previous_layer is not None})
+    messages += [f"previous profiles are read from layers/{layer}" for layer in layers]
+    queries = [
+        ModelQuery(m, genes[m.vocabulary], cells, time_key, layers, messages) for m in asked
+    ]
+    blocks = _blocks(cells, layers, _mitochondrial(model, cells, genes[model.vocabulary].match))
+    if (sets := sets_of(queries)) is not None:
+        blocks = in_whole_sets(blocks, sets)
     parts, rows = [], []
     with tqdm(total=cells.n_cells, unit="cell", desc="annotate", mininterval=1.0) as bar:
         for block in blocks:
-            probabilities, embedding = model.predict(
-                block.profiles,
-                conditions=None if obs is None else obs.conditions[block.rows],
-                positions=None
-                if obs is None or obs.positions is None
-                else obs.positions[block.rows],
-                sets=block.sets,
-                batch_size=batch_size,
-            )
-            n_known_genes = np.diff(block.profiles[0][0].indptr)
-            parts.append(QueryPredictions(probabilities, embedding, block.measures, n_known_genes))
+            now = {v: of_vocabulary.align(block.profiles[0]) for v, of_vocabulary in genes.items()}
+            found = [q.predict(block, now[q.model.vocabulary], batch_size) for q in queries]
+            (p, embedding), agree = found[0], None
+            if model.members:
+                p, embedding, agree = model.combine(found)
+            n_known_genes = np.diff(now[model.vocabulary][0].indptr)
+            parts.append(QueryPredictions(p, embedding, agree, block.measures, n_known_genes))
             rows.append(block.rows)
             bar.update(len(block.rows))
     back = np.argsort(np.concatenate(rows))  # to the order of the file
-    embeddings = [part.embedding for part in parts if part.embedding is not None]
+
+    def together(columns: Iterable[NDArray | None]) -> NDArray | None:
+        there = [column for column in columns if column is not None]
+        return np.concatenate(there)[back] if there else None
+
     measures = map(np.concatenate, zip(*(part.measures for part in parts), strict=True))
     return QueryPredictions(
         np.concatenate([part.probabilities for part in parts])[back],
-        np.concatenate(embeddings)[back] if embeddings else None,
+        together(part.embedding for part in parts),
+        together(part.agree for part in parts),
         Measures(*(column[back] for column in measures)),
         np.concatenate([part.n_known_genes for part in parts])[back],
     )
 
 
 def _blocks(
-    model: TrainedModel, cells: Cells, match: GeneMatch, time_key: str | None, messages: list[str]
+    cells: Cells, layers: list[str], is_mitochondrial: NDArray[np.bool_]
 ) -> Iterator[Block]:
-    """Read the query's cells in the model's genes, in file order."""
-    times = _times(model, cells, time_key) if model.needs_time else None
-    before = None
-    if (layer := model.previous_layer) is not None:
-        before = of_layer(cells, layer).blocks(BLOCK_CELLS)
-        messages.append(f"previous profiles are read from layers/{layer}")
-    align = _alignment(match, cells.n_genes, model.vocabulary.n_genes)
-    is_mitochondrial = _mitochondrial(model, cells, match)
+    """Read the query's cells, in file order."""
+    others = [of_layer(cells, layer).blocks(BLOCK_CELLS) for layer in layers]
     for start, block in cells.blocks(BLOCK_CELLS):
         rows = np.arange(start, start + block.shape[0])
-        profiles = [_aligned(block, align)]
-        if before is not None:
-            profiles.append(_aligned(next(before)[1], align))
-        elif times is not None and model.history is not None:
-            profiles.append(model.history.profiles(*profiles[0], times[rows]))
+        profiles = [block, *(next(other)[1] for other in others)]
+        sizes = [np.asarray(p.sum(axis=1), dtype=np.float64).ravel() for p in profiles]
         counts = Rows(block.indptr, block.indices, block.data)
-        yield Block(rows, profiles, measure_block(counts, is_mitochondrial))
-
-
-def _alignment(match: GeneMatch, n_genes: int, n_known: int) -> csr_matrix:
-    """Return the matrix that maps counts of the query's genes to the vocabulary's, 0 or 1."""
-    known = match.columns >= 0
-    ones = np.ones(int(known.sum()), dtype=np.int32)
-    rows_columns = (np.flatnonzero(known), match.columns[known])
-    return csr_matrix((ones, rows_columns), shape=(n_genes, n_known))
-
-
-def _aligned(block: csr_matrix, align: csr_matrix) -> tuple[csr_matrix, NDArray[np.float64]]:
-    """Return counts in vocabulary order, and library sizes over all genes that the query has."""
-    library_size = np.asarray(block.sum(axis=1), dtype=np.float64).ravel()
-    counts = csr_matrix(block @ align)
-    counts.sort_indices()
-    return counts, library_size
+        measures = measure_block(counts, is_mitochondrial)
+        yield Block(rows, list(zip(profiles, sizes, strict=True)), measures)
 
 
 def _mitochondrial(model: TrainedModel, cells: Cells, match: GeneMatch) -> NDArray[np.bool_]:
@@ -342,31 +322,6 @@ def _mitochondrial(model: TrainedModel, cells: Cells, match: GeneMatch) -> NDArr
     known = [symbol.upper().startswith(prefix.upper()) for symbol in model.vocabulary.gene_symbols]
     in_vocabulary = np.array([*known, False])[match.columns]  # -1: the last, no gene of it
     return mitochondrial_genes(cells.gene_symbols, prefix) | in_vocabulary
-
-
-def _times(model: TrainedModel, cells: Cells, time_key: str | None) -> NDArray[np.str_]:
-    """Return the time point of every cell, all of them known to the run's history."""
-    if time_key is None:
-        columns = ", ".join(cells.tables[0].columns) or "it has none"
-        raise AnnotationError(
-            f"{model.run.path}: was trained on two time points and needs the time of every query "
-            f"cell: give time_key, an obs column of the query ({columns})"
-        )
-    column = cells.column(time_key)
-    if n_missing := int(column.isna().sum()):
-        raise AnnotationError(
-            f"{cells.files[0].path}: obs {time_key!r}: {n_missing:,} of {cells.n_cells:,} cells "
-            "have no time point"
-        )
-    times = time_names(column)
-    known = model.history.time_points if model.history is not None else []
-    if unknown := sorted(set(times.tolist()) - set(known)):
-        shown = ", ".join(name[:40] for name in unknown[:5]) + ", ..." * (len(unknown) > 5)
-        raise AnnotationError(
-            f"{cells.files[0].path}: obs {time_key!r}: time points {shown} are not known to the "
-            f"run; expected {', '.join(known)}"
-        )
-    return times
 
 
 def _one_file(query: str | Path) -> CellPath:

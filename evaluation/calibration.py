@@ -85,6 +85,11 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     return softmax(_log(probabilities) / temperature, axis=1)
 
 
+def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the same in the dtype they came in, to be scored: log-loss clips at its precision."""
+    return apply_temperature(probabilities, temperature).astype(probabilities.dtype)
+
+
 def confidence_threshold(
     labels: np.ndarray, probabilities: np.ndarray, *, false_alarm: float = 0.05
 ) -> float:

@@ -3,8 +3,8 @@
 Runs that differ in their seed only are one *model*; its scores are means over seeds. Models are
 compared on the same test cells only. What a sentence compares, the best network and the best
 baseline, is chosen on val; test is for the comparison itself. Every model's probabilities are
-scored twice: as they are, and at the temperature that its own val cells ask for. Where runs are
-without test, all are compared on val too, by themselves: "test" below is then val.
+scored twice: as they are, and at the temperature of its own val cells that each run has stored.
+Where runs are without test, all are compared on val too, by themselves: "test" below is then val.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from evaluation import CELL_SCORES, METRICS
+from evaluation import CELL_SCORES, METRICS, SCALED
 from evaluation.bootstrap import Metric, interval, resampled_scores
-from evaluation.calibration import apply_temperature, fit_temperature
+from evaluation.calibration import scaled
 from evaluation.classification import macro_f1, per_class
 from evaluation.group_runs import ReadRun, find_runs, group_by_judged_cells, group_by_model
 from evaluation.outcome import MARGIN, RARE, UNSEEN, Outcome, outcome
@@ -31,7 +31,6 @@ LOWER_IS_BETTER = ("log_loss", "log_loss_scaled", "ece", "ece_scaled", "brier")
 # Means over types, resampled within types; all others but ECE are means over cells. ECE has no
 # interval: a resample's is larger than that of the cells it was drawn from.
 OVER_TYPES = ("balanced_accuracy", "macro_f1", "macro_f1_common")
-SCALED = ("log_loss", "ece")
 MEANS = (*CELL_SCORES, "log_loss_scaled")
 COST = ("seconds", "peak_memory_mb", "n_parameters")
 
@@ -65,7 +64,7 @@ class Model:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is one of scikit-learn's, and not a network."""
+        """Whether it is one of scikit-learn's."""
         return self.runs[0].is_baseline
 
     @property
@@ -79,10 +78,15 @@ class Model:
         return not getattr(self.runs[0].config.model, "attends", True)
 
     @property
+    def is_network(self) -> bool:
+        """Whether it is a network: no baseline, and no committee."""
+        return self.runs[0].is_network
+
+    @property
     def history(self) -> Literal["none", "previous", "shuffled"]:
         """Whether a cell's tokens tell of the time point before, or of another cell's."""
         previous = self.runs[0].meta["tokenizer"].get("previous")
-        if self.is_baseline or previous is None:
+        if not self.is_network or previous is None:
             return "none"
         return "shuffled" if previous["shuffle"] else "previous"
 
@@ -351,11 +355,11 @@ def compare_runs(
 
 
 def _model(name: str, seeds: list[ReadRun]) -> Model:
-    temperatures = [fit_temperature(read.val.labels, read.val.probabilities) for read in seeds]
+    temperatures = [read.run.metrics["temperature"] for read in seeds]
     val = {
         "macro_f1": [METRICS["macro_f1"](r.val.labels, r.val.probabilities) for r in seeds],
         "log_loss": [
-            METRICS["log_loss"](read.val.labels, _scaled(read.val.probabilities, temperature))
+            METRICS["log_loss"](read.val.labels, scaled(read.val.probabilities, temperature))
             for read, temperature in zip(seeds, temperatures, strict=True)
         ],
     }
@@ -364,7 +368,7 @@ def _model(name: str, seeds: list[ReadRun]) -> Model:
         runs=[read.run for read in seeds],
         test=[read.test.probabilities for read in seeds],
         scaled=[
-            _scaled(read.test.probabilities, temperature)
+            scaled(read.test.probabilities, temperature)
             for read, temperature in zip(seeds, temperatures, strict=True)
         ],
         temperatures=temperatures,
@@ -374,8 +378,3 @@ def _model(name: str, seeds: list[ReadRun]) -> Model:
 
 def _mean(_: np.ndarray, added: np.ndarray, *, weights: np.ndarray, column: int) -> float:
     return float(np.average(added[:, column], weights=weights))
-
-
-def _scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    # In the dtype they came in: log-loss clips at its precision, before and after alike.
-    return apply_temperature(probabilities, temperature).astype(probabilities.dtype)

@@ -20,7 +20,7 @@ from evaluation.outcome import RARE
 from evaluation.plot_text import plain
 from evaluation.run_plots import FEWEST, MANY, NAME, draw_confusion
 
-NETWORK, BASELINE = "#c44e52", "#4c72b0"
+NETWORK, BASELINE, COMMITTEE = "#c44e52", "#4c72b0", "#8172b3"
 TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1, all types",
@@ -164,7 +164,7 @@ def calibration(comparison: Comparison) -> Figure:
 
 def curves(comparison: Comparison) -> Figure | None:
     """Loss and val macro-F1 of every seed of every network, over its updates; None without any."""
-    networks = [model for model in comparison.models if not model.is_baseline]
+    networks = [model for model in comparison.models if model.is_network]
     if not networks:
         return None
     panels = {
@@ -232,7 +232,9 @@ def _model(comparison: Comparison, name: str) -> Model:
 
 
 def _color(model: Model) -> str:
-    return BASELINE if model.is_baseline else NETWORK
+    if model.is_baseline:
+        return BASELINE
+    return NETWORK if model.is_network else COMMITTEE
 
 
 def _looks() -> Iterator[dict]:

@@ -4,7 +4,8 @@ A network that looks across cells gets whole sets of them. The cells of one set 
 in the file, so the counts of all are first written to a temporary folder, uncompressed.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,12 +18,16 @@ from scipy.sparse import csr_matrix
 from dataset.batches import flat
 from dataset.choose_cells import categories, condition_codes, read_positions
 from dataset.encode_error import EncodeError
+from dataset.previous.history import time_names
 from dataset.quality_control import Measures
 from dataset.reading.cells import Cells
 from dataset.store.csr_file import CsrFile, CsrWriter, Rows
+from dataset.vocabulary import GeneMatch
 from evaluation.annotated_file import AnnotationError
 from evaluation.trained_model import TrainedModel
 from training.updates import Samples, cut_to_budget
+
+logger = logging.getLogger(__name__)
 
 BLOCK_CELLS = 1024  # read and predicted at a time
 
@@ -30,10 +35,10 @@ Profile = tuple[csr_matrix, NDArray[np.float64]]  # counts (n, n_genes), library
 
 
 class Block(NamedTuple):
-    """Some cells of a query."""
+    """Some cells of a query, in the query's genes."""
 
     rows: NDArray[np.int64]  # (n,), of the query
-    profiles: list[Profile]  # now, and at the time point before where the model needs it
+    profiles: list[Profile]  # now, and of each layer that a model reads
     measures: Measures  # over all genes of the query
     sets: list[NDArray[np.int64]] | None = None  # cells of the block that are looked at together
 
@@ -44,6 +49,111 @@ class QueryObs(NamedTuple):
     conditions: NDArray[np.int64]  # (n_cells, k), codes known to the run; below 0: unknown
     positions: NDArray[np.float32] | None  # (n_cells, 2), for networks that read them
     sets: list[NDArray[np.int64]] | None  # rows of each, for networks that look across cells
+
+
+class QueryGenes:
+    """The query's counts in the genes of a vocabulary.
+
+    Attributes
+    ----------
+    match
+        Which genes of the vocabulary the query has.
+    """
+
+    def __init__(self, model: TrainedModel, cells: Cells, min_match_rate: float) -> None:
+        self.match = match_genes(model, cells, min_match_rate)
+        known = self.match.columns >= 0
+        ones = np.ones(int(known.sum()), dtype=np.int32)
+        rows_columns = (np.flatnonzero(known), self.match.columns[known])
+        shape = cells.n_genes, model.vocabulary.n_genes
+        self._align = csr_matrix((ones, rows_columns), shape=shape)  # 0 or 1
+
+    def align(self, profile: Profile) -> Profile:
+        """Return the profile in vocabulary order; library sizes stay those over all genes."""
+        counts, library_size = profile
+        aligned = csr_matrix(counts @ self._align)
+        aligned.sort_indices()
+        return aligned, library_size
+
+
+class ModelQuery:
+    """A query as one model is given it.
+
+    Parameters
+    ----------
+    model, genes
+        The model, and the query in its genes.
+    cells, time_key
+        Of the query.
+    layers
+        The layers of a block's profiles, in their order.
+    messages
+        Gets what was noticed.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        genes: QueryGenes,
+        cells: Cells,
+        time_key: str | None,
+        layers: Sequence[str],
+        messages: list[str],
+    ) -> None:
+        self.model, self.genes = model, genes
+        self.obs = None if model.run.is_baseline else read_obs(model, cells, messages)
+        self.times = read_times(model, cells, time_key) if model.needs_time else None
+        layer = model.previous_layer
+        self.layer = None if layer is None else 1 + layers.index(layer)
+
+    @property
+    def sets(self) -> list[NDArray[np.int64]] | None:
+        """Rows of each set of cells that the model looks at together; None: at each by itself."""
+        return None if self.obs is None else self.obs.sets
+
+    def predict(
+        self, block: Block, now: Profile, batch_size: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+        """Return calibrated probabilities and embeddings of a block, ``now`` in the genes."""
+        profiles = [now]
+        if self.layer is not None:
+            profiles.append(self.genes.align(block.profiles[self.layer]))
+        elif self.times is not None and self.model.history is not None:
+            profiles.append(self.model.history.profiles(*now, self.times[block.rows]))
+        obs = self.obs
+        return self.model.predict(
+            profiles,
+            conditions=None if obs is None else obs.conditions[block.rows],
+            positions=None if obs is None or obs.positions is None else obs.positions[block.rows],
+            sets=None if self.sets is None else block.sets,
+            batch_size=batch_size,
+        )
+
+
+def sets_of(queries: list[ModelQuery]) -> list[NDArray[np.int64]] | None:
+    """Return the sets of cells that come together, the same for all members that look at sets."""
+    found = {query.model.cell_sets: query.sets for query in queries if query.sets is not None}
+    if len(found) > 1:
+        folder = queries[0].model.run.path.parent.parent
+        raise AnnotationError(
+            f"{folder}: its members look at different sets of cells; annotate with one of them"
+        )
+    return next(iter(found.values()), None)
+
+
+def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> GeneMatch:
+    """Find the model's genes in the query, or say which are missing."""
+    match = model.vocabulary.match(cells.gene_ids.tolist(), cells.gene_symbols.tolist())
+    n_genes = model.vocabulary.n_genes
+    logger.info("%d of the model's %d genes found", n_genes - len(match.missing), n_genes)
+    if match.match_rate < min_match_rate:
+        raise AnnotationError(
+            f"{cells.files[0].path}: has {match.match_rate:.1%} of the model's genes, at least "
+            f"{min_match_rate:.0%} are needed. The model knows genes such as "
+            f"{', '.join(match.missing[:8])}; the file has {', '.join(cells.gene_ids[:8])}. Are "
+            "they of the same species, and named the same way?"
+        )
+    return match
 
 
 def read_obs(model: TrainedModel, cells: Cells, messages: list[str]) -> QueryObs:
@@ -94,6 +204,31 @@ def _positions(model: TrainedModel, cells: Cells) -> NDArray[np.float32] | None:
             "every cell: leave them out of the query"
         )
     return positions
+
+
+def read_times(model: TrainedModel, cells: Cells, time_key: str | None) -> NDArray[np.str_]:
+    """Return the time point of every cell, all of them known to the run's history."""
+    if time_key is None:
+        columns = ", ".join(cells.tables[0].columns) or "it has none"
+        raise AnnotationError(
+            f"{model.run.path}: was trained on two time points and needs the time of every query "
+            f"cell: give time_key, an obs column of the query ({columns})"
+        )
+    column = cells.column(time_key)
+    if n_missing := int(column.isna().sum()):
+        raise AnnotationError(
+            f"{cells.files[0].path}: obs {time_key!r}: {n_missing:,} of {cells.n_cells:,} cells "
+            "have no time point"
+        )
+    times = time_names(column)
+    known = model.history.time_points if model.history is not None else []
+    if unknown := sorted(set(times.tolist()) - set(known)):
+        shown = ", ".join(name[:40] for name in unknown[:5]) + ", ..." * (len(unknown) > 5)
+        raise AnnotationError(
+            f"{cells.files[0].path}: obs {time_key!r}: time points {shown} are not known to the "
+            f"run; expected {', '.join(known)}"
+        )
+    return times
 
 
 def in_whole_sets(blocks: Iterator[Block], sets: list[NDArray[np.int64]]) -> Iterator[Block]:

@@ -17,7 +17,7 @@ from dataset.previous.history import History
 from dataset.store.csr_file import Rows, counts_dtype
 from dataset.tokenizers.tokenizer import CellCounts
 from evaluation.annotated_file import AnnotationError
-from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
+from evaluation.calibration import apply_temperature, confidence_threshold
 from models.learner import Learner
 from models.network import CellSets
 from training.checkpoint import WEIGHTS, CheckpointError, load_weights
@@ -39,10 +39,12 @@ class TrainedModel:
     facts, vocabulary, class_names
         Of the data that the model was trained on.
     temperature, threshold
-        Of the probabilities and of ``uncertain``, fitted on the run's val cells.
+        Of the probabilities, as stored in the run, and of ``uncertain``; of the run's val cells.
     quality_control, min_detected_genes
         Which cells the run was trained on: its thresholds, and the fewest genes of the vocabulary
         that a train cell has.
+    members, weights
+        Of a committee, for ``combine``; empty and None for every other model.
     previous_layer
         Layer that holds a query cell's previous profile; None where the model needs none.
 
@@ -68,24 +70,15 @@ class TrainedModel:
                 f"{self.run.path}: predicts no classes; train a run with the objective classify, "
                 f"which may start from this one (init_from={self.run.path})"
             )
-        if not len(val.labels):
-            raise AnnotationError(
-                f"{self.run.path}: was made without val cells, on which its probabilities are "
-                "calibrated; annotate with another run"
-            )
-        self.temperature = fit_temperature(val.labels, val.probabilities)
+        self.temperature: float = self.run.metrics["temperature"]
         calibrated = apply_temperature(val.probabilities, self.temperature)
         self.threshold = confidence_threshold(val.labels, calibrated)
-        if not self.run.has_weights:
-            raise AnnotationError(
-                f"{path}: this run keeps no weights ({self.config.model.kind} cannot be saved "
-                "without pickling); annotate with another run"
-            )
-        model = self.config.model
+        model, self.baseline = self.config.model, None
+        self.members = [TrainedModel(member.path, device=device) for member in self.run.members]
+        self.weights = self.run.weights()["weights"] if self.members else None
         if self.run.is_baseline:
             self.baseline = self._baseline(model)
-        else:
-            self.baseline = None
+        elif not self.members:
             self.learner = self._learner(model)
 
     def _read_meta(self) -> None:
@@ -222,6 +215,23 @@ class TrainedModel:
                 "are NaN; annotate with another run"
             )
         return calibrated, embedding
+
+    def combine(
+        self, members: Sequence[tuple[np.ndarray, np.ndarray | None]]
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Return a committee's predictions, from what ``predict`` of each member returns.
+
+        Returns
+        -------
+        Calibrated probabilities ``(n_cells, n_classes)``, embeddings ``(n_cells, d)`` of the first
+        network, and the share of the members that predict the committee's class, ``(n_cells,)``.
+        """
+        of_each = [probabilities for probabilities, _ in members]
+        model: Any = self.config.model
+        averaged = model.average(self.weights, of_each)
+        same = [p.argmax(axis=1) == averaged.argmax(axis=1) for p in of_each]
+        embedding = next((embedding for _, embedding in members if embedding is not None), None)
+        return apply_temperature(averaged, self.temperature), embedding, np.mean(same, axis=0)
 
     def _encode(
         self,

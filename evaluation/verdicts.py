@@ -112,7 +112,7 @@ def history_verdict(comparison: Comparison) -> str:
     """
     of_config: dict[str, dict[str, Model]] = defaultdict(dict)
     for model in comparison.models:
-        if not model.is_baseline:
+        if model.is_network:
             of_config[model.runs[0].model_key(history=False)].setdefault(model.history, model)
     for kinds in of_config.values():  # best on val first
         if {"previous", "shuffled"} <= kinds.keys():

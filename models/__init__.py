@@ -9,6 +9,7 @@ from models.baselines.knn import KNNConfig
 from models.baselines.linear_svm import LinearSVMConfig
 from models.baselines.logistic_regression import LogisticRegressionConfig
 from models.baselines.majority import MajorityConfig
+from models.committee import CommitteeConfig
 from models.rank_transformer import RankTransformerConfig
 from models.residual_mlp import ResidualMLPConfig
 
@@ -19,6 +20,7 @@ ModelConfig = Annotated[
     | LogisticRegressionConfig
     | LinearSVMConfig
     | KNNConfig
-    | GradientBoostingConfig,
+    | GradientBoostingConfig
+    | CommitteeConfig,
     Field(discriminator="kind"),
 ]

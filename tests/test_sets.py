@@ -16,6 +16,7 @@ from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.sources import synthetic_cells
 from dataset.store.encoded_folder import EncodedFolder
+from evaluation.calibration import apply_temperature
 from models.learner import Learner
 from models.objectives.classify import ClassifyConfig
 from tests.made_up import facts
@@ -191,6 +192,27 @@ def test_new_cells_get_the_answer_of_training(house, runs, data, said):
     for key in ("donor", "field"):
         unknown = f"{n} of {n} cells have a value that the run does not know"
         assert f"condition '{key}': {unknown}" in said["test"]
+
+
+COMMITTEE = """
+import runpy, sys
+from evaluation.annotate import annotate
+main = runpy.run_path("02_train_model.py")["main"]
+models = {"knn": "{kind: knn}", "all": "{kind: committee, members: [runs/knn, runs/one]}"}
+for name, model in models.items():
+    assert main(["--config", "train.yaml", f"name={name}", f"model={model}"]) == 0
+annotate("runs/all", "test.h5ad", "all_out.h5ad")
+"""
+
+
+def test_a_committee_is_given_whole_sets_where_a_member_looks_at_them(house, runs, said):
+    run_python(house, "-c", COMMITTEE)
+    found = ad.read_h5ad(house / "all_out.h5ad")
+    expected = np.load(runs / "all" / "predictions_test.npz")
+    temperature = json.loads((runs / "all" / "metrics.json").read_text())["temperature"]
+    calibrated = apply_temperature(expected["probabilities"], temperature)
+    np.testing.assert_allclose(found.obsm["class_probabilities"], calibrated, atol=1e-4)
+    np.testing.assert_allclose(found.obsm["X_nanocell"], expected["embeddings"], atol=1e-4)
 
 
 def test_without_the_column_sets_are_cut_in_the_order_of_the_file(house, runs, data, said):

@@ -124,8 +124,18 @@ class TrainConfig(Config):
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the model is one of scikit-learn's, and not a network."""
+        """Whether the model is one of scikit-learn's."""
         return isinstance(self.model, BaselineConfig)
+
+    @property
+    def members(self) -> list[str]:
+        """Run folders of a committee's members; empty for every other model."""
+        return getattr(self.model, "members", [])
+
+    @property
+    def is_network(self) -> bool:
+        """Whether the model is trained by the loop: it is no baseline, and no committee."""
+        return not (self.is_baseline or self.members)
 
     @property
     def ends_with_last_epoch(self) -> bool:

@@ -70,12 +70,12 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
     Raises
     ------
     ConfigError
-        If nothing matches, or the run is a baseline.
+        If nothing matches, or the run is of no network.
     RunFolderError
         If the folder is no finished run.
     """
     run = Run(path)
-    if run.is_baseline:
+    if not run.is_network:
         raise ConfigError(
             f"init_from: {path} is a {run.config.model.kind}; expected the run of a network"
         )

@@ -23,7 +23,7 @@ class Fitted(NamedTuple):
 
     val: Arrays
     test: Arrays | None  # None: the config says test: false
-    weights: dict[str, np.ndarray] | None  # of a network: on the first process
+    weights: dict[str, np.ndarray]  # of a network: on the first process
     summary: dict  # for metrics.json: seconds, best_epoch, n_parameters and others
     step: int = 0
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dataset.store.encoded_folder import EncodedFolder
+from evaluation import scaled_scores
+from evaluation.calibration import fit_temperature
 from models.objectives.base import Objective
 from training.config import TrainConfig
 from training.distributed import Ranks
@@ -26,6 +28,11 @@ def score(
     return scores
 
 
+def temperature_of(val: Arrays, labels: np.ndarray) -> float | None:
+    """Return the temperature that the val cells ask for; None where no classes are predicted."""
+    return fit_temperature(labels, val["probabilities"]) if "probabilities" in val else None
+
+
 def write_results(
     config: TrainConfig,
     data: EncodedFolder,
@@ -35,14 +42,16 @@ def write_results(
     fitted: Fitted,
 ) -> None:
     """Make the partial folder a finished run, log its scores, show it in W&B."""
-    metrics: dict = {}
+    metrics: dict = {"temperature": temperature_of(fitted.val, data.split("val").labels)}
     predicted = {"val": fitted.val} | ({} if fitted.test is None else {"test": fitted.test})
     for name, predictions in predicted.items():
         cells = data.split(name)
         metrics[name] = score(config.objectives, predictions, cells.labels)
+        if (temperature := metrics["temperature"]) is not None:
+            probabilities = predictions["probabilities"]
+            metrics[name] |= scaled_scores(cells.labels, probabilities, temperature)
         run.write_predictions(name, cells, predictions)
-    if fitted.weights is not None:
-        run.write_weights(fitted.weights)
+    run.write_weights(fitted.weights)
     if config.test:
         tracker.log({f"test/{k}": v for k, v in metrics["test"].items()}, fitted.step)
     hashes = {key: data.meta[key] for key in ("data_sha256", "split_sha256")}
@@ -50,7 +59,7 @@ def write_results(
     if tracker.url is not None:
         metrics["wandb_url"] = tracker.url
     metrics["train_class_sizes"] = np.asarray(data.facts.class_sizes).tolist()
-    run.finish(metrics | environment(ranks.device))
+    run.finish(environment(ranks.device) | metrics)  # a committee's memory is its members'
     if run.data_were_replaced(data):
         logger.warning(
             "%s: was encoded again or moved while this run trained; the run is of the cells that "

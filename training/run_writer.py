@@ -47,7 +47,7 @@ from training.runs import (
     RunFolderError,
     other_version,
 )
-from training.same_run import differences, identity, read_meta
+from training.same_run import differences, identity, read_meta, with_recorded_checksums
 
 CHECKPOINT = "checkpoint.safetensors"
 # All that is resumed. Killed, a run may have left partial files under names of any kind.
@@ -198,9 +198,7 @@ class RunWriter:
 
     def _check_same(self, folder: Path, found: TrainConfig, state: str) -> None:
         """Raise if a folder's run is another one; data and weights that are gone cannot differ."""
-        if self.config.init_from is not None and self.config.init_from_sha256 is None:
-            recorded = {"init_from_sha256": found.init_from_sha256}
-            self.config = self.config.model_copy(update=recorded)
+        self.config = with_recorded_checksums(self.config, found)
         data = Path(self.config.data)
         if not read_meta(data):
             data = folder / DATA

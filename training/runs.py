@@ -27,9 +27,9 @@ from training.config import TrainConfig
 from training.same_run import model_key
 from training.tracking import MetricsError, read_metrics
 
-RUN_VERSION = 3  # 3: sizes of the classes in train; in metrics.json
+RUN_VERSION = 3  # 3: temperature and sizes of the classes in train; in metrics.json
 CONFIG, METRICS, CURVES = "config.yaml", "metrics.json", "metrics.jsonl"
-DATA = "data"
+DATA, MEMBERS = "data", "members"
 SPLITS = ("val", "test")  # those that are predicted, test unless the config says test: false
 CELLS = ("cell_names", "batches", "labels")  # of every predictions file
 # Of every finished run, be it a network or a baseline.
@@ -53,6 +53,12 @@ def other_version(path: Path, reason: object) -> RunFolderError:
     )
 
 
+def member_folders(config: TrainConfig) -> list[str]:
+    """Return where a committee's run keeps its members, below its folder."""
+    names = [Path(member).name for member in config.members]
+    return [f"{MEMBERS}/{i}_{name}" for i, name in enumerate(names, start=1)]
+
+
 class _Table(BaseModel):
     """A JSON file: the keys it must have at least; others are kept."""
 
@@ -69,6 +75,7 @@ class _Metrics(_Table):
     data_sha256: str
     split_sha256: str
     train_class_sizes: list[int]
+    temperature: float | None  # of runs that predict classes
     seed: int
     seconds: float
     peak_memory_mb: float
@@ -142,8 +149,8 @@ class Run:
     config
         The resolved config.
     metrics
-        metrics.json: scores of val and test, cost, hashes of cells and split, train cells of each
-        class, commit, versions.
+        metrics.json: scores of val and test, temperature, cost, hashes of cells and split, train
+        cells of each class, commit, versions.
     meta, class_names
         Of the encoded data it was trained on.
 
@@ -192,8 +199,13 @@ class Run:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is one of scikit-learn's, and not a network."""
+        """Whether it is one of scikit-learn's."""
         return self.config.is_baseline
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a network: no baseline, and no committee."""
+        return self.config.is_network
 
     @cached_property
     def facts(self) -> DataFacts:
@@ -211,14 +223,15 @@ class Run:
         except (OSError, MetricsError) as error:
             raise self._damaged(CURVES, error) from None
 
+    @cached_property
+    def members(self) -> list["Run"]:
+        """The runs that a committee is of, in their order; none for every other model."""
+        return [Run(self.path / name) for name in member_folders(self.config)]
+
     def model_key(self, *, history: bool = True) -> str:
         """Return the identity of its model, without its seed, as text (``same_run.model_key``)."""
-        return model_key(self.config, self.data, history=history)
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether the model was kept: some of scikit-learn's can only be pickled, and are not."""
-        return WEIGHTS in self.checksums
+        members = [member.model_key(history=history) for member in self.members]
+        return model_key(self.config, self.data, history=history, members=members)
 
     def weights(self) -> dict[str, NDArray]:
         """Read model.safetensors, all of it finite.

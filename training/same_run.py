@@ -1,6 +1,7 @@
 """Which runs are of one model: the one rule for resuming a run, and for averaging over seeds."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from training.distributed import resolve_precision
 
 # How a run is watched, where it runs, and how much of an update is computed at once: no more than
 # the last digits of a number depend on it. The precision is not among it, for it changes numbers.
-# Where the cells and the weights of init_from lie does not matter: both are compared by checksum.
+# Where the cells, the weights of init_from and a committee's members lie does not matter: all are
+# compared by checksum.
 MAY_DIFFER: dict[str, Any] = {
     "tracking": True,
     "runs_dir": True,
@@ -24,6 +26,7 @@ MAY_DIFFER: dict[str, Any] = {
     "parallel": True,
     "data": True,
     "init_from": True,
+    "model": {"members"},
     "optim": {"tokens_per_batch"},
 }
 SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer", "position_keys")
@@ -32,25 +35,53 @@ SAME_CELLS = ("data_sha256", "split_sha256", "tokenizer", "position_keys")
 def resolve(config: TrainConfig, device: torch.device) -> TrainConfig:
     """Return the config with what it leaves to device and disk written out, to be compared.
 
-    ``precision`` becomes what ``auto`` means on this device (of a baseline, which computes on the
-    CPU, always float32), and ``init_from_sha256`` the checksum of the weights to begin with.
+    ``precision`` becomes what ``auto`` means on this device (of a baseline or a committee, which
+    compute on the CPU, always float32), ``init_from_sha256`` the checksum of the weights to begin
+    with, and ``members_sha256`` of a committee those of its members' weights.
 
     Raises
     ------
     ConfigError
         If the config has a checksum, as that of a finished run does, and it is of other weights.
     """
-    precision = "float32" if config.is_baseline else resolve_precision(config.precision, device)
-    checksum = config.init_from_sha256
-    if config.init_from is not None and (path := Path(config.init_from) / WEIGHTS).is_file():
-        checksum = file_checksum(path)
-        if config.init_from_sha256 not in (None, checksum):
-            raise ConfigError(
-                f"init_from: {path} has other weights than this config began with (checksum "
-                f"{checksum[:12]}, expected {config.init_from_sha256[:12]}); restore that run, or "
-                "say init_from_sha256=null"
-            )
-    return config.model_copy(update={"precision": precision, "init_from_sha256": checksum})
+    precision = resolve_precision(config.precision, device) if config.is_network else "float32"
+    checksum, model = config.init_from_sha256, config.model
+    if config.init_from is not None:
+        checksum = _weights_sha256("init_from", config.init_from, checksum)
+    if config.members:
+        known = getattr(model, "members_sha256", None) or [None] * len(config.members)
+        pairs = zip(config.members, known, strict=True)
+        sums = [_weights_sha256("model.members", member, expected) for member, expected in pairs]
+        model = model.model_copy(update={"members_sha256": sums})
+    update = {"precision": precision, "init_from_sha256": checksum, "model": model}
+    return config.model_copy(update=update)
+
+
+def _weights_sha256(setting: str, run: str, expected: str | None) -> str | None:
+    """Return the checksum of a run's weights; where they are gone, the one that is expected."""
+    path = Path(run) / WEIGHTS
+    if not path.is_file():
+        return expected
+    checksum = file_checksum(path)
+    if expected not in (None, checksum):
+        raise ConfigError(
+            f"{setting}: {path} has other weights than this config began with (checksum "
+            f"{checksum[:12]}, expected {expected[:12]}); restore that run, or say "
+            f"{setting}_sha256=null"
+        )
+    return checksum
+
+
+def with_recorded_checksums(config: TrainConfig, found: TrainConfig) -> TrainConfig:
+    """Return a config of ``resolve`` with the checksums of a run for all weights that are gone."""
+    update: dict[str, Any] = {}
+    if config.init_from is not None and config.init_from_sha256 is None:
+        update["init_from_sha256"] = found.init_from_sha256
+    ours, theirs = (getattr(c.model, "members_sha256", None) for c in (config, found))
+    if ours and theirs and len(ours) == len(theirs):
+        sums = [our or their for our, their in zip(ours, theirs, strict=True)]
+        update["model"] = config.model.model_copy(update={"members_sha256": sums})
+    return config.model_copy(update=update)
 
 
 def identity(config: TrainConfig, data: Path) -> dict[str, Any]:
@@ -79,7 +110,9 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
 
 
-def model_key(config: TrainConfig, data: Path, *, history: bool = True) -> str:
+def model_key(
+    config: TrainConfig, data: Path, *, history: bool = True, members: Sequence[str] = ()
+) -> str:
     """Return the identity of a run's model as text: without name and seed, tested or not.
 
     Parameters
@@ -88,9 +121,13 @@ def model_key(config: TrainConfig, data: Path, *, history: bool = True) -> str:
         As in ``identity``.
     history
         Whether the time point before in a cell's tokens is a part of the model.
+    members
+        Keys of a committee's members, which stand for their weights: those are of one seed.
     """
     parts = identity(config, data)
     del parts["name"], parts["seed"], parts["test"]
+    if members:
+        parts["model"]["members_sha256"] = sorted(members)
     if not history and isinstance(parts["data"]["tokenizer"], dict):
         parts["data"]["tokenizer"] = {**parts["data"]["tokenizer"], "previous": None}
         parts = {key: part for key, part in parts.items() if not key.startswith("data/history/")}

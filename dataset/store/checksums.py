@@ -13,6 +13,7 @@ from pathlib import Path
 
 CHECKSUMS = "checksums.json"
 PIECE = 2**20
+BUFFER = 2**18
 # Files up to this many bytes are hashed whole; of a larger one, this many bytes in evenly spaced
 # pieces, its first and last among them, and its size: an atlas is opened in a second, not minutes.
 HASHED_BYTES = 32 * PIECE
@@ -25,7 +26,7 @@ def file_checksum(path: Path) -> str:
     n_pieces = HASHED_BYTES // PIECE
     with path.open("rb") as file:
         if size <= HASHED_BYTES:
-            while piece := file.read(PIECE):
+            while piece := file.read(BUFFER):
                 digest.update(piece)
         else:
             for i in range(n_pieces):

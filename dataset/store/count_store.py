@@ -6,11 +6,7 @@ Every encoding of the same files starts from it, whatever its filters, split and
 files are not opened again, and need not be there any more.
 """
 
-import errno
 import json
-import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,19 +15,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dataset.clean_names import clean_names
-from dataset.nearest_names import nearest, shortened
-from dataset.reading.cell_file import CellFileError, ColumnError, open_store
+from dataset.reading.cell_file import ColumnError, open_store
 from dataset.reading.cell_table import CellTable
+from dataset.reading.obs_columns import ObsColumns
 from dataset.reading.stored_table import read_table
 from dataset.store.atomic import FolderError
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.store.csr_file import CsrFile
 from dataset.store.layout import OF_COUNTS
+from dataset.store.link_files import link_files
 
-STORE_VERSION = 1
-# How file systems say that a file cannot have two names.
-NO_HARD_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+STORE_VERSION = 2
 
 
 class StoreError(ValueError):
@@ -42,17 +36,13 @@ class SourceFile(NamedTuple):
     """A file that counts were read from."""
 
     path: str  # or address, without what is secret in it
+    name: str  # last part of it, for people
     sha256: str
     n_cells: int
     fingerprint: str  # changes when the file is rewritten
 
-    @property
-    def name(self) -> str:
-        """Last part of the path."""
-        return Path(self.path).name
 
-
-class CountStore:
+class CountStore(ObsColumns):
     """Counts, names, obs and genes of all cells of the files.
 
     Parameters
@@ -125,34 +115,23 @@ class CountStore:
         """Return the names of cells ``start`` to ``stop``, ``(n,)``; no two cells share one."""
         return self.table.names(start, stop)
 
-    def column(self, key: str, *, needs_order: bool = False) -> pd.Series:
-        """Read an obs column of all cells, ``(n_cells,)``, or say which ones there are.
+    @property
+    def columns(self) -> list[str]:
+        """Names of the obs columns of all files, those that could not be read among them."""
+        return [*self.table.columns, *self._left_out]
 
-        Parameters
-        ----------
-        key
-            Name of the column.
-        needs_order
-            Raise if files had categories in an order, and it is not known what it is over all.
+    @property
+    def file_names(self) -> list[str]:
+        """Last parts of their paths."""
+        return [file.name for file in self.files]
 
-        Raises
-        ------
-        CellFileError
-            If there is no such column, or it could not be read.
-        """
+    def stored_column(self, key: str, *, needs_order: bool = False) -> pd.Series:
+        """Read an obs column as it was stored, or say why it could not be read."""
         if key in self._left_out:
             raise ColumnError(self._left_out[key])
-        if key not in self.table.columns:
-            names = shortened([file.name for file in self.files])
-            raise CellFileError(
-                f"{names}: no obs column {key!r}{nearest(key, self.table.columns)}"
-            )
         if needs_order and key in self._without_order:
             raise ColumnError(self._without_order[key])
-        column, message = clean_names(self.table.column(key), key)
-        if message is not None and message not in self.messages:
-            self.messages.append(message)
-        return column
+        return self.table.column(key)
 
     def to_anndata(self, rows: NDArray[np.integer]) -> ad.AnnData:
         """Return the counts of some cells in memory, for scanpy."""
@@ -161,18 +140,6 @@ class CountStore:
     def link(self, folder: Path) -> None:
         """Hard-link the store's files into a new folder; copy them where the disk has no links."""
         link_files(self.path, folder, (*OF_COUNTS, CHECKSUMS))
-
-
-def link_files(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Give files a second name in a new folder, or copy them where the disk has no hard links."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        try:
-            os.link(source / name, target / name)
-        except OSError as error:
-            if error.errno not in NO_HARD_LINKS:
-                raise
-            shutil.copy2(source / name, target / name)
 
 
 def check_is_store(folder: Path) -> None:

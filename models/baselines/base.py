@@ -23,8 +23,8 @@ class Classifier(Protocol):
         """Return class probabilities, ``(n_cells, n_classes)``, of raw counts."""
         ...
 
-    def to_arrays(self) -> dict[str, np.ndarray] | None:
-        """Return what ``BaselineConfig.from_arrays`` needs; None if it cannot be stored."""
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return what ``BaselineConfig.from_arrays`` needs."""
         ...
 
 

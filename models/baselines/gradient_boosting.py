@@ -1,7 +1,8 @@
 """Gradient-boosted trees on the most variable genes."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -12,9 +13,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from evaluation.classification import log_loss
 from models.baselines.base import BaselineConfig, LabeledCells
 from models.baselines.best_on_val import warn_at_edge
+from models.baselines.boosted_trees import BoostedTrees
 from models.baselines.features import highly_variable, log_normalize
 
 logger = logging.getLogger(__name__)
+CHECKED_CELLS = 100  # whose probabilities the stored trees must give again
 
 
 class GradientBoostingConfig(BaselineConfig):
@@ -73,36 +76,44 @@ class GradientBoostingConfig(BaselineConfig):
             n_rounds = 1 + int(np.argmin(losses))
         logger.info("gradient boosting: val cells chose %d of %d rounds", n_rounds, len(losses))
         warn_at_edge("max_rounds", n_rounds, [1, self.max_rounds], lowest=1)
-        return GradientBoosting(model, genes, n_classes, n_rounds)
+        trees = BoostedTrees.of(model, n_rounds)
+        some = val_values[:CHECKED_CELLS]
+        trees.check(some, next(islice(model.staged_predict_proba(some), n_rounds - 1, None)))
+        return GradientBoosting(trees, genes, np.asarray(model.classes_), n_classes)
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> "GradientBoosting":
-        """Raise a ValueError that says why there is nothing to rebuild."""
-        raise ValueError(
-            "gradient-boosted trees are not kept in a run folder: scikit-learn can only pickle "
-            "them, and pickles are never loaded here; annotate with another run, such as "
-            "logistic_regression"
+        """Rebuild the fitted model that ``to_arrays`` wrote down."""
+        names = [field.name for field in fields(BoostedTrees)]
+        return GradientBoosting(
+            trees=BoostedTrees(**{name: arrays[name] for name in names}),
+            genes=arrays["genes"],
+            classes=arrays["classes"],
+            n_classes=arrays["n_classes"].item(),
         )
 
 
 @dataclass(frozen=True)
 class GradientBoosting:
-    """Trees over ``genes``, of which the first ``n_rounds`` rounds vote."""
+    """Trees over ``genes``, for the ``classes`` that have training cells."""
 
-    model: HistGradientBoostingClassifier
+    trees: BoostedTrees
     genes: np.ndarray
+    classes: np.ndarray
     n_classes: int
-    n_rounds: int
 
     def predict_proba(self, counts: csr_matrix, library_size: np.ndarray) -> np.ndarray:
         """Return class probabilities, ``(n_cells, n_classes)``, of raw counts."""
         values = log_normalize(counts, library_size)[:, self.genes].toarray()
-        staged = self.model.staged_predict_proba(values)
-        probabilities = next(p for i, p in enumerate(staged, start=1) if i == self.n_rounds)
-        return _all_classes(probabilities, self.model.classes_, self.n_classes)
+        return _all_classes(self.trees.predict_proba(values), self.classes, self.n_classes)
 
-    def to_arrays(self) -> None:
-        """Return None: scikit-learn writes trees as pickles only, which are never loaded here."""
-        return None
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return what ``from_arrays`` needs."""
+        return {
+            **vars(self.trees),
+            "genes": self.genes,
+            "classes": self.classes,
+            "n_classes": np.array([self.n_classes]),
+        }
 
 
 def _all_classes(probabilities: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:

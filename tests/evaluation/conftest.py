@@ -15,6 +15,7 @@ from dataset.store.checksums import write_checksums
 from dataset.store.encoded_folder import SCHEMA_VERSION
 from dataset.vocabulary import Vocabulary
 from evaluation import METRICS
+from evaluation.calibration import fit_temperature
 from training.runs import RUN_VERSION
 
 CLASSES = ["alpha", "beta", "gamma"]
@@ -86,6 +87,8 @@ def write_run(tmp_path):
             else:
                 p = np.asarray(probabilities[split], dtype=np.float32)
             metrics[split] = {key: float(metric(own, p)) for key, metric in METRICS.items()}
+            if split == "val":
+                metrics["temperature"] = round(fit_temperature(own, p), 6)
             arrays = {
                 "cell_names": np.array([f"{split}-{i}" for i in range(len(own))]),
                 "batches": np.array(donors)[np.arange(len(own)) % len(donors)],
@@ -150,6 +153,12 @@ def edit_predictions():
         path = folder / f"predictions_{split}.npz"
         arrays = change(dict(np.load(path)))
         np.savez(path, **arrays)
+        if split == "val":
+            p = arrays.get("probabilities")
+            temperature = None if p is None else round(fit_temperature(arrays["labels"], p), 6)
+            path = folder / "metrics.json"
+            metrics = json.loads(path.read_text()) | {"temperature": temperature}
+            path.write_text(json.dumps(metrics))
         write_checksums(folder)
 
     return edit
@@ -166,15 +175,17 @@ class ChangedRun:
         run: Path,
         *,
         meta: Callable[[dict], object] | None = None,
+        metrics: Callable[[dict], object] | None = None,
         predictions: dict[str, Callable[[dict], object]] | None = None,
     ) -> Path:
         self.n_runs += 1
         copy = self.folder / f"changed_{self.n_runs}"
         shutil.copytree(run, copy)
-        if meta is not None:
-            facts = json.loads((copy / "data" / "meta.json").read_text())
-            meta(facts)
-            (copy / "data" / "meta.json").write_text(json.dumps(facts))
+        for name, change in (("data/meta.json", meta), ("metrics.json", metrics)):
+            if change is not None:
+                facts = json.loads((copy / name).read_text())
+                change(facts)
+                (copy / name).write_text(json.dumps(facts))
         for split, change in (predictions or {}).items():
             path = copy / f"predictions_{split}.npz"
             arrays = dict(np.load(path))
@@ -189,5 +200,5 @@ class ChangedRun:
 
 @pytest.fixture
 def changed_run(tmp_path):
-    """Return a function that copies a run with another meta.json or other predictions."""
+    """Return a function that copies a run with another meta.json, metrics or predictions."""
     return ChangedRun(tmp_path)

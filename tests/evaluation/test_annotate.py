@@ -120,12 +120,6 @@ def test_a_new_type_is_less_sure(network_run, query, tmp_path):
     assert strange.cells["uncertain"].mean() > known.cells["uncertain"].mean()
 
 
-def test_a_run_without_weights_says_so(tmp_path, make_run, query):
-    run = make_run("trees", "gradient_boosting_baron_human")
-    with pytest.raises(AnnotationError, match="keeps no weights"):
-        annotate(run, query(), tmp_path / "a.h5ad")
-
-
 def test_no_run_no_answer(tmp_path, query):
     with pytest.raises(RunFolderError, match="no such run"):
         annotate(tmp_path / "nothing", query(), tmp_path / "a.h5ad")

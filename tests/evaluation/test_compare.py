@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from evaluation import METRICS
+from dataset.store.checksums import write_checksums
+from evaluation import METRICS, comparison_plots
 from evaluation.calibration import apply_temperature, fit_temperature
 from evaluation.compare import compare_runs
 from evaluation.embedding import embedded_cells, embedded_runs, separation
+from evaluation.verdicts import verdicts
 
 EYE = np.eye(5)
 
@@ -158,6 +160,15 @@ def test_temperature_does_not_come_from_test(write_run, edit_predictions):
     assert row["log_loss_scaled"] > METRICS["log_loss"](comparison.labels, best) + 0.05
 
 
+def test_the_temperature_is_the_stored_one_and_not_fitted_again(write_run, changed_run):
+    folder = write_run("linear", skill=1.0)
+    changed_run(folder, metrics=lambda metrics: metrics.update(temperature=1.75))
+    (comparison,) = compare_runs(changed_run.folder, n_resamples=5)
+    assert comparison.models[0].temperatures == [1.75]
+    scaled = apply_temperature(comparison.models[0].test[0], 1.75)
+    np.testing.assert_allclose(comparison.models[0].scaled[0], scaled, rtol=1e-6)
+
+
 def test_the_type_of_one_cell_is_in_every_resample(lonely_type):
     comparison = compared(lonely_type)
     found = comparison.difference(comparison.best_network, comparison.best_baseline, "macro_f1")
@@ -242,6 +253,34 @@ def test_a_type_that_the_drawn_donors_lack_is_left_out_for_all(write_run):
     folder = write_run("linear", donors=("d1", "d2"), labels=labels, probabilities=right)
     row = compared(folder).scores.iloc[0]
     assert row["macro_f1_low_donors"] == row["macro_f1_high_donors"] == 1.0
+
+
+def test_a_committee_stands_in_the_table_and_in_no_verdict(write_run):
+    """It is best on val, and neither the best transformer nor the best baseline."""
+    write_run("linear", skill=2.0)
+    write_run("net", kind="rank_transformer", skill=1.5)
+    for seed in range(2):
+        folder = write_run(
+            f"together_s{seed}", kind="committee", seed=seed, skill=5.0,
+            members=[f"runs/net_s{seed}", "runs/linear"],
+        )  # fmt: skip
+        for i, name in enumerate((f"net_s{seed}", "linear"), start=1):
+            kind = "rank_transformer" if i == 1 else "logistic_regression"
+            of = seed if i == 1 else 0
+            member = write_run(f"{name}_of_{seed}", kind=kind, seed=of)
+            (folder / "members").mkdir(exist_ok=True)
+            member.rename(folder / "members" / f"{i}_{name}")
+        write_checksums(folder)
+    comparison = compared(folder)
+    assert [model.name for model in comparison.models] == ["together", "linear", "net"]
+    assert comparison.scores["seeds"].tolist() == ["0 1", "0", "0"]
+    assert comparison.scores["kind"][0] == "committee"
+    assert (comparison.best_network.name, comparison.best_baseline.name) == ("net", "linear")
+    (said,) = verdicts([comparison])
+    assert "together" not in said
+    assert "together" in set(comparison.differences["model"])
+    assert comparison_plots.curves(comparison) is not None
+    assert comparison_plots.cost(comparison) is not None
 
 
 def test_embedding_of_a_network(write_run):

@@ -8,8 +8,10 @@ from dataset.batches import BatchReader, flat
 from dataset.quality_control import Measures
 from dataset.reading.cells import open_cells
 from evaluation import query_cells, trained_model
-from evaluation.query_cells import Block, in_whole_sets, read_obs
+from evaluation.annotated_file import AnnotationError
+from evaluation.query_cells import Block, in_whole_sets, read_obs, sets_of
 from evaluation.trained_model import TrainedModel
+from models.network import CellSets
 from tests import made_up
 
 
@@ -89,3 +91,16 @@ def test_cells_of_a_set_come_together_wherever_they_lie(rng, monkeypatch):
             np.testing.assert_array_equal(size, n[block.rows])
         np.testing.assert_array_equal(np.stack(block.measures), measures[:, block.rows])
     assert sorted(flat([block.rows for block in found])) == list(range(100))
+
+
+def test_members_that_look_at_different_sets_cannot_be_given_both(tmp_path):
+    def asked(cell_sets, sets):
+        run = SimpleNamespace(path=tmp_path / "together" / "members" / "1_net")
+        return SimpleNamespace(model=SimpleNamespace(cell_sets=cell_sets, run=run), sets=sets)
+
+    alone, sets = asked(None, None), [np.arange(3)]
+    fields, large = CellSets("field", 12), CellSets("field", 100)
+    assert sets_of([alone, alone]) is None
+    assert sets_of([alone, asked(fields, sets), asked(fields, sets)]) is sets
+    with pytest.raises(AnnotationError, match=r"together: .* look at different sets of cells"):
+        sets_of([asked(fields, sets), alone, asked(large, sets)])

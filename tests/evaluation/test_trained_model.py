@@ -13,14 +13,17 @@ from scipy.sparse import csr_matrix, hstack
 
 from dataset.config import PreprocessConfig
 from dataset.encode import encode
+from dataset.reading.cells import Cells
 from dataset.sources import synthetic_cells
+from dataset.store.checksums import write_checksums
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation.annotate import AnnotationError, TrainedModel, annotate
-from evaluation.calibration import apply_temperature, confidence_threshold, fit_temperature
+from evaluation.calibration import apply_temperature, confidence_threshold
 from training.runs import Run
 
 HISTORIES = {"alone": None, "layer": {"layer": "before"}, "time": {"n_ancestors": 3}}
-BASELINES = ("majority", "logistic_regression", "linear_svm", "knn")
+BASELINES = ("majority", "logistic_regression", "linear_svm", "knn", "gradient_boosting")
+MEMBERS = ("knn", "alone", "logistic_regression", "layer", "gradient_boosting", "time")
 TEST_DONOR = "donor_3"
 
 
@@ -49,7 +52,7 @@ def two_times(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_of(two_times, make_run, tmp_path_factory):
-    """Return a function: kind of history or of baseline -> folder of the finished run."""
+    """Return a function: kind of history or of model -> folder of the finished run."""
     folder = tmp_path_factory.mktemp("data")
 
     @cache
@@ -68,14 +71,20 @@ def run_of(two_times, make_run, tmp_path_factory):
 
     @cache
     def run(kind):
+        if kind == "committee":  # of other tokenizers, histories and sizes
+            members = f"model.members=[{', '.join(str(run(member)) for member in MEMBERS)}]"
+            data = encoded("alone")
+            return make_run("two_times_committee", "committee_baron_human", members, data=data)
         if kind in BASELINES:
-            return make_run(f"two_times_{kind}", f"{kind}_baron_human", data=encoded("layer"))
+            quick = ["model.max_rounds=20"] if kind == "gradient_boosting" else []
+            name = f"two_times_{kind}"
+            return make_run(name, f"{kind}_baron_human", *quick, data=encoded("layer"))
         return make_run(f"two_times_{kind}", "smoke", "optim.max_epochs=3", data=encoded(kind))
 
     return run
 
 
-@pytest.mark.parametrize("kind", [*HISTORIES, *BASELINES])
+@pytest.mark.parametrize("kind", [*HISTORIES, *BASELINES, "committee"])
 def test_the_answers_are_those_of_the_test_cells(kind, run_of, two_times, tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.annotate.BLOCK_CELLS", 70)  # 240 cells are several blocks
     cells = ad.read_h5ad(two_times)
@@ -92,12 +101,55 @@ def test_the_answers_are_those_of_the_test_cells(kind, run_of, two_times, tmp_pa
     np.testing.assert_allclose(found.probabilities[rows], expected, atol=1e-5)
     uncalibrated = apply_temperature(found.probabilities[rows], 1 / found.temperature)
     np.testing.assert_allclose(uncalibrated, test.probabilities, atol=1e-5)
-    if kind in HISTORIES:
+    if kind in HISTORIES or kind == "committee":
         np.testing.assert_allclose(found.embedding[rows], test.embeddings, atol=1e-4)
     if kind != "majority":  # so that equal rows would not do, nor an order of their own
         assert len(np.unique(expected.round(3), axis=0)) > 10
     if kind not in ("majority", "linear_svm"):  # whose scores were scaled to val in training
         assert abs(found.temperature - 1) > 1e-3
+
+
+def test_a_committee_needs_no_folder_but_its_own(run_of, two_times, tmp_path):
+    names = ("here", "there")
+    here, there = (tmp_path / name for name in names)
+    shutil.copytree(run_of("committee"), here)
+    query = {"query": two_times, "time_key": "time"}
+    before = annotate(here, output=tmp_path / "before.h5ad", **query)
+    config = yaml.safe_load((here / "config.yaml").read_text())
+    config["model"]["members"] = [f"{tmp_path}/gone/{path}" for path in config["model"]["members"]]
+    (here / "config.yaml").write_text(yaml.safe_dump(config))  # no member lies there
+    write_checksums(here)
+    here.rename(there)
+    after = annotate(there, output=tmp_path / "after.h5ad", **query)
+    np.testing.assert_array_equal(after.probabilities, before.probabilities)
+
+
+def test_a_cell_is_told_how_many_members_agree(run_of, two_times, tmp_path):
+    found = annotate(run_of("committee"), two_times, tmp_path / "a.h5ad", time_key="time")
+    of_each = [
+        annotate(run_of(kind), two_times, tmp_path / f"{kind}.h5ad", time_key="time").cells
+        for kind in MEMBERS
+    ]
+    named = found.cells["predicted_cell_type"].astype(str)
+    same = [cells["predicted_cell_type"].astype(str) == named for cells in of_each]
+    np.testing.assert_allclose(found.cells["members_agree"], np.mean(same, axis=0))
+    assert found.cells["members_agree"].nunique() > 2
+    assert "members_agree" in ad.read_h5ad(tmp_path / "a.h5ad").obs
+    assert "members_agree" not in of_each[0]
+
+
+def test_each_block_of_the_query_is_read_once(run_of, two_times, tmp_path, monkeypatch):
+    read, blocks = [], Cells.blocks
+
+    def watch(self, *args):
+        for start, block in blocks(self, *args):
+            read.append((self.counts_location, start))
+            yield start, block
+
+    monkeypatch.setattr("evaluation.annotate.BLOCK_CELLS", 70)
+    monkeypatch.setattr(Cells, "blocks", watch)
+    annotate(run_of("committee"), two_times, tmp_path / "a.h5ad", time_key="time")
+    assert sorted(read) == [(f, s) for f in ("X", "layers/before") for s in (0, 70, 140, 210)]
 
 
 def test_the_poorest_train_cell_is_one_of_train(run_of):
@@ -175,9 +227,13 @@ def test_temperature_and_threshold_are_those_of_val(network_run, changed_run):
     of_test = TrainedModel(changed_run(network_run, predictions={"test": overconfident}))
     assert (of_test.temperature, of_test.threshold) == (before.temperature, before.threshold)
 
-    of_val = TrainedModel(changed_run(network_run, predictions={"val": overconfident}))
+    def remember(metrics):
+        metrics["temperature"] = 1.7
+
+    changed = changed_run(network_run, predictions={"val": overconfident}, metrics=remember)
+    of_val = TrainedModel(changed)
     val = of_val.run.predictions("val")
-    assert of_val.temperature == fit_temperature(val.labels, val.probabilities) > 1.5
+    assert of_val.temperature == 1.7  # as stored, and not fitted again
     calibrated = apply_temperature(val.probabilities, of_val.temperature)
     assert of_val.threshold == confidence_threshold(val.labels, calibrated)
     assert abs(of_val.threshold - confidence_threshold(val.labels, val.probabilities)) > 0.05

@@ -71,8 +71,8 @@ for comparison in comparisons:
     display(Markdown(f"### {escape(comparison.dataset)}"), results.summary(comparison))
 
 # %% [markdown]
-# Look for intervals that do not overlap. Red is a network, blue a baseline; the small open dots
-# are single seeds, so their spread is the luck of the seed.
+# Look for intervals that do not overlap. Red is a network, blue a baseline, violet a committee;
+# the small open dots are single seeds, so their spread is the luck of the seed.
 
 # %%
 for comparison in comparisons:

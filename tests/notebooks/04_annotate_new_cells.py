@@ -28,7 +28,7 @@
 # Only with a network that looks across cells it depends on the other cells of its sample.
 
 # %% tags=["parameters"]
-run = "runs/rank_transformer_baron_human"
+run = "runs/committee_baron_human"
 query = "baron_human_new_donor"
 output = "runs/annotated.h5ad"
 counts = "auto"

@@ -12,7 +12,7 @@ from training.init_from import init_from, shared_rows
 class OtherRun:
     """Stands for a finished run of a network with other genes."""
 
-    is_baseline = False
+    is_network = True
 
     def __init__(self, model, gene_ids):
         self.config = type("Config", (), {"model": model.network.config})
@@ -94,6 +94,6 @@ def test_a_run_that_nothing_can_come_from_is_refused(small, monkeypatch):
     taken_from(monkeypatch, run)
     with pytest.raises(module.ConfigError, match="no weight of runs/other"):
         init_from(small(0), "runs/other", made_up.facts())
-    run.is_baseline = True
+    run.is_network = False
     with pytest.raises(module.ConfigError, match="expected the run of a network"):
         init_from(small(0), "runs/other", made_up.facts())

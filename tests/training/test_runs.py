@@ -24,7 +24,6 @@ def test_reads_what_the_script_wrote(network_run):
     assert test.embeddings.shape == (len(test.labels), run.config.model.d_model)
     assert run.facts.vocabulary.n_genes == len(run.facts.learned["medians"])
     assert any("train/loss" in line for line in run.curves)
-    assert run.has_weights
     stored = load_file(network_run / "model.safetensors")
     assert run.weights().keys() == stored.keys()
 
@@ -184,7 +183,8 @@ def test_several_changed_files_are_one_sentence(copy):
     [
         ("metrics.json", None), ("metrics.json", "val"), ("metrics.json", "test"),
         ("metrics.json", "val.macro_f1"), ("metrics.json", "test.accuracy"),
-        ("metrics.json", "data_sha256"), ("metrics.json", "seconds"), ("metrics.json", "seed"),
+        ("metrics.json", "temperature"), ("metrics.json", "data_sha256"),
+        ("metrics.json", "seconds"), ("metrics.json", "seed"),
         ("data/meta.json", None), ("data/meta.json", "name"), ("data/meta.json", "tokenizer"),
         ("data/meta.json", "n_cells"), ("data/meta.json", "n_cells.test"),
         ("data/class_names.json", None), ("data/vocabulary.json", None),
@@ -198,7 +198,8 @@ def test_json_of_another_type_is_one_sentence(copy, name, key, value):
     for parent in parents:
         inner = inner[parent]
     if key and (
-        isinstance(value, type(inner[last])) or last in ("macro_f1", "accuracy", "seconds")
+        isinstance(value, type(inner[last]))
+        or last in ("macro_f1", "accuracy", "seconds", "temperature")
     ):
         value = True  # of another type than what is there, all the same
     if key:

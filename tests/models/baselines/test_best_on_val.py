@@ -7,6 +7,7 @@ from scipy.sparse import csr_matrix
 from evaluation.classification import accuracy, log_loss, macro_f1
 from models.baselines.base import LabeledCells
 from models.baselines.best_on_val import best_on_val, warn_at_edge
+from models.baselines.boosted_trees import BoostedTrees
 from models.baselines.features import log_normalize
 from models.baselines.gradient_boosting import GradientBoostingConfig
 from models.baselines.knn import KNNConfig
@@ -133,27 +134,43 @@ TREES = GradientBoostingConfig(
 )
 
 
-def staged_losses(model, split):
-    counts, library_size, labels = split
-    values = log_normalize(counts, library_size)[:, model.genes].toarray()
-    return [log_loss(labels, p) for p in model.model.staged_predict_proba(values)]
+@pytest.fixture
+def staged_losses(monkeypatch):
+    """Return a function: the config and the cells to fit on -> model, losses of all rounds."""
+    take_out, grown = BoostedTrees.of, []
+
+    def remember(model, n_rounds):
+        grown.append(model)
+        return take_out(model, n_rounds)
+
+    monkeypatch.setattr(BoostedTrees, "of", remember)
+
+    def losses_of(config, cells):
+        model = fit(config, cells)
+
+        def losses(split):
+            counts, library_size, labels = cells[split]
+            values = log_normalize(counts, library_size)[:, model.genes].toarray()
+            return [log_loss(labels, p) for p in grown[-1].staged_predict_proba(values)]
+
+        return model, losses("val"), losses("train")
+
+    return losses_of
 
 
-def test_rounds_are_those_with_the_least_loss_on_val(cells):
-    model = fit(TREES, cells)
-    losses = staged_losses(model, cells["val"])
-    assert model.n_rounds == 1 + np.argmin(losses)
-    assert model.n_rounds + TREES.patience <= len(losses) < TREES.max_rounds
-    on_train = staged_losses(model, cells["train"])
+def test_rounds_are_those_with_the_least_loss_on_val(cells, staged_losses):
+    model, losses, on_train = staged_losses(TREES, cells)
+    n_rounds = len(model.trees.roots)
+    assert n_rounds == 1 + np.argmin(losses)
+    assert n_rounds + TREES.patience <= len(losses) < TREES.max_rounds
     assert np.argmin(on_train) == len(on_train) - 1  # train would have taken them all
     found = model.predict_proba(*cells["val"][:2])
     assert log_loss(cells["val"][2], found) == pytest.approx(min(losses))
 
 
-def test_trees_grown_in_parts_are_those_grown_at_once(cells):
-    in_parts = fit(TREES, cells)
-    at_once = fit(TREES.model_copy(update={"patience": 100}), cells)
-    found, expected = (staged_losses(model, cells["val"]) for model in (in_parts, at_once))
+def test_trees_grown_in_parts_are_those_grown_at_once(cells, staged_losses):
+    found = staged_losses(TREES, cells)[1]
+    expected = staged_losses(TREES.model_copy(update={"patience": 100}), cells)[1]
     assert len(found) < len(expected) == 100
     np.testing.assert_array_equal(found, expected[: len(found)])
 

@@ -1,0 +1,68 @@
+"""A committee: the mean of the probabilities of runs that are finished, its members.
+
+Models that err on different cells are better together than each of them. Members' probabilities
+enter at the temperatures that are stored in their runs: a member that is far too sure, or not
+nearly sure enough, would else be heard too much or not at all. The mean has a temperature of its
+own, as every run has.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from scipy.optimize import minimize
+
+from configs.base import Config
+
+
+class CommitteeConfig(Config):
+    """Runs of other models on the same cells, whose predictions are averaged."""
+
+    kind: Literal["committee"] = "committee"
+    members: list[str] = Field(
+        min_length=2,
+        description="run folders of the same cells, split and classes, such as runs/a; the "
+        "embedding in 04 is that of the first network among them",
+    )
+    members_sha256: list[str | None] | None = Field(
+        default=None, description="checksums of their weights; filled in when the run starts"
+    )
+    weights: Literal["equal", "val"] = Field(
+        default="equal",
+        description="val: each member's weight is chosen on val, by log-loss; val cells that are "
+        "few choose badly",
+    )
+
+    @field_validator("members")
+    @classmethod
+    def _are_different(cls, members: list[str]) -> list[str]:
+        if twice := sorted({member for member in members if members.count(member) > 1}):
+            raise ValueError(f"listed twice: {', '.join(twice)}")
+        return members
+
+    def fit(self, labels: NDArray[np.int64], members: Sequence[NDArray]) -> NDArray[np.float64]:
+        """Return the weight of each member, from its probabilities ``(n, c)`` of val cells."""
+        equal = np.full(len(members), 1 / len(members))
+        if self.weights == "equal":
+            return equal
+        cells = np.arange(len(labels))
+        own = np.column_stack([p[cells, labels] for p in members])
+        own = np.clip(own, 1e-12, None, dtype=np.float64)  # (n, members)
+
+        def loss(weights: NDArray) -> tuple[float, NDArray]:
+            mixed = own @ weights
+            return -float(np.log(mixed).mean()), -(own / mixed[:, None]).mean(axis=0)
+
+        sum_is_1 = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
+        bounds = [(1e-9, 1.0)] * len(members)  # a mixture is never 0
+        found = minimize(
+            loss, equal, jac=True, bounds=bounds, constraints=[sum_is_1], method="SLSQP"
+        )
+        weights = np.where(found.x < 1e-6, 0.0, found.x)
+        return weights / weights.sum()
+
+    def average(self, weights: NDArray, members: Sequence[NDArray]) -> NDArray[np.float64]:
+        """Return the weighted mean of the members' probabilities, ``(n, c)`` each."""
+        return np.einsum("m,mnc->nc", weights, np.asarray(members, dtype=np.float64))
