@@ -342,8 +342,8 @@ def compare_runs(
             dataset,
             split,
             models,
-            labels=first.judged.labels,
-            donors=first.judged.batches,
+            labels=first.test.labels,
+            donors=first.test.batches,
             class_names=first.run.class_names,
             n_resamples=n_resamples,
             seed=seed,
@@ -366,9 +366,9 @@ def _model(name: str, seeds: list[ReadRun]) -> Model:
     return Model(
         name,
         runs=[read.run for read in seeds],
-        test=[read.judged.probabilities for read in seeds],
+        test=[read.test.probabilities for read in seeds],
         scaled=[
-            scaled(read.judged.probabilities, temperature)
+            scaled(read.test.probabilities, temperature)
             for read, temperature in zip(seeds, temperatures, strict=True)
         ],
         temperatures=temperatures,

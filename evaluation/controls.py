@@ -10,6 +10,7 @@ that are only predicted, ours over those that have test cells.
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from evaluation.compare import Comparison
 
@@ -19,7 +20,7 @@ SCORES = (*OPEN_PROBLEMS, "balanced_accuracy", "macro_f1_common")
 
 
 def control_labels(
-    labels: np.ndarray, train_class_sizes: list[int], seed: int
+    labels: np.ndarray, train_class_sizes: ArrayLike, seed: int
 ) -> dict[str, np.ndarray]:
     """Return the class that each control names for every test cell, ``(n_cells,)``.
 
@@ -32,7 +33,7 @@ def control_labels(
     seed
         Of that draw.
     """
-    sizes = np.array(train_class_sizes)
+    sizes = np.asarray(train_class_sizes)
     drawn = np.random.default_rng(seed).choice(len(sizes), len(labels), p=sizes / sizes.sum())
     commonest = np.full(len(labels), sizes.argmax())
     return {"true labels": labels, "random labels": drawn, "majority labels": commonest}
@@ -44,7 +45,11 @@ def with_controls(comparison: Comparison) -> pd.DataFrame:
     ``<score>_above_controls`` is 0 for the lowest control and 1 for the true labels, negative
     below; ``above_controls`` is the mean of them.
     """
-    sizes = comparison.models[0].runs[0].metrics["train_class_sizes"]
+    of_runs = [
+        pd.Series(run.metrics["train_class_sizes"], run.class_names)
+        for run in comparison.models[0].runs
+    ]
+    sizes = pd.concat(of_runs).groupby(level=0).sum().reindex(comparison.class_names, fill_value=0)
     eye = np.eye(len(comparison.class_names))
     controls = pd.DataFrame(
         [

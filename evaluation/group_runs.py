@@ -20,12 +20,12 @@ class ComparisonError(ValueError):
 class ReadRun:
     """A finished run and its predictions for val and test, in the order of the cells' names.
 
-    ``judged`` are those that it is compared by: of test, or of val for a run without test.
+    ``test`` are those that it is compared by: in a comparison on val they are of val.
     """
 
     run: Run
     val: SplitPredictions
-    judged: SplitPredictions
+    test: SplitPredictions
 
 
 def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
@@ -60,7 +60,7 @@ def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
             continue
         if all(split.has_classes for split in predictions):
             by_name = [_by_name(split) for split in predictions]
-            runs.append(ReadRun(run, val=by_name[0], judged=by_name[-1]))
+            runs.append(ReadRun(run, val=by_name[0], test=by_name[-1]))
         else:
             left_out.append(f"{path}: no classes predicted: not compared")
     if not runs:
@@ -79,7 +79,7 @@ def group_by_judged_cells(runs: list[ReadRun]) -> Iterator[tuple[str, str, list[
         if tested:
             yield name, "test", tested
         if len(tested) < len(group):
-            yield f"{name}, on val", "val", [replace(read, judged=read.val) for read in group]
+            yield f"{name}, on val", "val", [replace(read, test=read.val) for read in group]
 
 
 def group_by_cells(runs: list[ReadRun]) -> dict[str, list[ReadRun]]:
@@ -131,7 +131,7 @@ def group_by_model(runs: list[ReadRun]) -> tuple[dict[str, list[ReadRun]], list[
         seeds = groups[read.run.model_key()]
         first = seeds.setdefault(read.run.config.seed, read)
         if first is not read:
-            same = np.array_equal(first.judged.probabilities, read.judged.probabilities)
+            same = np.array_equal(first.test.probabilities, read.test.probabilities)
             what = "a copy of" if same else "has the config and the seed of"
             left_out.append(f"{read.run.path}: {what} {first.run.path}, and a seed counts once")
     ordered = [[seeds[seed] for seed in sorted(seeds)] for seeds in groups.values()]
@@ -153,7 +153,7 @@ def _by_name(cells: SplitPredictions) -> SplitPredictions:
 def _check_same_cells(first: ReadRun, read: ReadRun) -> None:
     pairs = [(read.val, first.val)]
     if read.run.splits == first.run.splits:
-        pairs.append((read.judged, first.judged))
+        pairs.append((read.test, first.test))
     same = read.run.class_names == first.run.class_names and all(
         np.array_equal(ours.cell_names, theirs.cell_names)
         and np.array_equal(ours.labels, theirs.labels)
