@@ -61,8 +61,15 @@ class _Learned(_Exact):
     range: list[float]
 
 
+class _Fold(_Exact):
+    name: str
+    of: list[str]
+    sha256: str
+
+
 class _Meta(_Exact):
     name: str
+    fold: _Fold | None = None
     source: _Source
     label_key: str | None
     batch_key: str | None
