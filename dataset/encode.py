@@ -29,7 +29,7 @@ from dataset.already_encoded import check_config, check_files
 from dataset.choose_cells import Annotations, ChosenCells, choose_cells
 from dataset.config import PreprocessConfig
 from dataset.describe import describe, write_cells
-from dataset.encode_folds import config_of_each_fold
+from dataset.encode_folds import configs_to_encode
 from dataset.encode_previous import previous_profiles
 from dataset.encode_steps import ToEncode, detect_genes, encode_cells
 from dataset.keep_counts import kept_counts
@@ -82,7 +82,7 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
     """
     with start_workers(config.n_threads, config.cluster) as workers:
         steps = Steps(workers, progress)
-        for one in config_of_each_fold(config, steps, overwrite=overwrite):
+        for one in configs_to_encode(config, steps, overwrite=overwrite):
             _encode_one(one, steps, overwrite=overwrite)
     return config.folder
 

@@ -12,7 +12,7 @@ from dataset.store.layout import check_replaceable
 from dataset.workers import Steps
 
 
-def config_of_each_fold(
+def configs_to_encode(
     config: PreprocessConfig, steps: Steps, *, overwrite: bool
 ) -> list[PreprocessConfig]:
     """Return a config for each fold, in order; the config itself where it has none, or is of one.

@@ -97,6 +97,13 @@ def model_key(config: TrainConfig, data: Path, *, history: bool = True) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
+def folds_key(config: TrainConfig, data: Path) -> str:
+    """Return what the runs of one model and seed share in all folds of a data set, as text."""
+    settings = config.model_dump(mode="json", exclude=MAY_DIFFER)
+    del settings["name"]
+    return json.dumps([settings, read_meta(data)["fold"]["sha256"]], sort_keys=True)
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """Return meta.json of an encoded folder or of a run's copy; empty if it cannot be read."""
     try:

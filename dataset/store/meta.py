@@ -61,7 +61,9 @@ class _Learned(_Exact):
     range: list[float]
 
 
-class _Fold(_Exact):
+class Fold(_Exact):
+    """Which fold of a data set its test split is; ``sha256`` is of all that its folds share."""
+
     name: str
     of: list[str]
     sha256: str
@@ -69,7 +71,7 @@ class _Fold(_Exact):
 
 class _Meta(_Exact):
     name: str
-    fold: _Fold | None = None
+    fold: Fold | None = None
     source: _Source
     label_key: str | None
     batch_key: str | None
