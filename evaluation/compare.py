@@ -68,6 +68,12 @@ class Model:
         return list(dict.fromkeys(run.config.seed for run in self.runs))
 
     @property
+    def folds(self) -> list[str]:
+        """Names of the folds of its data, in order; none where cells were held out once."""
+        fold = self.runs[0].fold
+        return [] if fold is None else fold.of
+
+    @property
     def is_baseline(self) -> bool:
         """Whether it is one of scikit-learn's, and not a network."""
         return self.runs[0].is_baseline

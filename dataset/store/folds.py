@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from dataset.cut_list import cut_list
 from dataset.store.encoded_folder import EncodedFolder, EncodedFolderError
 
@@ -47,6 +49,19 @@ def fold_paths(folder: str | Path) -> list[Path]:
 def open_folds(folder: str | Path) -> list[EncodedFolder]:
     """Open what ``fold_paths`` returns."""
     return [EncodedFolder(path) for path in fold_paths(folder)]
+
+
+def fold_table(folders: list[EncodedFolder]) -> pd.DataFrame:
+    """Return the cells of each split, the types and the genes of every folder, one a row."""
+    rows = {
+        folder.path.name: {
+            **{f"{split} cells": n_cells for split, n_cells in folder.n_cells.items()},
+            "types in train": len(folder.class_names),
+            "genes in train": folder.vocabulary.n_genes,
+        }
+        for folder in folders
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _fold_of(folder: Path) -> dict[str, Any] | None:
