@@ -155,6 +155,23 @@ def test_03_scores_each_cell_once_and_04_annotates_with_one_fold(script, write_c
     assert TrainedModel(runs / "net_seed0_fold_donor_1").class_names == comparison.class_names
 
 
+def test_every_fold_starts_from_its_own_pretraining(script, write_config, tmp_path):
+    optim = {"max_epochs": 1, "batch_size": 64}
+    pretraining = write_config(name="pre", objectives=[{"kind": "masked_gene"}], optim=optim)
+    assert script.main(["--config", pretraining]) == 0
+    runs = tmp_path / "runs"
+    config = write_config(name="tuned", init_from=str(runs / "pre"), optim=optim)
+    assert script.main(["--config", config]) == 0
+    assert script.main(["--config", config]) == 0  # finished
+    started = {Run(runs / f"tuned_fold_{donor}").config.init_from_sha256 for donor in DONORS}
+    assert len(started) == 4
+    for donor in DONORS:
+        run = Run(runs / f"tuned_fold_{donor}")
+        assert run.config.init_from == str(runs / f"pre_fold_{donor}")
+    (comparison,) = compare_runs(runs, n_resamples=2)
+    assert [model.name for model in comparison.models] == ["tuned"]
+
+
 def test_two_processes_train_the_folds_of_one(script, write_config, tmp_path):
     lines = []
     for name, model in (("net", NETWORK | {"dropout": 0}), ("floor", {"kind": "majority"})):

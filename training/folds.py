@@ -1,4 +1,8 @@
-"""One command trains every fold: the run of each, by a config of its own."""
+"""One command trains every fold: the run of each, by a config of its own.
+
+``init_from`` may name a run that was trained in the same folds: each fold starts from its own one,
+which has not seen its test cells either.
+"""
 
 from pathlib import Path
 
@@ -21,7 +25,17 @@ def config_of_each_fold(config: TrainConfig) -> list[TrainConfig]:
     tracking = config.tracking.model_copy(update=group)
     return [
         config.model_copy(
-            update={"name": f"{config.name}_{path.name}", "data": str(path), "tracking": tracking}
+            update={
+                "name": f"{config.name}_{path.name}",
+                "data": str(path),
+                "tracking": tracking,
+                "init_from": config.init_from and _run_of_fold(config.init_from, path.name),
+            }
         )
         for path in paths
     ]
+
+
+def _run_of_fold(run: str, fold: str) -> str:
+    of_fold = f"{run}_{fold}"
+    return of_fold if Path(of_fold).exists() and not Path(run).exists() else run

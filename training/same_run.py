@@ -9,6 +9,7 @@ import torch
 from configs.base import ConfigError
 from dataset.store.checksums import file_checksum
 from dataset.store.data_facts import learned_files
+from dataset.store.folds import fold_name
 from training.checkpoint import WEIGHTS
 from training.config import TrainConfig
 from training.distributed import resolve_precision
@@ -101,7 +102,11 @@ def folds_key(config: TrainConfig, data: Path) -> str:
     """Return what the runs of one model and seed share in all folds of a data set, as text."""
     settings = config.model_dump(mode="json", exclude=MAY_DIFFER)
     del settings["name"]
-    return json.dumps([settings, read_meta(data)["fold"]["sha256"]], sort_keys=True)
+    fold = read_meta(data)["fold"]
+    started_from = Path(config.init_from or "").name
+    if started_from.endswith(ending := f"_{fold_name(fold['name'])}"):  # other weights in each
+        settings["init_from_sha256"] = started_from.removesuffix(ending)
+    return json.dumps([settings, fold["sha256"]], sort_keys=True)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
