@@ -49,7 +49,7 @@ def fold_summary(comparison: Comparison) -> pd.DataFrame | None:
 
 
 def draw_folds(comparison: Comparison) -> Figure | None:
-    """Draw the scores of every fold, a line a model; None where cells were held out once."""
+    """Draw the scores of every fold, a color a model; None where cells were held out once."""
     scores = fold_scores(comparison)
     if scores is None:
         return None
@@ -57,10 +57,11 @@ def draw_folds(comparison: Comparison) -> Figure | None:
     axes = figure.subplots(1, len(SHOWN), squeeze=False)[0]
     colors = sns.color_palette("colorblind", len(comparison.models))
     for axis, (name, title) in zip(axes, SHOWN.items(), strict=True):
-        for model, color in zip(comparison.models, colors, strict=True):
+        for number, (model, color) in enumerate(zip(comparison.models, colors, strict=True)):
             own = scores[scores["model"] == model.name]
             label = plain(model.name, max_length=32)
-            axis.plot(range(len(own)), own[name], marker="o", lw=1, color=color, label=label)
+            beside = 0.5 * ((number + 0.5) / len(comparison.models) - 0.5)
+            axis.scatter(np.arange(len(own)) + beside, own[name], color=color, label=label)
             folds = [plain(fold, max_length=16) for fold in own["fold"]]
             axis.set_xticks(range(len(own)), folds, rotation=35, ha="right")
         axis.set_title(title, fontsize=10, loc="left")
@@ -75,10 +76,10 @@ def about_folds(comparison: Comparison) -> str:
     """Say what was held out in turn, and how many of the cells were predicted."""
     first = comparison.models[0].runs[0]
     n_cells, n_tested = first.meta["source"]["n_cells"], len(comparison.labels)
-    n_folds = len(comparison.models[0].folds)
+    n_folds, n_types = len(comparison.models[0].folds), int((comparison.n_cells > 0).sum())
     return (
         f"{n_cells:,} cells in {n_folds} folds, each of them test once and val once: {n_tested:,} "
-        f"test cells of {len(comparison.class_names)} types, every one predicted by models that "
+        f"test cells of {n_types} types, every one predicted by models that "
         "were trained, tuned and scaled without its fold. The other cells do not pass quality "
         "control, have no type, or are of one that the train cells of their fold lack."
     )
