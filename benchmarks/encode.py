@@ -16,13 +16,12 @@ from benchmarks.simulated_cells import SOURCE, write_cells
 LABEL_KEY = "cell_type1"
 
 
-def ours(path: str, label_key: str, n_threads: int = 1, n_tokens: int = 2048) -> dict:
-    """Encode a file, after a few made-up cells for which everything is compiled."""
-    from dataset.config import COUNTS, PreprocessConfig
-    from dataset.encode import encode
+def config_for(name: str, path: str, label_key: str, n_threads: int, n_tokens: int):
+    """Return the config that encodes all cells of a file."""
+    from dataset.config import PreprocessConfig
 
-    config = PreprocessConfig(
-        name=f"encode_{n_threads}",
+    return PreprocessConfig(
+        name=name,
         input=path,
         label_key=label_key,
         tokenizer={"kind": "rank", "n_tokens": n_tokens},
@@ -30,6 +29,14 @@ def ours(path: str, label_key: str, n_threads: int = 1, n_tokens: int = 2048) ->
         data_dir=str(DATA),
         n_threads=n_threads,
     )
+
+
+def ours(path: str, label_key: str, n_threads: int = 1, n_tokens: int = 2048) -> dict:
+    """Encode a file, after a few made-up cells for which everything is compiled."""
+    from dataset.config import COUNTS
+    from dataset.encode import encode
+
+    config = config_for(f"encode_{n_threads}", path, label_key, n_threads, n_tokens)
     imported = own_memory()
     load_compiled(config)
     shutil.rmtree(DATA / COUNTS, ignore_errors=True)

@@ -16,11 +16,11 @@ def encode_train_predict(
     """Do it once, with the project's own functions; cells, and seconds and peak MB by part."""
     import torch
 
-    from benchmarks.encode import load_compiled
+    from benchmarks.encode import config_for, load_compiled
     from benchmarks.load import read_batches
     from benchmarks.measure import PeakMemory, own_memory
     from dataset.batches import to_device
-    from dataset.config import COUNTS, PreprocessConfig
+    from dataset.config import COUNTS
     from dataset.encode import encode
     from dataset.store.encoded_folder import EncodedFolder
     from models.learner import Learner
@@ -30,15 +30,7 @@ def encode_train_predict(
 
     torch.manual_seed(0)
     torch.set_num_threads(1)  # two wait for each other where a machine is shared
-    config = PreprocessConfig(
-        name="end_to_end",
-        input=path,
-        label_key=label_key,
-        quality_control={"min_genes": 1},
-        tokenizer={"kind": "rank", "n_tokens": n_tokens},
-        data_dir=str(DATA),
-        n_threads=n_threads,
-    )
+    config = config_for("end_to_end", path, label_key, n_threads, n_tokens)
     imported = own_memory()
     load_compiled(config)
     shutil.rmtree(DATA / COUNTS, ignore_errors=True)

@@ -22,15 +22,15 @@ NOT_COMPARED: dict[str, Any] = {
 OTHER = "choose another name in the config, or pass overwrite=True"
 
 
-def check_config(folder: Path, config: PreprocessConfig) -> None:
-    """Raise unless a folder that is there was made from this config, whatever its input.
+def open_same_config(folder: Path, config: PreprocessConfig) -> EncodedFolder:
+    """Open a folder that is there, if it was made from this config, whatever its input.
 
     Raises
     ------
     EncodeError, EncodedFolderError
         If it was made from another config, or is damaged.
     """
-    EncodedFolder(folder)
+    encoded = EncodedFolder(folder)
     try:
         made = PreprocessConfig.load(folder / "config.yaml")
     except ConfigError as error:
@@ -43,16 +43,17 @@ def check_config(folder: Path, config: PreprocessConfig) -> None:
     if differ:
         found = "; ".join(f"{k}: {made_with[k]!r}, now {wanted[k]!r}" for k in differ)
         raise EncodeError(f"{folder}: was made with another config ({found}): {OTHER}")
+    return encoded
 
 
-def check_files(folder: Path, store: CountStore) -> None:
-    """Raise unless a folder that is there was made from these files.
+def check_files(encoded: EncodedFolder, store: CountStore) -> None:
+    """Raise unless a folder was made from these files.
 
     Raises
     ------
     EncodeError
         If it was made from others.
     """
-    made_of = [file["sha256"] for file in EncodedFolder(folder).meta["source"]["files"]]
+    made_of = [file["sha256"] for file in encoded.meta["source"]["files"]]
     if made_of != [file.sha256 for file in store.files]:
-        raise EncodeError(f"{folder}: was made from other files: {OTHER}")
+        raise EncodeError(f"{encoded.path}: was made from other files: {OTHER}")

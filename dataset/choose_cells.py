@@ -17,7 +17,7 @@ from dataset.encode_error import EncodeError
 from dataset.nearest_names import shortened
 from dataset.previous.history import order_time_points, time_names
 from dataset.quality_control import Measures, drop_cells, drop_rare_types, drop_unlabelled
-from dataset.reading.cells import Cells
+from dataset.reading.obs_columns import ObsColumns
 from dataset.reasons import Reasons
 from dataset.split import fold_names, split_cells
 from dataset.store.count_store import CountStore
@@ -65,7 +65,7 @@ class Annotations:
     positions: NDArray[np.float32] | None  # (n_cells, 2), NaN where there is none
 
     @classmethod
-    def read(cls, cells: Cells | CountStore, config: PreprocessConfig) -> "Annotations":
+    def read(cls, cells: ObsColumns, config: PreprocessConfig) -> "Annotations":
         """Read the columns that the config names, before any count is looked at.
 
         Raises
@@ -94,7 +94,7 @@ class Annotations:
         )
 
 
-def _read_labels(cells: Cells | CountStore, key: str) -> pd.Categorical:
+def _read_labels(cells: ObsColumns, key: str) -> pd.Categorical:
     labels = categories(cells.column(key), strip=True)
     n_distinct, n_labelled = len(labels.categories), int((labels.codes >= 0).sum())
     if n_distinct > max(FEWEST_DISTINCT, n_labelled / 2):
@@ -311,7 +311,7 @@ def condition_codes(values: pd.Categorical, names: list[str]) -> NDArray[np.int6
     return np.array([*codes, -1], dtype=np.int64)[values.codes]
 
 
-def read_positions(cells: Cells | CountStore, keys: list[str]) -> NDArray[np.float32] | None:
+def read_positions(cells: ObsColumns, keys: list[str]) -> NDArray[np.float32] | None:
     """Read the obs columns of the cells' coordinates, ``(n_cells, 2)``; None where none are named.
 
     Raises

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.already_encoded import check_config, check_files
+from dataset.already_encoded import check_files, open_same_config
 from dataset.choose_cells import Annotations, ChosenCells, choose_cells
 from dataset.config import PreprocessConfig
 from dataset.describe import describe, write_cells
@@ -88,15 +88,14 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
 
 
 def _encode_one(config: PreprocessConfig, steps: Steps, *, overwrite: bool) -> None:
-    folder = config.folder
-    is_there = folder.exists()
-    if is_there and overwrite:
+    folder, found = config.folder, None
+    if folder.exists() and overwrite:
         check_replaceable(folder)
-    elif is_there:
-        check_config(folder, config)
+    elif folder.exists():
+        found = open_same_config(folder, config)
     store = kept_counts(config, steps)
-    if is_there and not overwrite:
-        check_files(folder, store)
+    if found is not None:
+        check_files(found, store)
         logger.info("%s: already encoded", folder)
         return
     before = config.tokenizer.previous and config.tokenizer.previous.layer

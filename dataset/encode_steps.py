@@ -1,13 +1,11 @@
 """The steps of an encoding, each on some of the cells, by a thread or by a cluster's worker.
 
-Each step reads its cells from the disk and writes what comes of them to the disk, in rows that
-follow from the cells alone; ``dataset/encode.py`` says in which order they go. A step that is
+Each step reads its cells from the disk and returns what is small, or writes it in rows that follow
+from the cells alone; ``dataset/encode.py`` says in which order they go. A step that is
 interrupted may be done again, by anyone, and ends with the same bytes.
 """
 
-import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +16,14 @@ from numpy.typing import NDArray
 from dataset.previous.profiles import PreviousProfiles
 from dataset.reading.cells import CellFile
 from dataset.store.blocks import cut_blocks
-from dataset.store.csr_file import CsrFile, CsrWriter, NpyRows, Rows, mark_columns
+from dataset.store.csr_file import (
+    CsrFile,
+    NpyRows,
+    Rows,
+    counts_dtype,
+    index_dtype,
+    mark_columns,
+)
 from dataset.store.expression import Expression
 from dataset.store.layout import SPLITS
 from dataset.tokenizers.tokenizer import CellCounts, Tokenizer
@@ -30,7 +35,6 @@ class Share(NamedTuple):
     file: CellFile
     start: int
     stop: int
-    folder: Path  # where their counts are spilled to
 
 
 class ToEncode(NamedTuple):
@@ -41,24 +45,17 @@ class ToEncode(NamedTuple):
     first: tuple[int, ...]  # index of the first one of each split, in that split
 
 
-def spill_counts(share: Share) -> int:
-    """Read cells, check them, and write their counts uncompressed.
+def read_counts(share: Share) -> list[Rows]:
+    """Read cells and check them; return their counts, some rows after others."""
+    return list(stream_counts(share))
 
-    Returns
-    -------
-    Number of cells.
-    """
-    partial = share.folder.with_name(f".{share.folder.name}-{uuid.uuid4().hex}")
-    with CsrWriter(partial, share.file.n_genes) as writer:
-        for _, block in share.file.blocks(cut_blocks(share.start, share.stop)):
-            writer.append(Rows(block.indptr, block.indices, block.data))
-    try:
-        partial.rename(share.folder)
-    except OSError:
-        if not share.folder.exists():
-            raise
-        shutil.rmtree(partial)  # another worker was thought dead, and was not
-    return share.stop - share.start
+
+def stream_counts(share: Share) -> Iterator[Rows]:
+    """Do what ``read_counts`` does, a block at a time."""
+    index = index_dtype(share.file.n_genes)
+    for _, block in share.file.blocks(cut_blocks(share.start, share.stop)):
+        counts = block.data.astype(counts_dtype(block.data), copy=False)
+        yield Rows(block.indptr, block.indices.astype(index, copy=False), counts)
 
 
 def detect_genes(rows: NDArray[np.integer], counts: Path, n_genes: int) -> NDArray[np.bool_]:

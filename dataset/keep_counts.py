@@ -9,23 +9,23 @@ import json
 import logging
 import os
 import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from dataset.choose_cells import Annotations
 from dataset.config import COUNTS, PreprocessConfig
 from dataset.encode_error import EncodeError
-from dataset.encode_steps import Share, spill_counts
+from dataset.encode_steps import Share, read_counts, stream_counts
 from dataset.previous.layer import of_layer
 from dataset.reading.cell_file import file_sha256, fingerprint
 from dataset.reading.cell_url import CellPath, CellUrl, without_secrets
-from dataset.reading.cells import Cells, open_cells
+from dataset.reading.cells import CellFile, Cells, open_cells
 from dataset.reading.same_files import refuse_copies
 from dataset.sources import SOURCES, resolve
 from dataset.store.atomic import atomic_folder
-from dataset.store.blocks import cut, cut_shares
+from dataset.store.blocks import cut_shares
 from dataset.store.checksums import write_checksums
 from dataset.store.count_store import (
     STORE_VERSION,
@@ -34,7 +34,7 @@ from dataset.store.count_store import (
     StoreError,
     check_is_store,
 )
-from dataset.store.csr_file import CsrFile, CsrWriter
+from dataset.store.csr_file import CsrWriter
 from dataset.store.folds import FOLD
 from dataset.workers import Steps, start_workers
 from dataset.write_cell_table import write_cell_table
@@ -176,7 +176,9 @@ def _read_into(folder: Path, config: PreprocessConfig, layer: str | None, steps:
             "version": STORE_VERSION,
             "key": folder.name,
             "files": [
-                SourceFile(_recorded(path), sha256.result(), file.n_cells, mark)._asdict()
+                SourceFile(
+                    _recorded(path), path.name, sha256.result(), file.n_cells, mark
+                )._asdict()
                 for path, sha256, file, mark in zip(
                     paths, hashes, source.files, marks, strict=True
                 )
@@ -194,21 +196,24 @@ def _read_into(folder: Path, config: PreprocessConfig, layer: str | None, steps:
 
 
 def _write_counts(folder: Path, source: Cells, steps: Steps) -> None:
-    """Have the workers spill the counts, a share of the cells each, and append them in order."""
-    spilled = folder / "spilled"
-    spilled.mkdir()
-    shares: list[Share] = []
-    for file in source.files:
-        # Columns are transposed in one go, and an address is asked as rarely as can be.
-        whole = file.is_csc or isinstance(file.path, CellUrl)
-        parts = cut(0, file.n_cells, file.n_cells) if whole else cut_shares(0, file.n_cells)
-        for start, stop in parts:
-            shares.append(Share(file, start, stop, spilled / f"{len(shares):06d}"))
-    done = steps.run("read", spill_counts, shares)
+    """Append the counts in order; the workers read some cells each.
+
+    What is stored by columns cannot be begun in the middle: it is read here.
+    """
     with CsrWriter(folder, source.n_genes) as writer:
-        for share, n_cells in zip(shares, done, strict=True):
-            rows = CsrFile(share.folder)
-            for start, stop in cut_shares(0, n_cells):
-                writer.append(rows.rows(start, stop))
-            shutil.rmtree(share.folder)  # at once: most of it never gets to the disk
-    shutil.rmtree(spilled)
+        for is_csc, files in groupby(source.files, key=lambda file: file.is_csc):
+            if is_csc:
+                for file in files:
+                    for rows in stream_counts(Share(file, 0, file.n_cells)):
+                        writer.append(rows)
+            else:
+                shares = [share for file in files for share in _shares(file)]
+                for blocks in steps.run("read", read_counts, shares):
+                    for rows in blocks:
+                        writer.append(rows)
+
+
+def _shares(file: CellFile) -> list[Share]:
+    """Cut a file's cells; an address, which is opened for each share, into larger ones."""
+    times = 4 if isinstance(file.path, CellUrl) else 1
+    return [Share(file, *cells) for cells in cut_shares(0, file.n_cells, times=times)]

@@ -1,8 +1,8 @@
 """Workers of an encoding: threads of this process, or a Dask cluster.
 
-A step is a plain function of small arguments that reads its cells from the disk and writes what
-comes of them to the disk, in rows that depend on nothing but the cells. So it may run anywhere
-that sees the disk, in any order, and again if a worker dies half-way.
+A step is a plain function of small arguments that reads its cells from the disk and returns what
+comes of them, or writes it to the disk in rows that depend on nothing but the cells. So it may run
+anywhere that sees the disk, in any order, and again if a worker dies half-way.
 """
 
 from collections import deque
@@ -35,7 +35,7 @@ class Workers:
         try:
             for item in items:
                 waiting.append(self.executor.submit(function, item))
-                if len(waiting) > 2 * self.n_workers:
+                if len(waiting) > self.n_workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -62,9 +63,11 @@ def draw_map(adata: ad.AnnData, keys: Sequence[str]) -> Figure:
     for key in known:
         if not pd.api.types.is_numeric_dtype(shown.obs[key]):
             shown.obs[key] = plain_names(shown.obs[key])
-    return sc.pl.embedding(
+    figure = sc.pl.embedding(
         shown, basis, color=known, ncols=2, wspace=0.7, frameon=False, return_fig=True
     )
+    plt.close(figure)  # it is returned, and not to be shown twice
+    return figure
 
 
 def plain_names(names: pd.Series) -> "pd.Categorical[str]":

@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from dataset.clean_names import clean_names
-from dataset.nearest_names import nearest, shortened
 from dataset.reading.cell_file import (
     CellFileError,
     fingerprint,
@@ -32,6 +30,7 @@ from dataset.reading.find_files import find_files
 from dataset.reading.gene_names import gene_names, merge_genes
 from dataset.reading.join_columns import compare_columns, join_column
 from dataset.reading.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
+from dataset.reading.obs_columns import ObsColumns
 from dataset.reading.stored_table import read_table
 
 __all__ = ["CellFile", "CellFileError", "Cells", "open_cells"]
@@ -121,7 +120,7 @@ class CellFile:
 
 
 @dataclass(frozen=True)
-class Cells:
+class Cells(ObsColumns):
     """Raw counts of the cells of one file or several, never all in memory at once.
 
     Attributes
@@ -165,36 +164,20 @@ class Cells:
     def _of_files(self, texts: list[str]) -> str:
         if len(set(texts)) == 1:
             return texts[0]
-        return "; ".join(f"{f.path.name}: {t}" for f, t in zip(self.files, texts, strict=True))
+        return "; ".join(f"{name}: {t}" for name, t in zip(self.file_names, texts, strict=True))
 
     @property
     def columns(self) -> list[str]:
         """Names of the obs columns of all files."""
         return list(dict.fromkeys(name for table in self.tables for name in table.columns))
 
-    def column(self, key: str, *, needs_order: bool = False) -> pd.Series:
-        """Read an obs column of all cells, ``(n_cells,)``, or say which ones there are.
-
-        Texts lose what is invisible in them (see ``clean_names``).
-
-        Parameters
-        ----------
-        key
-            Name of the column.
-        needs_order
-            Raise if files have categories in an order, and it is not known what it is over all.
-        """
-        column, message = clean_names(self.stored_column(key, needs_order=needs_order), key)
-        if message is not None and message not in self.messages:
-            self.messages.append(message)
-            logger.info(message)
-        return column
+    @property
+    def file_names(self) -> list[str]:
+        """Last parts of their paths."""
+        return [file.path.name for file in self.files]
 
     def stored_column(self, key: str, *, needs_order: bool = False) -> pd.Series:
-        """Read an obs column as it is stored; see ``column``."""
-        if key not in self.columns:
-            names = shortened([file.path.name for file in self.files])
-            raise CellFileError(f"{names}: no obs column {key!r}{nearest(key, self.columns)}")
+        """Read an obs column as it is stored, file by file."""
         parts = [table.column(key) if key in table.columns else None for table in self.tables]
         return join_column(key, parts, self.tables, needs_order=needs_order)
 

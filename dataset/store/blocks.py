@@ -1,7 +1,7 @@
 """Cells read at a time, and cells of one worker's share of a step."""
 
-BLOCK_CELLS = 512
-SHARE_CELLS = 2048
+BLOCK_CELLS = 256
+SHARE_CELLS = 1024
 
 
 def cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
@@ -14,6 +14,6 @@ def cut_blocks(start: int, stop: int) -> list[tuple[int, int]]:
     return cut(start, stop, BLOCK_CELLS)
 
 
-def cut_shares(start: int, stop: int) -> list[tuple[int, int]]:
-    """Cut a range into what a worker does at a time."""
-    return cut(start, stop, SHARE_CELLS)
+def cut_shares(start: int, stop: int, *, times: int = 1) -> list[tuple[int, int]]:
+    """Cut a range into what a worker does at a time, or so many times as much."""
+    return cut(start, stop, times * SHARE_CELLS)

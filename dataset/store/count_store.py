@@ -19,17 +19,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dataset.clean_names import clean_names
-from dataset.nearest_names import nearest, shortened
-from dataset.reading.cell_file import CellFileError, ColumnError, open_store
+from dataset.reading.cell_file import ColumnError, open_store
 from dataset.reading.cell_table import CellTable
+from dataset.reading.obs_columns import ObsColumns
 from dataset.reading.stored_table import read_table
 from dataset.store.atomic import FolderError
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.store.csr_file import CsrFile
 from dataset.store.layout import OF_COUNTS
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 # How file systems say that a file cannot have two names.
 NO_HARD_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 
@@ -42,17 +41,13 @@ class SourceFile(NamedTuple):
     """A file that counts were read from."""
 
     path: str  # or address, without what is secret in it
+    name: str  # last part of it, for people
     sha256: str
     n_cells: int
     fingerprint: str  # changes when the file is rewritten
 
-    @property
-    def name(self) -> str:
-        """Last part of the path."""
-        return Path(self.path).name
 
-
-class CountStore:
+class CountStore(ObsColumns):
     """Counts, names, obs and genes of all cells of the files.
 
     Parameters
@@ -125,34 +120,23 @@ class CountStore:
         """Return the names of cells ``start`` to ``stop``, ``(n,)``; no two cells share one."""
         return self.table.names(start, stop)
 
-    def column(self, key: str, *, needs_order: bool = False) -> pd.Series:
-        """Read an obs column of all cells, ``(n_cells,)``, or say which ones there are.
+    @property
+    def columns(self) -> list[str]:
+        """Names of the obs columns of all files, those that could not be read among them."""
+        return [*self.table.columns, *self._left_out]
 
-        Parameters
-        ----------
-        key
-            Name of the column.
-        needs_order
-            Raise if files had categories in an order, and it is not known what it is over all.
+    @property
+    def file_names(self) -> list[str]:
+        """Last parts of their paths."""
+        return [file.name for file in self.files]
 
-        Raises
-        ------
-        CellFileError
-            If there is no such column, or it could not be read.
-        """
+    def stored_column(self, key: str, *, needs_order: bool = False) -> pd.Series:
+        """Read an obs column as it was stored, or say why it could not be read."""
         if key in self._left_out:
             raise ColumnError(self._left_out[key])
-        if key not in self.table.columns:
-            names = shortened([file.name for file in self.files])
-            raise CellFileError(
-                f"{names}: no obs column {key!r}{nearest(key, self.table.columns)}"
-            )
         if needs_order and key in self._without_order:
             raise ColumnError(self._without_order[key])
-        column, message = clean_names(self.table.column(key), key)
-        if message is not None and message not in self.messages:
-            self.messages.append(message)
-        return column
+        return self.table.column(key)
 
     def to_anndata(self, rows: NDArray[np.integer]) -> ad.AnnData:
         """Return the counts of some cells in memory, for scanpy."""

@@ -421,7 +421,7 @@ def test_who_is_dropped_after_the_split_counts_too(cells, config_of):
 
 def test_labels_that_name_cells_are_refused_before_a_count_is_read(cells, config_of, monkeypatch):
     cells.obs["barcode"] = [f"{i:04d}" + "ACGT" * 30 for i in range(160)]
-    monkeypatch.setattr(dataset.keep_counts, "spill_counts", None)
+    monkeypatch.setattr(dataset.keep_counts, "read_counts", None)
     with pytest.raises(EncodeError, match="'barcode' has 160 distinct values for 160 cells") as e:
         run(config_of(cells, label_key="barcode"))
     assert len(str(e.value)) < 400
@@ -848,7 +848,7 @@ def test_a_full_disk_is_said_and_nothing_stays(cells, config_of, monkeypatch):
 
     monkeypatch.setattr(NpyWriter, "_write", lambda s, d: (take(len(d)), write(s, d))[1])
     monkeypatch.setattr(os, "pwrite", lambda f, d, at: (take(len(d)), pwrite(f, d, at))[1])
-    for room[0] in (100, 3_000, 30_000, 50_000):
+    for room[0] in (100, 3_000, 20_000, 36_000):
         with pytest.raises(FolderError, match="the disk is full"):
             run(config)
         assert leftovers(config) == []
@@ -860,7 +860,7 @@ def test_a_full_disk_is_said_and_nothing_stays(cells, config_of, monkeypatch):
     "step",
     [
         "write_cell_table",
-        "spill_counts",
+        "read_counts",
         "find_vocabulary",
         "fit_tokenizer",
         "encode_cells",
@@ -871,7 +871,7 @@ def test_an_error_or_ctrl_c_leaves_nothing(cells, config_of, monkeypatch, step):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    in_reading = step in ("spill_counts", "write_cell_table")
+    in_reading = step in ("read_counts", "write_cell_table")
     monkeypatch.setattr(dataset.keep_counts if in_reading else dataset.encode, step, stop)
     config = config_of(cells)
     with pytest.raises(KeyboardInterrupt):

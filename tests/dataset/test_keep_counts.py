@@ -318,7 +318,7 @@ def test_the_order_of_times_that_files_disagree_on_is_said_when_it_is_needed(
 
 
 def test_a_wrong_column_is_told_before_the_counts_are_read(config_of, monkeypatch, tmp_path):
-    monkeypatch.setattr("dataset.keep_counts.spill_counts", None)
+    monkeypatch.setattr("dataset.keep_counts.read_counts", None)
     with pytest.raises(CellFileError, match="no obs column 'cell_tipe'"):
         keep(config_of(label_key="cell_tipe"))
     cells = ad.read_h5ad(tmp_path / "cells.h5ad")

@@ -1,4 +1,5 @@
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +22,9 @@ def test_any_number_of_cells_and_any_names_are_drawn(rng, n_cells):
     adata.obs["label"] = [rf"$\frac{{$ {i} {'x' * 60}" for i in range(n_cells)]
     adata.obs["doublet_score"] = np.linspace(0, 1, n_cells)
     adata.obs["batch"] = np.nan
+    open_before = plt.get_fignums()
     figure = draw_map(adata, ["label", "absent", "batch", "doublet_score"])
+    assert plt.get_fignums() == open_before  # or a notebook shows it twice
     figure.canvas.draw()
     titles = [axis.get_title() for axis in figure.axes]
     assert [title for title in titles if title] == ["label", "doublet_score"]
