@@ -7,7 +7,7 @@
 Writes runs/<name>/: the resolved config, metrics.jsonl (curves), metrics.json (scores), the
 predictions of val and test, the weights, and what is needed to use them on new cells. Interrupted,
 the same command resumes from the last epoch, on any number of processes; finished, it says so
-and does nothing.
+and does nothing. Where data is a folder of folds it does so for each of them, in a run of its own.
 """
 
 import argparse
@@ -50,6 +50,7 @@ from training.distributed import (
     stop_ranks,
     wrap,
 )
+from training.folds import config_of_each_fold
 from training.init_from import init_from, initialize_from_train_cells
 from training.monitor import monitored, rating
 from training.optim import clip_gradients, freeze, learning_rate, make_optimizer, set_learning_rate
@@ -229,15 +230,16 @@ def train_epoch(
 
 def train(config: TrainConfig, ranks: Ranks) -> None:
     """Go from a config to a finished run folder: the parts above, in order."""
+    if not config.is_network and not ranks.is_first:
+        return  # one process is enough
     config = resolve(config, ranks.device)
     run = RunWriter(config)
     if run.is_finished():
         logger.info("%s is finished: nothing to do", run.final)
         return
     data = EncodedFolder(config.data)
-    barrier(ranks)  # all have looked at the run's folder: now the first one may change it
-    if not config.is_network and not ranks.is_first:
-        return  # one process is enough
+    if config.is_network:
+        barrier(ranks)  # all have looked at the run's folder: now the first one may change it
     with run.open(data, writes=ranks.is_first):
         tracker = Tracker(run.curves, config, writes=ranks.is_first)
         if config.is_baseline:
@@ -258,7 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
         ranks = start_ranks(config.device)
         if not ranks.is_first:
             logging.disable(logging.CRITICAL)
-        train(config, ranks)
+        for of_fold in config_of_each_fold(config):
+            train(of_fold, ranks)
     except KeyboardInterrupt:
         print("interrupted: the same command resumes from the last epoch", file=sys.stderr)
         return 130

@@ -29,10 +29,11 @@ BOOKS := runs/notebooks
 # papermill writes as it goes: the finished notebook gets its name only at the end
 papermill = mkdir -p $(BOOKS) && $(BIN)/papermill --cwd . --no-progress-bar --log-output $(1) $(2).partial.ipynb $(3) && mv $(2).partial.ipynb $(2)
 
-demo: runs/annotated.h5ad
+demo: runs/annotated.h5ad runs/folds/RESULTS.md
 	@echo
 	@echo "Done. Look at:"
 	@echo "  RESULTS in runs/RESULTS.md           which model works on these cells, and is the difference real"
+	@echo "  folds in   runs/folds/RESULTS.md     the same with every donor held out in turn"
 	@echo "  figures in $(BOOKS)/*.ipynb     the four steps as they ran"
 	@echo "  labels in  runs/annotated.h5ad       a donor nobody trained on, annotated"
 
@@ -55,8 +56,27 @@ runs/RESULTS.md: $(DONE)
 runs/annotated.h5ad: runs/RESULTS.md
 	$(call papermill,04_annotate_new_cells.ipynb,$(BOOKS)/04_annotate_new_cells.ipynb,-p run runs/committee_$(NAME) -p query baron_human_new_donor -p output $@)
 
+# ---------------------------------------------------------------- every donor held out in turn
+# One command trains the four folds in order, and resumes: the last one's run is the last to be there.
+folds: runs/folds/RESULTS.md
+
+LAST := fold_human4
+DATA_OF_FOLDS := data/$(NAME)_folds/$(LAST)/meta.json
+RUNS_OF_FOLDS := $(foreach run,logistic_regression rank_transformer,runs/folds/$(run)_$(NAME)_$(LAST)/metrics.json)
+
+$(DATA_OF_FOLDS): configs/preprocess/$(NAME)_folds.yaml | $(READY)
+	$(call papermill,01_preprocess_sc_data.ipynb,$(BOOKS)/01_folds.ipynb,-p config $<)
+
+runs/folds/%_$(LAST)/metrics.json: configs/train/%.yaml | $(READY) $(DATA_OF_FOLDS)
+	$(BIN)/python 02_train_model.py --config $< data=data/$(NAME)_folds runs_dir=runs/folds
+
+runs/folds/RESULTS.md: $(RUNS_OF_FOLDS)
+	$(call papermill,03_compile_evaluation_metrics.ipynb,$(BOOKS)/03_folds.ipynb,-p runs runs/folds -p output $@)
+
+.PHONY: folds
+
 clean:
-	rm -rf data/$(NAME)_rank data/counts/$(NAME)_* runs
+	rm -rf data/$(NAME)_rank data/$(NAME)_folds data/counts/$(NAME)_* runs
 
 # ---------------------------------------------------------------- three more data sets
 # make sets CELLS=folder   three seeds of configs/train/example.yaml and the logistic regression, on

@@ -19,7 +19,7 @@ from dataset.previous.history import order_time_points, time_names
 from dataset.quality_control import Measures, drop_cells, drop_rare_types, drop_unlabelled
 from dataset.reading.obs_columns import ObsColumns
 from dataset.reasons import Reasons
-from dataset.split import split_cells
+from dataset.split import fold_names, split_cells
 from dataset.store.count_store import CountStore
 from dataset.store.layout import SPLITS
 
@@ -46,6 +46,7 @@ class ChosenCells:
     reasons: Reasons  # of all cells of the files
     doublet_score: NDArray[np.float64] | None  # (n,)
     messages: list[str]
+    folds: list[str]  # names of all folds, in order; none of a holdout
 
     def of_split(self, name: str) -> NDArray[np.int64]:
         """Return the index, among the cells that stay, of a split's cells."""
@@ -133,20 +134,7 @@ def choose_cells(
     """
     quality, fewest = config.quality_control, config.min_cells_per_class
     messages: list[str] = []
-    reasons = Reasons(store.n_cells)
-    drop_cells(reasons, measures, quality)
-    for key, missing in _missing(obs, config).items():
-        reasons.drop(missing, f"no {key}", f"{key!r} without a value", f"fill obs {key!r}")
-    fit = reasons.kept  # whatever their labels
-    if obs.labels is not None and config.label_key is not None:
-        drop_unlabelled(reasons, obs.labels, config.label_key, config.ignore_labels)
-        if obs.groups is None:  # every split needs cells of a type
-            n_of_type = _count(obs.labels, reasons.kept)
-            drop_rare_types(reasons, obs.labels, n_of_type, fewest, "cells")
-    reasons.check_share(quality.max_dropped_fraction)
-    if not reasons.kept.any():
-        raise EncodeError(f"{config.name}: no cell is left. Dropped: {reasons}")
-
+    reasons, fit = _drop_unfit(obs, measures, config)
     split = _split(obs, fit, reasons.kept, config)
     scores = None
     if quality.scrublet:
@@ -196,7 +184,44 @@ def choose_cells(
         reasons=reasons,
         doublet_score=None if scores is None else scores[rows],
         messages=messages,
+        folds=_fold_names(obs, split >= 0, config) if config.split.in_folds else [],
     )
+
+
+def find_folds(obs: Annotations, measures: Measures, config: PreprocessConfig) -> list[str]:
+    """Return the names of all folds of these cells, in order.
+
+    Raises
+    ------
+    EncodeError
+        If the groups are fewer than three.
+    """
+    reasons, _ = _drop_unfit(obs, measures, config)
+    return _fold_names(obs, reasons.kept, config)
+
+
+def _fold_names(obs: Annotations, cells: NDArray[np.bool_], config: PreprocessConfig) -> list[str]:
+    return fold_names(None if obs.groups is None else obs.groups[cells], config.split)
+
+
+def _drop_unfit(
+    obs: Annotations, measures: Measures, config: PreprocessConfig
+) -> tuple[Reasons, NDArray[np.bool_]]:
+    """Drop what is dropped before the split; say too who would stay whatever their labels."""
+    reasons = Reasons(len(measures.total_counts))
+    drop_cells(reasons, measures, config.quality_control)
+    for key, missing in _missing(obs, config).items():
+        reasons.drop(missing, f"no {key}", f"{key!r} without a value", f"fill obs {key!r}")
+    fit = reasons.kept
+    if obs.labels is not None and config.label_key is not None:
+        drop_unlabelled(reasons, obs.labels, config.label_key, config.ignore_labels)
+        if obs.groups is None:  # every split needs cells of a type
+            n_of_type, fewest = _count(obs.labels, reasons.kept), config.min_cells_per_class
+            drop_rare_types(reasons, obs.labels, n_of_type, fewest, "cells")
+    reasons.check_share(config.quality_control.max_dropped_fraction)
+    if not reasons.kept.any():
+        raise EncodeError(f"{config.name}: no cell is left. Dropped: {reasons}")
+    return reasons, fit
 
 
 def _missing(obs: Annotations, config: PreprocessConfig) -> dict[str, NDArray[np.bool_]]:
@@ -250,15 +275,16 @@ def _check_splits(
     split: NDArray[np.int8], class_names: list[str], config: PreprocessConfig, reasons: Reasons
 ) -> None:
     """Raise if there is nothing to train on, choose by, or judge by."""
+    fold = config.split.fold
+    named = config.name if fold is None else f"{config.name}, fold {fold}"
     for code, name in enumerate(SPLITS):
         if not (split == code).any():
             raise EncodeError(
-                f"{config.name}: {name} has no cells; change the split in the config. "
-                f"Dropped: {reasons}"
+                f"{named}: {name} has no cells; change the split in the config. Dropped: {reasons}"
             )
     if config.label_key is not None and len(class_names) < 2:
         raise EncodeError(
-            f"{config.name}: one cell type only ({class_names[0]!r}) in train; expected two or "
+            f"{named}: one cell type only ({class_names[0]!r}) in train; expected two or "
             f"more: name another label_key, or another split. Dropped: {reasons}"
         )
 

@@ -1,5 +1,6 @@
 """The config of an encoded dataset: what is read, who stays, who is train, val and test."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 from configs.base import Config
 from dataset import TokenizerConfig
 from dataset.reading.cell_url import without_secrets
+from dataset.store.folds import fold_name
 
 COUNTS = "counts"  # folder under data_dir: the counts of all inputs, which encodings share
 
@@ -39,8 +41,13 @@ class QualityControlConfig(Config):
 
 
 class SplitConfig(Config):
-    """Split into train, val and test: of whole groups where there are groups, else of cells."""
+    """Train, val and test: of whole groups where there are groups, else of cells.
 
+    Held out once, or in folds: every group, or every k-th of the cells, is test in one fold and
+    val in another, and each fold is an encoded folder of its own.
+    """
+
+    kind: Literal["holdout", "leave_one_group_out", "k_fold"] = "holdout"
     key: str | None = Field(
         default=None,
         description="obs column whose groups stay together (donor); null: stratify by cell type, "
@@ -50,7 +57,17 @@ class SplitConfig(Config):
     test: list[str] | None = Field(default=None, description="groups of test; null: by seed")
     val_fraction: float = Field(default=0.15, gt=0, lt=1, description="share of the cells")
     test_fraction: float = Field(default=0.20, gt=0, lt=1, description="share of the cells")
+    k: int = Field(default=5, ge=3, description="of k_fold: how many folds")
     seed: int = Field(default=0, ge=0, lt=2**32)
+    fold: str | None = Field(
+        default=None,
+        description="the one fold to encode: a group, or a number from 1 to k; null: all of them",
+    )
+
+    @property
+    def in_folds(self) -> bool:
+        """Whether there are several folds, of which this may be one."""
+        return self.kind != "holdout"
 
     @model_validator(mode="after")
     def _check(self) -> "SplitConfig":
@@ -60,11 +77,19 @@ class SplitConfig(Config):
             raise ValueError("val_fraction + test_fraction leave nothing to train on")
         if both := set(self.val or []) & set(self.test or []):
             raise ValueError(f"groups in both val and test: {sorted(both)}")
+        if self.in_folds and (self.val or self.test):
+            raise ValueError(f"{self.kind} makes every fold val and test once: leave them out")
+        if self.fold is not None and not self.in_folds:
+            raise ValueError(f"fold {self.fold!r}: a holdout has no folds")
+        if self.kind == "leave_one_group_out" and self.key is None:
+            raise ValueError(f"{self.kind} holds out groups of an obs column: name it with key")
+        if self.kind == "k_fold" and self.key is not None:
+            raise ValueError(f"{self.kind} deals single cells: leave key out, or choose another")
         return self
 
 
 class PreprocessConfig(Config):
-    """One encoded dataset: ``data/<name>/``."""
+    """One encoded dataset: ``data/<name>/``, or that of a fold, ``data/<name>/fold_<name>/``."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under data_dir")
     input: str | list[str] = Field(
@@ -126,6 +151,12 @@ class PreprocessConfig(Config):
                 "[x, y], or none"
             )
         return self
+
+    @property
+    def folder(self) -> Path:
+        """Where it is written; of folds, where all of them are."""
+        folder, fold = Path(self.data_dir) / self.name, self.split.fold
+        return folder if fold is None else folder / fold_name(fold)
 
     def to_yaml(self) -> str:
         """Return every field as YAML text, without the keys and passwords of addresses."""

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import platform
 from collections.abc import Iterable, Iterator
 from importlib import metadata
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dataset.already_encoded import NOT_COMPARED
 from dataset.choose_cells import ChosenCells
 from dataset.config import PreprocessConfig
 from dataset.provenance import git_commit
@@ -84,6 +86,7 @@ def describe(
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
+        "fold": _fold(config, store, chosen),
         "source": {
             "files": [
                 {"path": file.name, "sha256": file.sha256, "n_cells": file.n_cells}
@@ -119,7 +122,7 @@ def describe(
         "n_cells": {split: len(chosen.of_split(split)) for split in SPLITS},
         "dropped": chosen.reasons.count(),
         "messages": messages,
-        "data_sha256": _sha256([*(file.sha256 for file in store.files), store.counts_location]),
+        "data_sha256": _data_sha256(store),
         "split_sha256": _sha256(_split_lines(store, chosen)),
         "git_commit": git_commit(),
         "versions": {
@@ -127,6 +130,22 @@ def describe(
             **{name: metadata.version(name) for name in ("numpy", "scipy", "anndata", "numba")},
         },
     }
+
+
+def _fold(
+    config: PreprocessConfig, store: CountStore, chosen: ChosenCells
+) -> dict[str, Any] | None:
+    """Say which fold it is and of which; the hash is of all that folds of one data set share."""
+    if config.split.fold is None:
+        return None
+    shared = config.model_dump(mode="json", exclude=NOT_COMPARED)
+    shared["split"]["fold"] = None
+    lines = [_data_sha256(store), json.dumps(shared, sort_keys=True), *chosen.folds]
+    return {"name": config.split.fold, "of": chosen.folds, "sha256": _sha256(lines)}
+
+
+def _data_sha256(store: CountStore) -> str:
+    return _sha256([*(file.sha256 for file in store.files), store.counts_location])
 
 
 def _split_lines(store: CountStore, chosen: ChosenCells) -> Iterator[str]:

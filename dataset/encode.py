@@ -29,6 +29,7 @@ from dataset.already_encoded import check_files, open_same_config
 from dataset.choose_cells import Annotations, ChosenCells, choose_cells
 from dataset.config import PreprocessConfig
 from dataset.describe import describe, write_cells
+from dataset.encode_folds import configs_to_encode
 from dataset.encode_previous import previous_profiles
 from dataset.encode_steps import ToEncode, detect_genes, encode_cells
 from dataset.keep_counts import kept_counts
@@ -52,6 +53,9 @@ logger = logging.getLogger(__name__)
 def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool = True) -> Path:
     """Encode a dataset into ``<data_dir>/<name>/``; return at once if that is done.
 
+    Split in folds, each of them becomes such a folder, ``<data_dir>/<name>/fold_<group>/``; those
+    that are there already are kept, so an interrupted call is resumed by the same one.
+
     Parameters
     ----------
     config
@@ -64,7 +68,7 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
 
     Returns
     -------
-    The folder, which ``EncodedFolder`` reads.
+    The folder, which ``EncodedFolder`` reads; that of all folds, which ``open_folds`` reads.
 
     Raises
     ------
@@ -76,26 +80,30 @@ def encode(config: PreprocessConfig, *, overwrite: bool = False, progress: bool 
         If the folder is being written, is not ours, or the disk is full. After any error nothing
         is left of the folder; counts that were read to their end are kept.
     """
-    folder = Path(config.data_dir) / config.name
-    found = None
+    with start_workers(config.n_threads, config.cluster) as workers:
+        steps = Steps(workers, progress)
+        for one in configs_to_encode(config, steps, overwrite=overwrite):
+            _encode_one(one, steps, overwrite=overwrite)
+    return config.folder
+
+
+def _encode_one(config: PreprocessConfig, steps: Steps, *, overwrite: bool) -> None:
+    folder, found = config.folder, None
     if folder.exists() and overwrite:
         check_replaceable(folder)
     elif folder.exists():
         found = open_same_config(folder, config)
-    with start_workers(config.n_threads, config.cluster) as workers:
-        steps = Steps(workers, progress)
-        store = kept_counts(config, steps)
-        if found is not None:
-            check_files(found, store)
-            logger.info("%s: already encoded", folder)
-            return folder
-        before = config.tokenizer.previous and config.tokenizer.previous.layer
-        layer = kept_counts(config, steps, layer=before) if before else None
-        with atomic_folder(folder, check_replaceable) as unfinished:
-            _encode_into(unfinished, config, store, layer, steps)
-            write_checksums(unfinished, known={"counts": store.checksums})
-            EncodedFolder(unfinished)  # what was written can be read
-    return folder
+    store = kept_counts(config, steps)
+    if found is not None:
+        check_files(found, store)
+        logger.info("%s: already encoded", folder)
+        return
+    before = config.tokenizer.previous and config.tokenizer.previous.layer
+    layer = kept_counts(config, steps, layer=before) if before else None
+    with atomic_folder(folder, check_replaceable) as unfinished:
+        _encode_into(unfinished, config, store, layer, steps)
+        write_checksums(unfinished, known={"counts": store.checksums})
+        EncodedFolder(unfinished)  # what was written can be read
 
 
 def _encode_into(

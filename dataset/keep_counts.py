@@ -35,6 +35,7 @@ from dataset.store.count_store import (
     check_is_store,
 )
 from dataset.store.csr_file import CsrWriter
+from dataset.store.folds import FOLD
 from dataset.workers import Steps, start_workers
 from dataset.write_cell_table import write_cell_table
 
@@ -67,8 +68,10 @@ def keep_counts(config: PreprocessConfig, *, progress: bool = True) -> CountStor
 def kept_counts(config: PreprocessConfig, steps: Steps, *, layer: str | None = None) -> CountStore:
     """Do what ``keep_counts`` does by these workers; if named, of a layer of previous profiles."""
     folder = Path(config.data_dir) / COUNTS / _key(config, layer)
-    if not folder.exists() and layer is None:
-        _take_back(folder, Path(config.data_dir) / config.name / "counts")
+    of_folds = sorted(config.folder.glob(f"{FOLD}*/counts"))
+    for encoded in (config.folder / "counts", *of_folds):
+        if not folder.exists() and layer is None:
+            _take_back(folder, encoded)
     store = _open(folder)
     if store is not None and _is_current(store, config):
         return store

@@ -18,7 +18,8 @@ def split_cells(
 
     Groups are chosen by how many cells they have; no label is looked at. Cells by themselves are
     stratified by type, for which all labels are needed, so a label that changes may send other
-    cells of its type elsewhere.
+    cells of its type elsewhere. Of a fold, the test cells are those of its group or number and the
+    val cells those of the next one, which of the last fold is the first.
 
     Parameters
     ----------
@@ -38,14 +39,73 @@ def split_cells(
     EncodeError
         If a group that is named is not there, or there are too few groups or cells.
     """
-    if groups is None:
+    if config.in_folds:
+        split = _split_fold(labels, groups, config)
+    elif groups is None:
         split = _split_cells(labels, config)
-        return pd.Categorical.from_codes(split, pd.Index(SPLITS, dtype=object))
-    split_of_group = _split_groups(groups, config)
-    codes = [SPLITS.index(split_of_group.get(name, "train")) for name in groups.categories]
-    return pd.Categorical.from_codes(
-        np.array(codes, dtype=np.int8)[groups.codes], pd.Index(SPLITS, dtype=object)
-    )
+    else:
+        split_of_group = _split_groups(groups, config)
+        codes = [SPLITS.index(split_of_group.get(name, "train")) for name in groups.categories]
+        split = np.array(codes, dtype=np.int8)[groups.codes]
+    return pd.Categorical.from_codes(split, pd.Index(SPLITS, dtype=object))
+
+
+def fold_names(groups: pd.Categorical | None, config: SplitConfig) -> list[str]:
+    """Return the names of all folds, in order: the groups that have cells, or the numbers to k.
+
+    Raises
+    ------
+    EncodeError
+        If train, val and test cannot have a group each.
+    """
+    if groups is None:
+        return [str(number + 1) for number in range(config.k)]
+    names = list(map(str, groups.remove_unused_categories().categories))
+    _check_three(names, config)
+    return names
+
+
+def _check_three(names: list[str], config: SplitConfig) -> None:
+    if len(names) < 3:
+        instead = "kind: k_fold without a key" if config.in_folds else "key: null"
+        raise EncodeError(
+            f"split.key: {config.key!r} has {len(names)} group(s) with labelled cells "
+            f"({', '.join(names)}), and train, val and test need one each: set {instead} to "
+            "split by cells, or name a column with more groups"
+        )
+
+
+def _split_fold(
+    labels: pd.Categorical | int, groups: pd.Categorical | None, config: SplitConfig
+) -> NDArray[np.int8]:
+    names = fold_names(groups, config)
+    if config.fold not in names:
+        expected = cut_list(names, most=20)
+        raise EncodeError(f"split.fold: found {config.fold!r}, expected one of {expected}")
+    if groups is None:
+        fold_of_cell = _deal_cells(labels, config)
+    else:
+        fold_of_cell = groups.remove_unused_categories().codes
+    test = names.index(config.fold)
+    split = np.zeros(len(fold_of_cell), dtype=np.int8)
+    split[fold_of_cell == test] = SPLITS.index("test")
+    split[fold_of_cell == (test + 1) % len(names)] = SPLITS.index("val")
+    return split
+
+
+def _deal_cells(labels: pd.Categorical | int, config: SplitConfig) -> NDArray[np.int64]:
+    """Deal cells to k folds, type after type: each has its share of a type, to within a cell.
+
+    scikit-learn's StratifiedKFold warns of types with fewer than k cells, and its folds differ in
+    size by as many cells as there are types.
+    """
+    n_cells = labels if isinstance(labels, int) else len(labels)
+    order = np.random.default_rng(config.seed).permutation(n_cells)
+    if not isinstance(labels, int):
+        order = order[np.argsort(labels.codes[order], kind="stable")]
+    fold_of_cell = np.empty(n_cells, dtype=np.int64)
+    fold_of_cell[order] = np.arange(n_cells) % config.k
+    return fold_of_cell
 
 
 def _split_groups(groups: pd.Categorical, config: SplitConfig) -> dict[str, str]:
@@ -58,12 +118,7 @@ def _split_groups(groups: pd.Categorical, config: SplitConfig) -> dict[str, str]
                 f"split.{field}: no group {cut_list(unknown)} with labelled cells in "
                 f"{config.key!r}; groups: {cut_list(names, most=20)}"
             )
-    if len(names) < 3:
-        raise EncodeError(
-            f"split.key: {config.key!r} has {len(names)} group(s) with labelled cells "
-            f"({', '.join(names)}), and train, val and test need one each: set key: null to "
-            "split by cells, or name a column with more groups"
-        )
+    _check_three(names, config)
     rng = np.random.default_rng(config.seed)
     test, val = list(config.test or []), list(config.val or [])
     n_cells = int(n_of_group.sum())

@@ -18,10 +18,10 @@ import pandas as pd
 
 from evaluation import CELL_SCORES, METRICS, SCALED
 from evaluation.bootstrap import Metric, interval, resampled_scores
-from evaluation.calibration import scaled
 from evaluation.classification import macro_f1, per_class
 from evaluation.group_runs import ReadRun, find_runs, group_by_judged_cells, group_by_model
 from evaluation.outcome import MARGIN, RARE, UNSEEN, Outcome, outcome
+from evaluation.pool_folds import pool_folds
 from training.runs import Run
 
 # Chosen by the first, ties by the second (lower is better).
@@ -44,7 +44,7 @@ class Model:
     name
         What their names have in common.
     runs
-        In the order of their seeds.
+        In the order of their seeds, and of the folds of each.
     test
         Probabilities of every run, ``(n_cells, n_classes)``, cells in the order of the comparison.
     scaled
@@ -61,6 +61,17 @@ class Model:
     scaled: list[np.ndarray]
     temperatures: list[float]
     val: dict[str, float]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of its runs."""
+        return list(dict.fromkeys(run.config.seed for run in self.runs))
+
+    @property
+    def folds(self) -> list[str]:
+        """Names of the folds of its data, in order; none where cells were held out once."""
+        fold = self.runs[0].fold
+        return [] if fold is None else fold.of
 
     @property
     def is_baseline(self) -> bool:
@@ -91,9 +102,10 @@ class Model:
         return "shuffled" if previous["shuffle"] else "previous"
 
     def cost(self, key: str) -> float:
-        """Mean over seeds of a key of ``COST``, NaN if it is not known."""
-        values = [run.metrics.get(key) for run in self.runs]
-        return float(np.mean([v if isinstance(v, int | float) else np.nan for v in values]))
+        """Mean over seeds of a key of ``COST``, of all folds; NaN if it is not known."""
+        found = [run.metrics.get(key) for run in self.runs]
+        values = [v if isinstance(v, int | float) else np.nan for v in found]
+        return float(np.sum(values) / len(self.seeds) if key == "seconds" else np.mean(values))
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,8 @@ class Comparison:
         Largest difference that counts as none.
     left_out
         A sentence for every run that is not in it and would have been expected to be.
+    folds
+        The fold in which each test cell was held out; None where cells were held out once.
     """
 
     dataset: str
@@ -129,6 +143,7 @@ class Comparison:
     seed: int
     margin: float
     left_out: list[str]
+    folds: np.ndarray | None = None
 
     @property
     def n_donors(self) -> int:
@@ -239,7 +254,7 @@ class Comparison:
                 "model": model.name,
                 "kind": model.runs[0].config.model.kind,
                 "history": model.history,
-                "seeds": " ".join(str(run.config.seed) for run in model.runs),
+                "seeds": " ".join(map(str, model.seeds)),
                 "val_macro_f1": model.val["macro_f1"],
                 "temperature": np.mean(model.temperatures),
             }
@@ -330,7 +345,8 @@ def compare_runs(
     ComparisonError
         If there is no run, or if runs of one dataset saw other cells or another split.
     """
-    runs, left_out = find_runs(folder)
+    found, left_out = find_runs(folder)
+    runs, incomplete = pool_folds(found)
     comparisons = []
     for dataset, split, same_cells in group_by_judged_cells(runs):
         by_model, once = group_by_model(same_cells)
@@ -344,34 +360,28 @@ def compare_runs(
             models,
             labels=first.test.labels,
             donors=first.test.batches,
-            class_names=first.run.class_names,
+            class_names=first.class_names,
             n_resamples=n_resamples,
             seed=seed,
             margin=margin,
-            left_out=[*left_out, *once],
+            left_out=[*left_out, *incomplete, *once],
+            folds=first.folds,
         )
         comparisons.append(comparison)
     return comparisons
 
 
 def _model(name: str, seeds: list[ReadRun]) -> Model:
-    temperatures = [read.run.metrics["temperature"] for read in seeds]
     val = {
         "macro_f1": [METRICS["macro_f1"](r.val.labels, r.val.probabilities) for r in seeds],
-        "log_loss": [
-            METRICS["log_loss"](read.val.labels, scaled(read.val.probabilities, temperature))
-            for read, temperature in zip(seeds, temperatures, strict=True)
-        ],
+        "log_loss": [METRICS["log_loss"](r.val.labels, r.val.arrays["scaled"]) for r in seeds],
     }
     return Model(
         name,
-        runs=[read.run for read in seeds],
+        runs=[run for read in seeds for run in read.runs],
         test=[read.test.probabilities for read in seeds],
-        scaled=[
-            scaled(read.test.probabilities, temperature)
-            for read, temperature in zip(seeds, temperatures, strict=True)
-        ],
-        temperatures=temperatures,
+        scaled=[read.test.arrays["scaled"] for read in seeds],
+        temperatures=[temperature for read in seeds for temperature in read.temperatures],
         val={key: float(np.mean(values)) for key, values in val.items()},
     )
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from evaluation.calibration import scaled
 from training.runs import ALWAYS_THERE, Run, RunFolderError, SplitPredictions
 
 
@@ -18,14 +20,42 @@ class ComparisonError(ValueError):
 
 @dataclass(frozen=True)
 class ReadRun:
-    """A finished run and its predictions for val and test, in the order of the cells' names.
+    """A finished run, or those of all folds together, as far as it is compared.
 
-    ``test`` are those that it is compared by: in a comparison on val they are of val.
+    Attributes
+    ----------
+    name, class_names
+        Of the run.
+    runs
+        The run; of folds the run of each, in their order.
+    val, test
+        Predictions in the order of the cells' names: ``probabilities``, and the same ``scaled`` to
+        the temperature of the run's val cells. ``test`` are those that it is compared by: in a
+        comparison on val they are of val.
+    temperatures
+        Of each run.
+    folds
+        The fold in which each test cell was held out, ``(n,)``; None without folds.
     """
 
-    run: Run
+    name: str
+    class_names: list[str]
+    runs: list[Run]
     val: SplitPredictions
     test: SplitPredictions
+    temperatures: list[float]
+    folds: NDArray[np.str_] | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run; of folds the first one's."""
+        return self.runs[0]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Hashes of the cells, and of how they are split in each fold."""
+        splits = (run.metrics["split_sha256"] for run in self.runs)
+        return self.run.metrics["data_sha256"], *splits
 
 
 def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
@@ -59,8 +89,7 @@ def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
             left_out.append(str(error))
             continue
         if all(split.has_classes for split in predictions):
-            by_name = [_by_name(split) for split in predictions]
-            runs.append(ReadRun(run, val=by_name[0], test=by_name[-1]))
+            runs.append(_read(run, predictions))
         else:
             left_out.append(f"{path}: no classes predicted: not compared")
     if not runs:
@@ -93,12 +122,11 @@ def group_by_cells(runs: list[ReadRun]) -> dict[str, list[ReadRun]]:
         If data of one name hold other cells or another split than when another run was trained,
         or if predictions of the same cells are of other cells.
     """
-    groups: dict[tuple[str, str], list[ReadRun]] = defaultdict(list)
-    cells_of_name: dict[str, tuple[str, str]] = {}
+    groups: dict[tuple[str, ...], list[ReadRun]] = defaultdict(list)
+    cells_of_name: dict[str, tuple[str, ...]] = {}
     for read in sorted(runs, key=lambda read: not read.run.config.test):
-        run = read.run
+        run, cells = read.run, read.cells
         name = run.meta["name"]
-        cells = (run.metrics["data_sha256"], run.metrics["split_sha256"])
         if cells_of_name.setdefault(name, cells) != cells:
             other = groups[cells_of_name[name]][0].run
             what = "cells" if cells[0] != cells_of_name[name][0] else "split of the cells"
@@ -125,28 +153,35 @@ def group_by_model(runs: list[ReadRun]) -> tuple[dict[str, list[ReadRun]], list[
     -------
     Name of the model -> its runs, and a sentence for each run that was left out.
     """
-    groups: dict[str, dict[int, ReadRun]] = defaultdict(dict)
+    groups: dict[tuple[str, ...], dict[int, ReadRun]] = defaultdict(dict)
     left_out = []
     for read in runs:
-        seeds = groups[read.run.model_key()]
+        seeds = groups[tuple(run.model_key() for run in read.runs)]
         first = seeds.setdefault(read.run.config.seed, read)
         if first is not read:
             same = np.array_equal(first.test.probabilities, read.test.probabilities)
             what = "a copy of" if same else "has the config and the seed of"
             left_out.append(f"{read.run.path}: {what} {first.run.path}, and a seed counts once")
     ordered = [[seeds[seed] for seed in sorted(seeds)] for seeds in groups.values()]
-    names = _names([[read.run.name for read in group] for group in ordered])
+    names = _names([[read.name for read in group] for group in ordered])
     return dict(zip(names, ordered, strict=True)), left_out
 
 
-def _by_name(cells: SplitPredictions) -> SplitPredictions:
+def _read(run: Run, predictions: list[SplitPredictions]) -> ReadRun:
+    temperature = run.metrics["temperature"]
+    by_name = [_by_name(cells, temperature) for cells in predictions]
+    return ReadRun(run.name, run.class_names, [run], by_name[0], by_name[-1], [temperature])
+
+
+def _by_name(cells: SplitPredictions, temperature: float) -> SplitPredictions:
     order = np.argsort(cells.cell_names)
+    probabilities = cells.probabilities[order]
     return SplitPredictions(
         cell_names=cells.cell_names[order],
         batches=cells.batches[order],
         labels=cells.labels[order],
         # All others are large, and read again where they are drawn.
-        arrays={"probabilities": cells.probabilities[order]},
+        arrays={"probabilities": probabilities, "scaled": scaled(probabilities, temperature)},
     )
 
 
@@ -154,7 +189,7 @@ def _check_same_cells(first: ReadRun, read: ReadRun) -> None:
     pairs = [(read.val, first.val)]
     if read.run.splits == first.run.splits:
         pairs.append((read.test, first.test))
-    same = read.run.class_names == first.run.class_names and all(
+    same = read.class_names == first.class_names and all(
         np.array_equal(ours.cell_names, theirs.cell_names)
         and np.array_equal(ours.labels, theirs.labels)
         for ours, theirs in pairs

@@ -13,6 +13,7 @@ from dataset.provenance import short_commit
 from dataset.store.atomic import atomic_file
 from evaluation.compare import Comparison, Model
 from evaluation.controls import with_controls
+from evaluation.fold_scores import about_folds, fold_summary
 from evaluation.markdown import code, escape, table
 from evaluation.outcome import RARE
 from evaluation.verdicts import verdicts
@@ -113,12 +114,20 @@ def _section(comparison: Comparison) -> list[str]:
     first, split = comparison.models[0].runs[0], comparison.split
     n_cells = first.meta["n_cells"]
     files = ", ".join(str(file["path"]) for file in first.meta["source"]["files"])
+    by_fold = fold_summary(comparison)
+    hashes = f"Cells `{first.metrics['data_sha256'][:12]}`"
+    if by_fold is None:
+        cells = (
+            f"{n_cells['train']:,} train, {n_cells['val']:,} val and {n_cells['test']:,} test "
+            f"cells of {len(comparison.class_names)} types. {hashes}, split "
+            f"`{first.metrics['split_sha256'][:12]}`."
+        )
+    else:
+        cells = f"{about_folds(comparison)} {hashes}."
     lines = [
         f"## {escape(comparison.dataset)}",
         "",
-        f"{escape(files)}: {n_cells['train']:,} train, {n_cells['val']:,} val and "
-        f"{n_cells['test']:,} test cells of {len(comparison.class_names)} types. Cells "
-        f"`{first.metrics['data_sha256'][:12]}`, split `{first.metrics['split_sha256'][:12]}`.",
+        f"{escape(files)}: {cells}",
         "",
         f"{_whose(comparison)}, means over seeds; best on val first. In brackets, 95 % intervals "
         f"over {split} cells ({comparison.n_resamples:,} bootstrap resamples). Macro-F1 is over "
@@ -134,6 +143,8 @@ def _section(comparison: Comparison) -> list[str]:
         "",
         *table(summary(comparison)),
     ]
+    if by_fold is not None:
+        lines += ["", "Fold by fold, means over seeds:", "", *table(by_fold)]
     if len(comparison.differences):
         lines += [
             "",

@@ -53,7 +53,7 @@ def verdict(comparison: Comparison) -> str:
         )
     found = comparison.difference(network, baseline, "macro_f1_common")
     by_name = comparison.scores.set_index("model")["macro_f1_common"]
-    seeds = "one seed" if len(network.runs) == 1 else f"mean of {len(network.runs)} seeds"
+    seeds = "one seed" if len(network.seeds) == 1 else f"mean of {len(network.seeds)} seeds"
     sentences = [f"{name}: {NEEDED[_answer(comparison, network, found['outcome'])]}."]
     start = f"On {len(comparison.labels):,} test cells"
     if len(comparison.common):

@@ -66,16 +66,18 @@ class TrackingConfig(Config):
         default="auto", description="auto: online when a key is set, offline otherwise"
     )
     project: str = "nanocell"
-    group: str | None = None
+    group: str | None = Field(default=None, description="null: of folds the run's name")
     tags: list[str] = []
     init_timeout: float = Field(default=5.0, gt=0, description="seconds")
 
 
 class TrainConfig(Config):
-    """One run: ``runs/<name>/``."""
+    """One run: ``runs/<name>/``; on cells in folds one of each, ``runs/<name>_fold_<group>/``."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder under runs_dir")
-    data: str = Field(description="folder that 01 wrote, such as data/baron_human_rank")
+    data: str = Field(
+        description="folder that 01 wrote, such as data/baron_human_rank: of cells, or of folds"
+    )
     model: ModelConfig
     objectives: list[ObjectiveConfig] = Field(
         default_factory=default_objectives,

@@ -22,9 +22,10 @@ from dataset import TokenizerConfig
 from dataset.store.checksums import CHECKSUMS, changed_files, read_checksums
 from dataset.store.data_facts import DataFacts, FactsError, read_class_names, read_facts
 from dataset.store.encoded_folder import SCHEMA_VERSION
+from dataset.store.meta import Fold
 from training.checkpoint import ADVICE, WEIGHTS
 from training.config import TrainConfig
-from training.same_run import model_key
+from training.same_run import folds_key, model_key
 from training.tracking import MetricsError, read_metrics
 
 RUN_VERSION = 3  # 3: temperature and sizes of the classes in train; in metrics.json
@@ -94,6 +95,7 @@ class _Meta(_Table):
     """data/meta.json: what is used of it."""
 
     name: str
+    fold: Fold | None = None
     n_cells: dict[str, int]
     tokenizer: dict[str, Any]
     n_tokens: int
@@ -233,6 +235,17 @@ class Run:
         """Return the identity of its model, without its seed, as text (``same_run.model_key``)."""
         members = [member.model_key(history=history) for member in self.members]
         return model_key(self.config, self.data, history=history, members=members)
+
+    @property
+    def fold(self) -> Fold | None:
+        """Which fold of its data it was trained on; None where these are not split in folds."""
+        fold = self.meta.get("fold")
+        return None if fold is None else Fold.model_validate(fold)
+
+    def folds_key(self) -> str:
+        """Return what it shares with the runs of the other folds (``same_run.folds_key``)."""
+        members = [member.folds_key() for member in self.members]
+        return folds_key(self.config, self.data, members=members)
 
     def weights(self) -> dict[str, NDArray]:
         """Read model.safetensors, all of it finite.

@@ -10,6 +10,7 @@ import torch
 from configs.base import ConfigError
 from dataset.store.checksums import file_checksum
 from dataset.store.data_facts import learned_files
+from dataset.store.folds import fold_name
 from training.checkpoint import WEIGHTS
 from training.config import TrainConfig
 from training.distributed import resolve_precision
@@ -132,6 +133,22 @@ def model_key(
         parts["data"]["tokenizer"] = {**parts["data"]["tokenizer"], "previous": None}
         parts = {key: part for key, part in parts.items() if not key.startswith("data/history/")}
     return json.dumps(parts, sort_keys=True)
+
+
+def folds_key(config: TrainConfig, data: Path, *, members: Sequence[str] = ()) -> str:
+    """Return what the runs of one model and seed share in all folds of a data set, as text.
+
+    ``members`` are the keys of a committee's, which stand for their weights.
+    """
+    settings = config.model_dump(mode="json", exclude=MAY_DIFFER)
+    del settings["name"]
+    if members:
+        settings["model"]["members_sha256"] = sorted(members)
+    fold = read_meta(data)["fold"]
+    started_from = Path(config.init_from or "").name
+    if started_from.endswith(ending := f"_{fold_name(fold['name'])}"):  # other weights in each
+        settings["init_from_sha256"] = started_from.removesuffix(ending)
+    return json.dumps([settings, fold["sha256"]], sort_keys=True)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

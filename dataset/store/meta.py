@@ -61,8 +61,17 @@ class _Learned(_Exact):
     range: list[float]
 
 
+class Fold(_Exact):
+    """Which fold of a data set its test split is; ``sha256`` is of all that its folds share."""
+
+    name: str
+    of: list[str]
+    sha256: str
+
+
 class _Meta(_Exact):
     name: str
+    fold: Fold | None = None
     source: _Source
     label_key: str | None
     batch_key: str | None

@@ -69,7 +69,7 @@ def write_run(tmp_path):
         metrics = {
             "version": RUN_VERSION,
             **hashes,
-            "train_class_sizes": [60, 30, 10] + [1] * (len(class_names) - 3),
+            "train_class_sizes": ([60, 30, 10] + [1] * len(class_names))[: len(class_names)],
             "seconds": 2.0,
             "peak_memory_mb": 300.0,
             "seed": seed,

@@ -42,7 +42,7 @@ from dataset.config import PreprocessConfig
 from dataset.encode import encode
 from dataset.keep_counts import keep_counts
 from dataset.quality_control import measure_cells
-from dataset.store.encoded_folder import EncodedFolder
+from dataset.store.folds import fold_table, open_folds
 from evaluation import preprocessing_plots as plots
 from evaluation.cell_map import add_components, draw_map
 
@@ -91,10 +91,15 @@ plots.quality_scatter(metrics, settings.quality_control)
 #
 # One call drops the cells that fail, splits the others, learns vocabulary, gene medians and class
 # names **from the train cells alone**, and writes the folder. Where more than half of the cells
-# would go (`quality_control.max_dropped_fraction`) it stops, and says which setting does it.
+# would go (`quality_control.max_dropped_fraction`) it stops, and says which setting does it. Where
+# the split is in folds there is a folder of each, and what is drawn below is the first.
 
 # %%
-folder = EncodedFolder(encode(settings, overwrite=overwrite))
+folders = open_folds(encode(settings, overwrite=overwrite))
+fold_table(folders)
+
+# %%
+folder = folders[0]
 print("\n".join(folder.meta["messages"]))
 pd.Series(folder.meta["dropped"], name="cells dropped", dtype=int).to_frame()
 
@@ -163,5 +168,6 @@ types = splits["train"].cells["label"].to_numpy()[np.sort(picked)]
 pd.DataFrame(tokens, index=pd.Index(types, name="cell type"))
 
 # %%
-print(f"encoded: {folder.path}")
-print(f"next:    python 02_train_model.py --config configs/train/<yours>.yaml data={folder.path}")
+encoded = settings.folder
+print(f"encoded: {encoded}")
+print(f"next:    python 02_train_model.py --config configs/train/<yours>.yaml data={encoded}")

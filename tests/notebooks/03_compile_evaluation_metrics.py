@@ -23,11 +23,12 @@
 # papermill 03_compile_evaluation_metrics.ipynb out.ipynb -p runs runs -p output RESULTS.md
 # ```
 #
-# Runs that differ in their seed only are one model, and its scores are means over seeds. Runs on
-# other cells, or on another split of them, never share a table: each dataset has its own, and
-# where one name stands for two different sets of cells the notebook stops. Runs without test
-# (`test: false`) are compared on val, in tables of their own. The answer stands at
-# the end; `margin` is the largest difference that makes no difference to you.
+# Runs that differ in their seed only are one model, and its scores are means over seeds. Runs of
+# all folds of a dataset are one run that predicts every cell once. Runs on other cells, or on
+# another split of them, never share a table: each dataset has its own, and where one name stands
+# for two different sets of cells the notebook stops. Runs without test (`test: false`) are
+# compared on val, in tables of their own. The answer stands at the end; `margin` is the largest
+# difference that makes no difference to you.
 
 # %% tags=["parameters"]
 runs = "runs"
@@ -41,7 +42,7 @@ from IPython.display import Markdown, display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from evaluation import comparison_plots as plots
-from evaluation import embedding_plots, results
+from evaluation import embedding_plots, fold_scores, results
 from evaluation.compare import compare_runs
 from evaluation.embedding import embedded_cells, embedded_runs, separation
 from evaluation.markdown import escape
@@ -77,6 +78,17 @@ for comparison in comparisons:
 # %%
 for comparison in comparisons:
     display(plots.scores(comparison))
+
+# %% [markdown]
+# ## Fold by fold
+#
+# Where every donor was held out in turn, the scores above are of all folds together. Look for a
+# donor that is hard for every model, and for models whose order changes from donor to donor.
+
+# %%
+for comparison in comparisons:
+    if comparison.folds is not None:
+        display(fold_scores.fold_summary(comparison), fold_scores.draw_folds(comparison))
 
 # %% [markdown]
 # ## Against the best baseline
