@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from scipy.optimize import minimize
 
 from configs.base import Config
@@ -41,6 +41,12 @@ class CommitteeConfig(Config):
         if twice := sorted({member for member in members if members.count(member) > 1}):
             raise ValueError(f"listed twice: {', '.join(twice)}")
         return members
+
+    @model_validator(mode="after")
+    def _have_a_checksum_each(self) -> "CommitteeConfig":
+        if self.members_sha256 is not None and len(self.members_sha256) != len(self.members):
+            raise ValueError("members_sha256: expected one for each member, or null")
+        return self
 
     def fit(self, labels: NDArray[np.int64], members: Sequence[NDArray]) -> NDArray[np.float64]:
         """Return the weight of each member, from its probabilities ``(n, c)`` of val cells."""

@@ -168,6 +168,8 @@ def test_a_member_that_does_not_fit_is_named_with_what_differs(
 def test_a_member_counts_once():
     with pytest.raises(ValueError, match="listed twice: runs/a"):
         CommitteeConfig(members=["runs/a", "runs/b", "runs/a"])
+    with pytest.raises(ValueError, match="one for each member"):
+        CommitteeConfig(members=["runs/a", "runs/b"], members_sha256=["x"])
     with pytest.raises(ValueError, match="at least 2"):
         CommitteeConfig(members=["runs/a"])
 
