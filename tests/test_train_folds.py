@@ -172,6 +172,22 @@ def test_every_fold_starts_from_its_own_pretraining(script, write_config, tmp_pa
     assert [model.name for model in comparison.models] == ["tuned"]
 
 
+def test_a_committee_of_every_fold_has_members_of_that_fold(script, write_config, tmp_path):
+    runs = tmp_path / "runs"
+    members = {"floor": {"kind": "majority"}, "linear": {"kind": "logistic_regression"}}
+    for name, model in members.items():
+        assert script.main(["--config", write_config(name=name, model=model)]) == 0
+    model = {"kind": "committee", "members": [str(runs / name) for name in members]}
+    assert script.main(["--config", write_config(name="both", model=model)]) == 0
+    for donor in DONORS:
+        of_fold = [str(runs / f"{name}_fold_{donor}") for name in members]
+        assert Run(runs / f"both_fold_{donor}").config.members == of_fold
+    (comparison,) = compare_runs(runs, n_resamples=2)
+    assert {model.name: len(model.folds) for model in comparison.models} == dict.fromkeys(
+        ("both", "floor", "linear"), 4
+    )
+
+
 def test_two_processes_train_the_folds_of_one(script, write_config, tmp_path):
     lines = []
     for name, model in (("net", NETWORK | {"dropout": 0}), ("floor", {"kind": "majority"})):
