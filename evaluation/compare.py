@@ -79,6 +79,11 @@ class Model:
         return self.runs[0].is_baseline
 
     @property
+    def is_network(self) -> bool:
+        """Whether it is a network: no baseline, and no committee."""
+        return self.runs[0].is_network
+
+    @property
     def is_transformer(self) -> bool:
         """Whether it is a network with attention."""
         return getattr(self.runs[0].config.model, "attends", False)
@@ -87,11 +92,6 @@ class Model:
     def is_without_attention(self) -> bool:
         """Whether it is a network, but no transformer: the control of what attention adds."""
         return not getattr(self.runs[0].config.model, "attends", True)
-
-    @property
-    def is_network(self) -> bool:
-        """Whether it is a network: no baseline, and no committee."""
-        return self.runs[0].is_network
 
     @property
     def history(self) -> Literal["none", "previous", "shuffled"]:

@@ -45,7 +45,9 @@ def fold_summary(comparison: Comparison) -> pd.DataFrame | None:
         return None
     for name, title in SHOWN.items():
         scores[title] = scores.pop(name).map("{:.3f}".format)
-    return scores.rename(columns={"n_cells": "test cells", "n_types": "types"}).set_index("fold")
+    return scores.rename(
+        columns={"n_cells": f"{comparison.split} cells", "n_types": "types"}
+    ).set_index("fold")
 
 
 def draw_folds(comparison: Comparison) -> Figure | None:
@@ -79,7 +81,7 @@ def about_folds(comparison: Comparison) -> str:
     n_folds, n_types = len(comparison.models[0].folds), int((comparison.n_cells > 0).sum())
     return (
         f"{n_cells:,} cells in {n_folds} folds, each of them test once and val once: {n_tested:,} "
-        f"test cells of {n_types} types, every one predicted by models that "
+        f"{comparison.split} cells of {n_types} types, every one predicted by models that "
         "were trained, tuned and scaled without its fold. The other cells do not pass quality "
         "control, have no type, or are of one that the train cells of their fold lack."
     )

@@ -34,8 +34,6 @@ class ReadRun:
         comparison on val they are of val.
     temperatures
         Of each run.
-    folds
-        The fold in which each test cell was held out, ``(n,)``; None without folds.
     """
 
     name: str
@@ -44,7 +42,6 @@ class ReadRun:
     val: SplitPredictions
     test: SplitPredictions
     temperatures: list[float]
-    folds: NDArray[np.str_] | None = None
 
     @property
     def run(self) -> Run:
@@ -56,6 +53,11 @@ class ReadRun:
         """Hashes of the cells, and of how they are split in each fold."""
         splits = (run.metrics["split_sha256"] for run in self.runs)
         return self.run.metrics["data_sha256"], *splits
+
+    @property
+    def folds(self) -> NDArray[np.str_] | None:
+        """The fold that each cell is judged in, ``(n,)``; None without folds."""
+        return self.test.arrays.get("fold")
 
 
 def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
@@ -169,7 +171,7 @@ def group_by_model(runs: list[ReadRun]) -> tuple[dict[str, list[ReadRun]], list[
 
 def _read(run: Run, predictions: list[SplitPredictions]) -> ReadRun:
     temperature = run.metrics["temperature"]
-    by_name = [_by_name(cells, temperature) for cells in predictions]
+    by_name = [_by_name(split, temperature) for split in predictions]
     return ReadRun(run.name, run.class_names, [run], by_name[0], by_name[-1], [temperature])
 
 

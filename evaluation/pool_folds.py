@@ -56,9 +56,10 @@ def pool_folds(runs: Sequence[ReadRun]) -> tuple[list[ReadRun], list[str]]:
 def _pool(name: str, folds: dict[str, ReadRun]) -> ReadRun:
     runs = list(folds.values())
     class_names = sorted({name for read in runs for name in read.class_names})
-    held_out = [np.full(len(read.test.labels), fold) for fold, read in folds.items()]
-    test, order = _together(runs, [read.test for read in runs], class_names)
-    val, _ = _together(runs, [read.val for read in runs], class_names)
+    val = _together(folds, [read.val for read in runs], class_names)
+    test = val
+    if runs[0].test is not runs[0].val:  # or they are runs without test
+        test = _together(folds, [read.test for read in runs], class_names)
     return ReadRun(
         name,
         class_names,
@@ -66,25 +67,25 @@ def _pool(name: str, folds: dict[str, ReadRun]) -> ReadRun:
         val=val,
         test=test,
         temperatures=[temperature for read in runs for temperature in read.temperatures],
-        folds=np.concatenate(held_out)[order],
     )
 
 
 def _together(
-    runs: list[ReadRun], cells: list[SplitPredictions], class_names: list[str]
-) -> tuple[SplitPredictions, NDArray[np.int64]]:
-    """Return the cells of all folds in the order of their names, and that order.
+    folds: dict[str, ReadRun], cells: list[SplitPredictions], class_names: list[str]
+) -> SplitPredictions:
+    """Return the cells of all folds in the order of their names, with the ``fold`` of each.
 
     Classes that a fold has no train cells of are never predicted in it: their probability is 0.
     """
     index = {name: number for number, name in enumerate(class_names)}
-    columns = [np.array([index[name] for name in read.class_names]) for read in runs]
+    columns = [np.array([index[name] for name in read.class_names]) for read in folds.values()]
     names = np.concatenate([part.cell_names for part in cells])
     order = np.argsort(names)
     if (names[order][1:] == names[order][:-1]).any():
-        paths = ", ".join(str(read.run.path) for read in runs)
+        paths = ", ".join(str(read.run.path) for read in folds.values())
         raise ComparisonError(f"{paths}: a cell is held out twice; move runs of other cells away")
-    arrays = {}
+    lengths = [len(part.labels) for part in cells]
+    arrays: dict[str, NDArray] = {"fold": np.repeat(list(folds), lengths)[order]}
     for key in cells[0].arrays:
         placed = []
         for own, part in zip(columns, cells, strict=True):
@@ -98,4 +99,4 @@ def _together(
         batches=np.concatenate([part.batches for part in cells])[order],
         labels=np.concatenate(labels)[order],
         arrays=arrays,
-    ), order
+    )

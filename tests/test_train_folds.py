@@ -172,20 +172,35 @@ def test_every_fold_starts_from_its_own_pretraining(script, write_config, tmp_pa
     assert [model.name for model in comparison.models] == ["tuned"]
 
 
-def test_a_committee_of_every_fold_has_members_of_that_fold(script, write_config, tmp_path):
+def test_the_committee_of_a_fold_is_of_the_members_of_that_fold(script, write_config, tmp_path):
     runs = tmp_path / "runs"
-    members = {"floor": {"kind": "majority"}, "linear": {"kind": "logistic_regression"}}
-    for name, model in members.items():
-        assert script.main(["--config", write_config(name=name, model=model)]) == 0
-    model = {"kind": "committee", "members": [str(runs / name) for name in members]}
-    assert script.main(["--config", write_config(name="both", model=model)]) == 0
+    for kind in ("majority", "knn"):
+        assert script.main(["--config", write_config(name=kind, model={"kind": kind})]) == 0
+    members = [str(runs / "majority"), str(runs / "knn")]
+    config = write_config(name="both", model={"kind": "committee", "members": members})
+    assert script.main(["--config", config]) == 0
+    assert script.main(["--config", config]) == 0  # finished
     for donor in DONORS:
-        of_fold = [str(runs / f"{name}_fold_{donor}") for name in members]
-        assert Run(runs / f"both_fold_{donor}").config.members == of_fold
+        both, *alone = (Run(runs / f"{n}_fold_{donor}") for n in ("both", "majority", "knn"))
+        mean = np.mean([run.predictions("test").probabilities for run in alone], axis=0)
+        np.testing.assert_allclose(both.predictions("test").probabilities, mean, atol=1e-6)
     (comparison,) = compare_runs(runs, n_resamples=2)
-    assert {model.name: len(model.folds) for model in comparison.models} == dict.fromkeys(
-        ("both", "floor", "linear"), 4
-    )
+    assert {model.name for model in comparison.models} == {"both", "majority", "knn"}
+    assert comparison.left_out == []
+
+
+def test_without_test_the_folds_are_compared_on_val(script, write_config, tmp_path):
+    runs = tmp_path / "runs"
+    for kind, test in (("majority", True), ("knn", False)):
+        config = write_config(name=kind, model={"kind": kind}, test=test)
+        assert script.main(["--config", config]) == 0
+    on_test, on_val = compare_runs(runs, n_resamples=2)
+    assert (on_test.split, on_val.split) == ("test", "val")
+    assert len(on_test.models) == 1
+    assert len(on_val.models) == 2
+    for number, donor in enumerate(DONORS):
+        for comparison, of_fold in ((on_test, donor), (on_val, DONORS[(number + 1) % 4])):
+            assert set(comparison.donors[comparison.folds == donor]) == {of_fold}
 
 
 def test_two_processes_train_the_folds_of_one(script, write_config, tmp_path):

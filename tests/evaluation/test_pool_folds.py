@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score, log_loss
 from dataset.store.checksums import write_checksums
 from evaluation.calibration import apply_temperature, fit_temperature
 from evaluation.compare import compare_runs
+from evaluation.controls import with_controls
 from evaluation.fold_scores import draw_folds, fold_scores, fold_summary
 from evaluation.group_runs import ComparisonError
 from evaluation.results import write_results
@@ -42,6 +43,9 @@ def write_fold(write_run):
             probabilities=probabilities, split_sha256=f"split of {fold}", donors=(fold,),
             **settings,
         )  # fmt: skip
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["train_class_sizes"] = [10 * (FOLDS.index(fold) + 1)] * len(names)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
         meta = json.loads((folder / "data" / "meta.json").read_text())
         meta["fold"] = {"name": fold, "of": FOLDS, "sha256": sha256}
         meta["source"]["n_cells"] = 130
@@ -104,6 +108,15 @@ def test_each_fold_is_scaled_at_its_own_temperature(write_fold):
     assert comparison.models[0].temperatures == pytest.approx(temperatures, abs=1e-5)
     assert len(set(temperatures)) == 3
     assert comparison.scores["log_loss_scaled"][0] == pytest.approx(total / 120, abs=1e-5)
+
+
+def test_controls_know_the_classes_of_all_folds(write_fold):
+    folders = [*write_all(write_fold, "net_s0"), *write_all(write_fold, "net_s1", seed=1)]
+    (comparison,) = compared(folders[0])
+    found = with_controls(comparison).set_index("model")
+    assert found.loc["true labels", "accuracy"] == 1
+    share = comparison.n_cells[comparison.class_names.index("T")] / len(comparison.labels)
+    assert found.loc["majority labels", "accuracy"] == pytest.approx(share)
 
 
 def test_a_class_that_a_fold_does_not_know_has_no_probability_in_it(write_fold):
