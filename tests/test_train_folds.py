@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score
 
 from dataset.config import PreprocessConfig
 from dataset.encode import encode
+from evaluation.calibration import apply_temperature
 from evaluation.compare import compare_runs
 from evaluation.trained_model import TrainedModel
 from tests.two_processes import run_on_two
@@ -182,7 +183,11 @@ def test_the_committee_of_a_fold_is_of_the_members_of_that_fold(script, write_co
     assert script.main(["--config", config]) == 0  # finished
     for donor in DONORS:
         both, *alone = (Run(runs / f"{n}_fold_{donor}") for n in ("both", "majority", "knn"))
-        mean = np.mean([run.predictions("test").probabilities for run in alone], axis=0)
+        of_each = [
+            apply_temperature(run.predictions("test").probabilities, run.metrics["temperature"])
+            for run in alone
+        ]
+        mean = np.mean(of_each, axis=0)
         np.testing.assert_allclose(both.predictions("test").probabilities, mean, atol=1e-6)
     (comparison,) = compare_runs(runs, n_resamples=2)
     assert {model.name for model in comparison.models} == {"both", "majority", "knn"}
