@@ -62,7 +62,7 @@ folds: runs/folds/RESULTS.md
 
 LAST := fold_human4
 DATA_OF_FOLDS := data/$(NAME)_folds/$(LAST)/meta.json
-RUNS_OF_FOLDS := $(foreach run,logistic_regression rank_transformer,runs/folds/$(run)_$(NAME)_$(LAST)/metrics.json)
+RUNS_OF_FOLDS := $(foreach run,logistic_regression mlp rank_transformer,runs/folds/$(run)_$(NAME)_$(LAST)/metrics.json)
 
 $(DATA_OF_FOLDS): configs/preprocess/$(NAME)_folds.yaml | $(READY)
 	$(call papermill,01_preprocess_sc_data.ipynb,$(BOOKS)/01_folds.ipynb,-p config $<)
