@@ -1,5 +1,6 @@
 # make demo   real cells from the package index, tokens, training, tables, annotated cells
 # make test   every check
+# make results CELLS=folder   the table over all sets of cells, hours
 # make clean  forget the demo's data and runs (the environment stays)
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 PYTHON ?= python3
@@ -78,35 +79,58 @@ runs/folds/RESULTS.md: $(RUNS_OF_FOLDS)
 clean:
 	rm -rf data/$(NAME)_rank data/$(NAME)_folds data/counts/$(NAME)_* runs
 
-# ---------------------------------------------------------------- three more data sets
-# make sets CELLS=folder   three seeds of configs/train/example.yaml and the logistic regression, on
-# worm_embryo_timecourse.h5ad, zeisel_cortex_4000.h5ad and pbmc3k_labelled.h5ad of that folder
+# ---------------------------------------------------------------- the table over all sets
+# make results CELLS=folder   every model on every set; stopped, the same command resumes
+# The files are in that folder; without it there is the demo's set alone.
 CELLS ?= data/cells
-SETS := worm_embryo zeisel_fine pbmc3k
-SEEDS := 0 1 2
-transformers = $(foreach seed,$(SEEDS),runs/sets/transformer_$(1)_seed$(seed)/metrics.json)
+SETS := baron_human_folds baron_human_to_mouse pbmc3k_rank zeisel_fine_rank pbmc_3tech_folds \
+        worm_embryo_batch starmap_folds mixology_technology
+HISTORIES := worm_embryo_batch_history worm_embryo_batch_shuffled
+CELLS_FOUND := $(wildcard $(CELLS)/*.h5ad)
+ifeq ($(CELLS_FOUND),)
+SETS := $(NAME)_rank
+HISTORIES :=
+endif
 
-sets: runs/sets/RESULTS.md
+SEEDS := 0 1 2
+BASELINES := majority knn linear_svm logistic_regression gradient_boosting
+NETWORK := configs/train/example.yaml
+WITHOUT_ATTENTION := 'model={kind: residual_mlp, d_model: 128, dropout: 0.2}'
+COMMITTEE := logistic_regression gradient_boosting $(SEEDS:%=transformer_seed%)
+
+comma := ,
+empty :=
+train = $(BIN)/python 02_train_model.py data=data/$* runs_dir=runs/results/$* tracking.group=$* --config
+members = [$(subst $(empty) $(empty),$(comma),$(strip $(COMMITTEE:%=runs/results/$*/%)))]
+
+results: runs/results/RESULTS.md
+	@echo
+	@echo "The table is in $<"
+	$(if $(CELLS_FOUND),,@echo "It is of the demo's set alone, for there are no cells in $(CELLS): make results CELLS=folder")
 
 data/cells:
-	@test -d "$(CELLS)" || { echo "no folder of cells at $(CELLS): make sets CELLS=folder"; exit 1; }
 	mkdir -p data && ln -s "$(abspath $(CELLS))" $@
 
-data/%_rank/meta.json: configs/preprocess/%_rank.yaml | $(READY) data/cells
-	$(call papermill,01_preprocess_sc_data.ipynb,$(BOOKS)/01_$*.ipynb,-p config $<)
+$(BOOKS)/01_%.ipynb: configs/preprocess/%.yaml | $(READY) $(if $(CELLS_FOUND),data/cells)
+	$(call papermill,01_preprocess_sc_data.ipynb,$@,-p config $<)
 
-runs/sets/logistic_regression_%/metrics.json: data/%_rank/meta.json
-	$(BIN)/python 02_train_model.py --config configs/train/logistic_regression_$(NAME).yaml \
-		name=logistic_regression_$* data=data/$*_rank runs_dir=runs/sets
+$(SETS:%=runs/results/%/finished): runs/results/%/finished: $(BOOKS)/01_%.ipynb
+	set -e; for model in $(BASELINES); do $(train) configs/train/$${model}_$(NAME).yaml name=$$model; done
+	set -e; for seed in $(SEEDS); do \
+		$(train) $(NETWORK) name=transformer_seed$$seed seed=$$seed; \
+		$(train) $(NETWORK) name=mlp_seed$$seed seed=$$seed $(WITHOUT_ATTENTION); done
+	$(train) configs/train/committee_$(NAME).yaml name=committee 'model.members=$(members)'
+	touch $@
 
-$(call transformers,%): data/%_rank/meta.json
-	for seed in $(SEEDS); do $(BIN)/python 02_train_model.py --config configs/train/example.yaml \
-		name=transformer_$*_seed$$seed seed=$$seed data=data/$*_rank runs_dir=runs/sets || exit 1; done
+$(HISTORIES:%=runs/results/%/finished): runs/results/%/finished: $(BOOKS)/01_%.ipynb
+	set -e; for seed in $(SEEDS); do $(train) $(NETWORK) \
+		name=transformer_$(lastword $(subst _, ,$*))_seed$$seed seed=$$seed; done
+	touch $@
 
-runs/sets/RESULTS.md: $(foreach set,$(SETS),runs/sets/logistic_regression_$(set)/metrics.json $(call transformers,$(set)))
-	$(call papermill,03_compile_evaluation_metrics.ipynb,$(BOOKS)/03_sets.ipynb,-p runs runs/sets -p output $@)
+runs/results/RESULTS.md: $(patsubst %,runs/results/%/finished,$(SETS) $(HISTORIES))
+	$(call papermill,03_compile_evaluation_metrics.ipynb,$(BOOKS)/03_results.ipynb,-p runs "runs/results/*" -p output $@)
 
-.PHONY: sets
+.PHONY: results
 
 # ---------------------------------------------------------------- checks
 test: lint pytest

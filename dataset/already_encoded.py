@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from configs.base import ConfigError
 from dataset.config import PreprocessConfig
 from dataset.encode_error import EncodeError
@@ -47,13 +49,15 @@ def open_same_config(folder: Path, config: PreprocessConfig) -> EncodedFolder:
 
 
 def check_files(encoded: EncodedFolder, store: CountStore) -> None:
-    """Raise unless a folder was made from these files.
+    """Raise unless a folder was made from these files, their genes named as they are in the store.
 
     Raises
     ------
     EncodeError
-        If it was made from others.
+        If it was made from others, or by another ``gene_map``.
     """
     made_of = [file["sha256"] for file in encoded.meta["source"]["files"]]
     if made_of != [file.sha256 for file in store.files]:
         raise EncodeError(f"{encoded.path}: was made from other files: {OTHER}")
+    if not np.array_equal(CountStore(encoded.path / "counts").gene_ids, store.gene_ids):
+        raise EncodeError(f"{encoded.path}: was made with another gene_map: {OTHER}")

@@ -104,6 +104,11 @@ class PreprocessConfig(Config):
     )
     gene_id_key: str | None = Field(default=None, description="var column of ids; null: var_names")
     gene_symbol_key: str | None = Field(default=None, description="var column of symbols")
+    gene_map: str | None = Field(
+        default=None,
+        description="csv of one-to-one orthologs, whose first two columns are names of the same "
+        "gene: all get that of the first, and genes that it lacks are left out",
+    )
     genes: Literal["union", "intersection"] = Field(
         default="union", description="over several files: genes in any of them, or in all"
     )

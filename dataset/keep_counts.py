@@ -87,6 +87,8 @@ def _key(config: PreprocessConfig, layer: str | None) -> str:
         "layer": layer,
         **config.model_dump(include={"counts", "gene_id_key", "gene_symbol_key", "genes"}),
     }
+    if config.gene_map is not None:
+        settings["gene_map"] = file_sha256(Path(config.gene_map))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     stem = re.sub(r"[^A-Za-z0-9]+", "_", Path(without_secrets(inputs[0])).stem).strip("_")
     return f"{stem[:40] or 'cells'}-{digest[:8]}"
@@ -156,6 +158,7 @@ def _read_into(folder: Path, config: PreprocessConfig, layer: str | None, steps:
         counts=config.counts,
         gene_id_key=config.gene_id_key,
         gene_symbol_key=config.gene_symbol_key,
+        gene_map=config.gene_map,
         genes=config.genes,
     )
     messages = list(source.messages)

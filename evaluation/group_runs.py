@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ class ReadRun:
 
 
 def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
-    """Read every run of a folder.
+    """Read every run of a folder, or of those that match a pattern (``runs/results/*``).
 
     Returns
     -------
@@ -73,11 +74,12 @@ def find_runs(folder: str | Path) -> tuple[list[ReadRun], list[str]]:
     ComparisonError
         If no run can be read.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    named = [folder] if Path(folder).is_dir() else sorted(glob(str(folder)))
+    folders = [path for path in map(Path, named) if path.is_dir()]
+    if not folders:
         raise ComparisonError(f"{folder}: no such folder; train with 02_train_model.py first")
     runs, left_out = [], []
-    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for path in sorted(path for one in folders for path in one.iterdir() if path.is_dir()):
         if not any((path / name).is_file() for name in ALWAYS_THERE):
             continue  # figures, notebooks
         if path.name.startswith("."):

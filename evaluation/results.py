@@ -16,6 +16,7 @@ from evaluation.controls import with_controls
 from evaluation.fold_scores import about_folds, fold_summary
 from evaluation.markdown import code, escape, table
 from evaluation.outcome import RARE
+from evaluation.over_sets import about_over_sets, ours_verdicts, over_sets_summary, tested
 from evaluation.verdicts import verdicts
 
 COLUMNS = {
@@ -56,6 +57,8 @@ def write_results(comparisons: list[Comparison], output: str | Path, command: st
     if output.suffix == ".csv":
         raise ValueError(f"{output}: is the name of the table beside it; end it in .md")
     lines = ["# Results", "", f"Written by {code(command)}; not edited by hand.", ""]
+    if len(tested(comparisons)) > 1:
+        lines += _over_sets(comparisons)
     lines += [f"- {escape(sentence)}" for sentence in verdicts(comparisons)]
     if missing := left_out(comparisons):
         lines += ["", "Left out, and in no table:", ""]
@@ -108,6 +111,15 @@ def difference_summary(comparison: Comparison) -> pd.DataFrame:
             "outcome": found["outcome"],
         }
     ).set_index("model")
+
+
+def _over_sets(comparisons: list[Comparison]) -> list[str]:
+    return [
+        *["## All sets", "", escape(about_over_sets(comparisons)), ""],
+        *[*table(over_sets_summary(comparisons)), ""],
+        *[f"- {escape(sentence)}" for sentence in ours_verdicts(comparisons)],
+        *["", "Is it a transformer that is needed:", ""],
+    ]
 
 
 def _section(comparison: Comparison) -> list[str]:

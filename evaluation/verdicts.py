@@ -60,7 +60,7 @@ def verdict(comparison: Comparison) -> str:
         sentences.append(
             f"{start} {network.name} ({seeds}) has a macro-F1 of {by_name[network.name]:.3f} "
             f"over {_types(comparison)} and the best baseline, {baseline.name}, "
-            f"{by_name[baseline.name]:.3f}: {_difference(comparison, found)}."
+            f"{by_name[baseline.name]:.3f}: {difference_text(comparison, found)}."
         )
     else:
         sentences.append(f"{start} {network.name} against {baseline.name}: {found['reason']}.")
@@ -70,7 +70,7 @@ def verdict(comparison: Comparison) -> str:
         others = {"macro_f1": f"In macro-F1 over all {n_types} types"} | others
     for metric, start in others.items():
         other = comparison.difference(network, baseline, metric)
-        sentences.append(f"{start}: {_difference(comparison, other)}.")
+        sentences.append(f"{start}: {difference_text(comparison, other)}.")
     return " ".join([*sentences, attention_verdict(comparison, network)])
 
 
@@ -86,7 +86,7 @@ def attention_verdict(comparison: Comparison, network: Model) -> str:
     if len(comparison.common):
         scores = {"macro_f1_common": f"in macro-F1 over {_types(comparison)}"} | scores
     found = [
-        f"{text} {_difference(comparison, comparison.difference(network, control, metric))}"
+        f"{text} {difference_text(comparison, comparison.difference(network, control, metric))}"
         for metric, text in scores.items()
     ]
     start = f"What attention adds, {network.name} against {control.name}, which has none"
@@ -121,11 +121,11 @@ def history_verdict(comparison: Comparison) -> str:
             text = (
                 f"{comparison.dataset}: {HISTORY[found['outcome']]}. In macro-F1 over "
                 f"{_types(comparison)} {own.name} against the same with histories shuffled "
-                f"between cells: {_difference(comparison, found)}"
+                f"between cells: {difference_text(comparison, found)}"
             )
             if "none" in kinds:
                 found = comparison.difference(own, kinds["none"], "macro_f1_common")
-                text += f"; against the same without: {_difference(comparison, found)}"
+                text += f"; against the same without: {difference_text(comparison, found)}"
             return text + "."
     return ""
 
@@ -136,7 +136,8 @@ def _types(comparison: Comparison) -> str:
     return f"the {n} {types} with at least {RARE} test cells"
 
 
-def _difference(comparison: Comparison, found: dict) -> str:
+def difference_text(comparison: Comparison, found: dict) -> str:
+    """Return a difference, its intervals and what they allow to be said, in words."""
     if comparison.n_donors > 1:
         donors = f", {found['low_donors']:+.3f} to {found['high_donors']:+.3f} over donors"
     else:

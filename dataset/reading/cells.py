@@ -27,7 +27,7 @@ from dataset.reading.cell_url import CellPath
 from dataset.reading.count_values import FAULTS, check_counts
 from dataset.reading.find_counts import find_counts, node_of
 from dataset.reading.find_files import find_files
-from dataset.reading.gene_names import gene_names, merge_genes
+from dataset.reading.gene_names import gene_names, map_genes, merge_genes, read_gene_map
 from dataset.reading.join_columns import compare_columns, join_column
 from dataset.reading.matrix_rows import CscRows, CsrRows, DenseRows, Rows, open_matrix
 from dataset.reading.obs_columns import ObsColumns
@@ -232,6 +232,7 @@ def open_cells(
     counts: str = "auto",
     gene_id_key: str | None = None,
     gene_symbol_key: str | None = None,
+    gene_map: str | None = None,
     genes: Literal["union", "intersection"] = "union",
 ) -> Cells:
     """Look at a file of cells, or several, and find the raw counts in each.
@@ -245,6 +246,8 @@ def open_cells(
         usually named for counts that holds whole non-negative numbers.
     gene_id_key, gene_symbol_key
         Columns of var; ``var_names`` by default.
+    gene_map
+        Table of genes' names in two species: files of both get the names of its first column.
     genes
         Of several files, the genes of any (absent ones have no counts) or those of all.
 
@@ -254,6 +257,11 @@ def open_cells(
         If a file is missing, damaged or has no raw counts; the message says what was found.
     """
     looks = [_look(path, counts, gene_id_key, gene_symbol_key) for path in find_files(input)]
+    if gene_map is not None:
+        names_of = read_gene_map(gene_map)
+        for look in looks:
+            look.gene_ids, message = map_genes(look.gene_ids, names_of, look.path)
+            look.messages.append(message)
     messages = [message for look in looks for message in look.messages]
     named = [(look.path.name, look.gene_ids, look.gene_symbols) for look in looks]
     gene_ids, gene_symbols = merge_genes(named, genes, messages)

@@ -1,6 +1,7 @@
 """Gene names of a file: which column they are in, Ensembl versions off, duplicates pointed out."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,66 @@ def gene_names(
     return plain, symbols, messages
 
 
+def read_gene_map(path: str | Path) -> list[dict[str, str]]:
+    """Read a table of genes that have two names, such as those of two species.
+
+    Returns
+    -------
+    For each of its first two columns, the name there -> the name in the first.
+
+    Raises
+    ------
+    CellFileError
+        If it is no such table, or a column names a gene twice.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, usecols=[0, 1], keep_default_na=False)
+    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+        why = " ".join(str(error).split())
+        raise CellFileError(f"gene_map: {path}: expected a csv of two columns: {why}") from None
+    for column in table:
+        repeated = table[column].duplicated()
+        if repeated.any() or (table[column] == "").any():
+            name = table[column][repeated].iloc[0] if repeated.any() else ""
+            raise CellFileError(
+                f"gene_map: {path}: {column!r} has {name!r} in "
+                f"{int((table[column] == name).sum())} rows; expected one-to-one orthologs: leave "
+                "out the genes that have none, or several"
+            )
+    first = table.iloc[:, 0]
+    return [dict(zip(table[column], first, strict=True)) for column in table]
+
+
+def map_genes(
+    gene_ids: np.ndarray, gene_map: list[dict[str, str]], path: CellPath
+) -> tuple[np.ndarray, str]:
+    """Rename the genes of one file by the column that names most of them.
+
+    Parameters
+    ----------
+    gene_ids
+        As ``gene_names`` returns them.
+    gene_map
+        As ``read_gene_map`` returns it.
+    path
+        Of the file.
+
+    Returns
+    -------
+    The new names, None for a gene that has none, and a message.
+    """
+    column = max(gene_map, key=lambda names: sum(gene_id in names for gene_id in gene_ids))
+    mapped = np.array([column.get(gene_id) for gene_id in gene_ids], dtype=object)
+    n_left = int((mapped != None).sum())  # noqa: E711
+    if not n_left:
+        raise CellFileError(
+            f"{path}: no gene is in gene_map ({gene_ids[0]}, ...; there are "
+            f"{', '.join(next(iter(names)) for names in gene_map)}, ...); expected the same kind "
+            "of gene ids in both: see gene_id_key"
+        )
+    return mapped, f"{path.name}: {n_left:,} of {len(gene_ids):,} genes are in gene_map"
+
+
 def merge_genes(
     files: list[tuple[str, np.ndarray, np.ndarray]], genes: str, messages: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -75,17 +136,18 @@ def merge_genes(
     Parameters
     ----------
     files
-        Name, gene ids and symbols of each.
+        Name, gene ids and symbols of each; a gene whose id is None is left out.
     genes
         ``union`` or ``intersection``.
     messages
         What was found is added, for people.
     """
     symbol_of: dict[str, str] = {}
-    shared = set(files[0][1])
+    shared = set(files[0][1]) - {None}
     for _, gene_ids, symbols in files:
         for gene_id, symbol in zip(gene_ids, symbols, strict=True):
-            symbol_of.setdefault(gene_id, symbol)
+            if gene_id is not None:
+                symbol_of.setdefault(gene_id, symbol)
         shared &= set(gene_ids)
     if len(files) > 1:
         if not shared:

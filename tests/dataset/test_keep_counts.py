@@ -257,6 +257,23 @@ def test_the_folder_of_all_counts_is_no_name_of_a_data_set(config_of):
         config_of("counts")
 
 
+def test_another_table_of_orthologs_is_another_reading(config_of, tmp_path, cells):
+    """The counts are named by what the table holds, not by its path."""
+    names = list(cells.var_names)
+    table = pd.DataFrame({"human": [f"H{name}" for name in names], "mouse": names})
+    table[:60].to_csv(tmp_path / "genes.csv", index=False)
+    config = config_of(gene_map=str(tmp_path / "genes.csv"))
+    first = run(config)
+    assert keep(config).n_genes == 60
+    assert sorted(keep(config).gene_ids) == sorted(table["human"][:60])
+    assert run(config).meta == first.meta  # nothing to do
+    table[:50].to_csv(tmp_path / "genes.csv", index=False)
+    assert keep(config).n_genes == 50
+    with pytest.raises(EncodeError, match="was made with another gene_map"):
+        run(config)
+    assert keep(config_of()).n_genes == 80
+
+
 # ------------------------------------------------------------------ what is in it
 
 

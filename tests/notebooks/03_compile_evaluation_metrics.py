@@ -23,6 +23,8 @@
 # papermill 03_compile_evaluation_metrics.ipynb out.ipynb -p runs runs -p output RESULTS.md
 # ```
 #
+# `runs` may be a pattern of several folders, such as `"runs/results/*"`.
+#
 # Runs that differ in their seed only are one model, and its scores are means over seeds. Runs of
 # all folds of a dataset are one run that predicts every cell once. Runs on other cells, or on
 # another split of them, never share a table: each dataset has its own, and where one name stands
@@ -42,7 +44,7 @@ from IPython.display import Markdown, display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from evaluation import comparison_plots as plots
-from evaluation import embedding_plots, fold_scores, results
+from evaluation import embedding_plots, fold_scores, over_sets, results
 from evaluation.compare import compare_runs
 from evaluation.embedding import embedded_cells, embedded_runs, separation
 from evaluation.markdown import escape
@@ -54,6 +56,19 @@ for comparison in comparisons:
     print(f"{comparison.dataset}: {len(comparison.models)} models, {comparison.donor_note}")
 for sentence in results.left_out(comparisons):
     print("WARNING, left out:", sentence)
+
+# %% [markdown]
+# ## All sets of cells
+#
+# Where there are several, one row a model that was run on all of them. Look for a low mean rank,
+# and for what it costs in seconds; each set has its own tables below.
+
+# %%
+if len(over_sets.tested(comparisons)) > 1:
+    display(Markdown(escape(over_sets.about_over_sets(comparisons))))
+    display(over_sets.over_sets_summary(comparisons))
+    for sentence in over_sets.ours_verdicts(comparisons):
+        display(Markdown(escape(sentence)))
 
 # %% [markdown]
 # ## All scores

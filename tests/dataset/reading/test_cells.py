@@ -392,6 +392,60 @@ def test_a_bad_value_in_the_second_file_names_it(cells_adata, two_files, monkeyp
         read_all(cells)
 
 
+# ------------------------------------------------------------------ two species
+
+
+@pytest.fixture
+def two_species(cells_adata, two_files):
+    """Write a.h5ad with the genes of one species, and b.h5ad with those of another.
+
+    Gene 0 of b has the name of gene 1 in a, and is no ortholog of it; 5 genes are in no table.
+    """
+    upper = list(cells_adata.var_names)
+    lower = [name.lower() for name in upper]
+    lower[0] = upper[1]
+    genes = pd.DataFrame({"human": upper, "mouse": lower, "confidence": 1})
+    genes.iloc[:55].to_csv(two_files / "genes.csv.gz", index=False)
+    second = ad.read_h5ad(two_files / "b.h5ad")
+    second.var_names = [lower[upper.index(name)] for name in second.var_names]
+    second.write_h5ad(two_files / "b.h5ad")
+    return two_files
+
+
+@pytest.mark.parametrize("genes", ["union", "intersection"])
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_two_species_are_read_by_their_orthologs(cells_adata, two_species, genes, first):
+    files = [two_species / f"{name}.h5ad" for name in (first, "ba"[first == "b"])]
+    cells = open_cells(files, genes=genes, gene_map=str(two_species / "genes.csv.gz"))
+    names = list(cells_adata.var_names)
+    expected = names[:55] if genes == "union" else names[10:50]
+    assert sorted(cells.gene_ids) == sorted(expected)
+    table = pd.DataFrame(cells_adata.X.toarray(), cells_adata.obs_names, cells_adata.var_names)
+    table.iloc[:70, 50:] = 0
+    table.iloc[70:, :10] = 0
+    found = pd.DataFrame(read_all(cells).toarray(), cells.names(0, 120), cells.gene_ids)
+    pd.testing.assert_frame_equal(found, table.loc[found.index, cells.gene_ids], check_dtype=False)
+    assert "a.h5ad: 50 of 50 genes are in gene_map" in cells.messages
+    assert "b.h5ad: 45 of 50 genes are in gene_map" in cells.messages
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("human,mouse\nA,a\nA,b\n", r"'human' has 'A' in 2 rows; expected one-to-one orthologs"),
+        ("human,mouse\nA,a\nB,\n", r"'mouse' has '' in 1 rows; expected one-to-one"),
+        ("human\nA\n", r"genes\.csv: expected a csv of two columns"),
+        (None, r"genes\.csv: expected a csv of two columns: .*No such file"),
+        ("human,mouse\nA,a\n", r"a\.h5ad: no gene is in gene_map \(GENE0, .*there are A, a, "),
+    ],
+)
+def test_a_table_of_orthologs_that_is_none(two_files, text, expected):
+    if text is not None:
+        (two_files / "genes.csv").write_text(text)
+    with pytest.raises(CellFileError, match=expected):
+        open_cells(two_files / "a.h5ad", gene_map=str(two_files / "genes.csv"))
+
+
 # ------------------------------------------------------------------ damaged files
 
 

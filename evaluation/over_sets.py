@@ -1,0 +1,122 @@
+"""Several sets of cells in one table: which model is good on all of them, and at what cost.
+
+Means and ranks are over the same sets for every model, so the table holds the models that were run
+on all of them, told by their names. What a sentence calls ours is the best network or committee on
+val, against the best baseline on val.
+"""
+
+import pandas as pd
+
+from evaluation.compare import Comparison
+from evaluation.controls import with_controls
+from evaluation.outcome import RARE
+from evaluation.verdicts import difference_text
+
+MEANS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "macro_f1_common": f"macro-F1, types of {RARE}+ cells",
+    "log_loss_scaled": "log-loss, scaled on val",
+    "above_controls": "above controls",
+}
+RANKED_BY = "macro_f1_common"
+OUTCOMES = ("better", "level", "worse", "cannot tell")
+
+
+def tested(comparisons: list[Comparison]) -> list[Comparison]:
+    """Return the comparisons on test."""
+    return [comparison for comparison in comparisons if comparison.split == "test"]
+
+
+def over_sets(comparisons: list[Comparison]) -> pd.DataFrame:
+    """Return one row a model that was run on every set, best mean rank first.
+
+    ``mean_rank`` is by macro-F1 over the types with enough test cells, among these models, ties at
+    their mean. ``better`` to ``cannot tell`` count the sets by the paired interval of that score
+    against the best baseline on val, which on its own sets is not counted; ``seconds`` are of all
+    sets together. Sets without such a type have no rank.
+    """
+    sets = tested(comparisons)
+    tables = [with_controls(comparison).set_index("model") for comparison in sets]
+    names = _on_all(sets)
+    columns = [*MEANS, "mean_rank", *OUTCOMES, "seconds"]
+    if not names:
+        return pd.DataFrame(columns=columns, index=pd.Index([], name="model"))
+    scores = pd.concat([table.loc[names] for table in tables], keys=range(len(sets)))
+    scores["mean_rank"] = scores[RANKED_BY].groupby(level=0).rank(ascending=False)
+    by_model = scores.groupby(level="model")
+    found = by_model[[*MEANS, "mean_rank"]].mean().assign(seconds=by_model["seconds"].sum())
+    words = pd.concat([comparison.differences for comparison in sets])
+    words = words[(words["metric"] == RANKED_BY) & words["model"].isin(names)]
+    counts = pd.crosstab(words["model"], words["outcome"])
+    counts = counts.reindex(index=found.index, columns=list(OUTCOMES), fill_value=0)
+    return found.join(counts).sort_values("mean_rank")[columns]
+
+
+def not_on_all(comparisons: list[Comparison]) -> list[str]:
+    """Return the names of the models that some of the sets lack, and the table therefore."""
+    sets = tested(comparisons)
+    known = {model.name for comparison in sets for model in comparison.models}
+    return sorted(known - set(_on_all(sets)))
+
+
+def over_sets_summary(comparisons: list[Comparison]) -> pd.DataFrame:
+    """Return the table for people."""
+    found = over_sets(comparisons)
+    shown = pd.DataFrame(index=found.index)
+    for key, title in MEANS.items():
+        shown[title] = found[key].map("{:.3f}".format)
+    shown["mean rank"] = found["mean_rank"].map("{:.1f}".format)
+    for word in OUTCOMES:
+        shown[word] = found[word].astype(int)
+    return shown.assign(seconds=found["seconds"].map("{:,.0f}".format))
+
+
+def about_over_sets(comparisons: list[Comparison]) -> str:
+    """Say what the table holds and what it lacks."""
+    sets = tested(comparisons)
+    text = (
+        f"Means over {len(sets)} sets of cells ({', '.join(c.dataset for c in sets)}). Rank 1 is "
+        f"the best macro-F1 over types of {RARE}+ test cells of the models here; better, level, "
+        "worse and cannot tell count the sets by the paired interval of that score against the "
+        "best baseline on val; seconds are of all sets together."
+    )
+    if missing := not_on_all(comparisons):
+        text += f" Not here, for they were not run on every set: {', '.join(missing)}."
+    return text
+
+
+def ours_verdicts(comparisons: list[Comparison]) -> list[str]:
+    """Return a sentence a set: is ours better than the best baseline, and at what cost."""
+    return [_ours_verdict(comparison) for comparison in tested(comparisons)]
+
+
+def _ours_verdict(comparison: Comparison) -> str:
+    ours = next((model for model in comparison.models if not model.is_baseline), None)
+    baseline = comparison.best_baseline
+    if ours is None or baseline is None:
+        missing = "baseline" if ours else "network or committee"
+        return f"{comparison.dataset}: no {missing} was run on it."
+    scores = {
+        "macro_f1_common": f"macro-F1 over types of {RARE}+ cells",
+        "accuracy": "accuracy",
+        "log_loss_scaled": "log-loss, scaled on val",
+    }
+    found = {metric: comparison.difference(ours, baseline, metric) for metric in scores}
+    words = {
+        "cannot tell": "cannot tell whether ours is better or worse than the best baseline",
+        "level": "ours is level with the best baseline",
+    }
+    outcome = found["macro_f1_common"]["outcome"]
+    answer = words.get(outcome, f"ours is {outcome} than the best baseline")
+    parts = [f"{title} {difference_text(comparison, found[m])}" for m, title in scores.items()]
+    return (
+        f"{comparison.dataset}: {answer}. {ours.name} against {baseline.name}, each the best on "
+        f"val of its kind: {'; '.join(parts)}. Fitting took {ours.cost('seconds'):,.0f} against "
+        f"{baseline.cost('seconds'):,.0f} seconds."
+    )
+
+
+def _on_all(sets: list[Comparison]) -> list[str]:
+    named = [{model.name for model in comparison.models} for comparison in sets]
+    return sorted(set.intersection(*named)) if named else []
