@@ -119,6 +119,7 @@ def annotate(
     *,
     counts: str = "auto",
     time_key: str | None = None,
+    gene_map: str | Path | None = None,
     min_match_rate: float = 0.5,
     batch_size: int = 64,
     device: str = "auto",
@@ -144,6 +145,9 @@ def annotate(
         Where the query's counts are, as in the preprocess config.
     time_key
         obs column of the time point; needed by a network trained on histories.
+    gene_map
+        csv of one-to-one orthologs, as in the preprocess config: for cells of another species
+        than those whose gene names the run knows.
     min_match_rate
         Smallest fraction of the model's genes that the query must have, above 0.
     batch_size, device
@@ -155,7 +159,8 @@ def annotate(
         If the genes do not match, or a file cannot be used. Nothing is written then.
     """
     texts = {"run": run, "query": query, "output": output, "counts": counts}
-    texts |= {} if time_key is None else {"time_key": time_key}
+    given = {"time_key": time_key, "gene_map": gene_map}
+    texts |= {name: value for name, value in given.items() if value is not None}
     for name, value in texts.items():
         if not isinstance(value, str | Path):
             raise AnnotationError(f"{name}: {value!r}; expected a text")
@@ -176,7 +181,7 @@ def annotate(
     with open_store(path) as root:
         check_query(root, path, columns)
         replaced = [name for name in columns if name in root["obs"]]
-    cells = open_cells(path, counts=counts)
+    cells = open_cells(path, counts=counts, gene_map=gene_map)
     messages = list(cells.messages)
     if replaced:
         messages.append(f"obs columns of the query are replaced: {', '.join(replaced)}")

@@ -8,6 +8,7 @@ are opened for the length of a pass and not kept open between passes.
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -232,7 +233,7 @@ def open_cells(
     counts: str = "auto",
     gene_id_key: str | None = None,
     gene_symbol_key: str | None = None,
-    gene_map: str | None = None,
+    gene_map: str | Path | None = None,
     genes: Literal["union", "intersection"] = "union",
 ) -> Cells:
     """Look at a file of cells, or several, and find the raw counts in each.

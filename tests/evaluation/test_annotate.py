@@ -6,6 +6,7 @@ import warnings
 import anndata as ad
 import fsspec
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
@@ -72,6 +73,24 @@ def test_the_order_of_the_genes_does_not_matter(network_run, query, tmp_path):
     whole = annotate(network_run, query(), tmp_path / "a.h5ad")
     moved = annotate(network_run, query(lambda a: a[:, genes]), tmp_path / "b.h5ad")
     np.testing.assert_allclose(moved.probabilities, whole.probabilities, atol=1e-5)
+
+
+def test_cells_of_another_species_are_read_by_their_orthologs(network_run, query, tmp_path):
+    def rename(adata):
+        other = adata.copy()
+        other.var_names = [f"m{name}" for name in adata.var_names]
+        pairs = {"human": adata.var_names, "mouse": other.var_names}
+        pd.DataFrame(pairs).to_csv(tmp_path / "genes.csv", index=False)
+        return other
+
+    own = annotate(network_run, query(), tmp_path / "a.h5ad")
+    renamed = query(rename)
+    with pytest.raises(AnnotationError, match="genes"):
+        annotate(network_run, renamed, tmp_path / "b.h5ad")
+    genes = tmp_path / "genes.csv"
+    found = annotate(network_run, renamed, tmp_path / "b.h5ad", gene_map=genes)
+    np.testing.assert_array_equal(found.probabilities, own.probabilities)
+    assert "mGENE0" in ad.read_h5ad(tmp_path / "b.h5ad").var_names  # the file keeps its names
 
 
 def test_missing_genes_are_counted(network_run, query, tmp_path):

@@ -33,6 +33,7 @@ query = "baron_human_new_donor"
 output = "runs/annotated.h5ad"
 counts = "auto"
 time_key = None
+gene_map = None
 min_match_rate = 0.5
 
 # %%
@@ -49,14 +50,21 @@ set_matplotlib_formats("png")  # shows a figure also where no backend is chosen
 # ## Annotate
 #
 # Genes are matched by id or symbol as in training; below `min_match_rate` the notebook stops and
-# shows names that were not found. A network that was trained on histories reads them as in
+# shows names that were not found. Of cells of another species, `gene_map` is a csv of one-to-one
+# orthologs, as in the preprocess config. A network that was trained on histories reads them as in
 # training: from a layer of the query, or worked out from `time_key`. Obs columns that the run
 # kept as conditions are read where the query has them; it is said how many cells have an unknown
 # value.
 
 # %%
 found = annotate(
-    run, query, output, counts=counts, time_key=time_key, min_match_rate=min_match_rate
+    run,
+    query,
+    output,
+    counts=counts,
+    time_key=time_key,
+    gene_map=gene_map,
+    min_match_rate=min_match_rate,
 )
 missing = len(found.match.missing)
 print(*found.messages, sep="\n")
