@@ -44,7 +44,7 @@ $(DATA): configs/preprocess/$(NAME)_rank.yaml | $(READY)
 runs/%/metrics.json: configs/train/%.yaml | $(READY) $(DATA)
 	$(BIN)/python 02_train_model.py --config $<
 
-MEMBERS := logistic_regression_$(NAME) gradient_boosting_$(NAME) \
+MEMBERS := logistic_regression_$(NAME) gradient_boosting_$(NAME) mlp_$(NAME) \
            rank_transformer_$(NAME) rank_transformer_$(NAME)_seed1 rank_transformer_$(NAME)_seed2
 runs/committee_$(NAME)/metrics.json: $(MEMBERS:%=runs/%/metrics.json)
 
@@ -96,7 +96,7 @@ SEEDS := 0 1 2
 BASELINES := majority knn linear_svm logistic_regression gradient_boosting
 NETWORK := configs/train/example.yaml
 WITHOUT_ATTENTION := 'model={kind: residual_mlp, d_model: 128, dropout: 0.2}'
-COMMITTEE := logistic_regression gradient_boosting $(SEEDS:%=transformer_seed%)
+COMMITTEE := logistic_regression gradient_boosting $(SEEDS:%=transformer_seed%) $(SEEDS:%=mlp_seed%)
 
 comma := ,
 empty :=

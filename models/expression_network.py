@@ -38,7 +38,7 @@ class ExpressionConfig(NetworkConfig):
             with torch.no_grad():
                 network.gene_embedding.weight[N_SPECIALS:] = GENE_STD * torch.from_numpy(genes)
         if network.expression_norm is not None:
-            network.standardize_expression(train.batch(1000))
+            network.scale_expression(train.batch(1000))
 
 
 class ExpressionNetwork(Network):
@@ -79,17 +79,21 @@ class ExpressionNetwork(Network):
         )
 
     @torch.no_grad()
-    def standardize_expression(self, batch: Batch) -> None:
-        """Let every dimension of the normed sums have mean 0 and deviation 1 over these cells.
+    def scale_expression(self, batch: Batch) -> None:
+        """Let the normed sums have mean 0 over these cells, and dimensions of closer variance.
 
         All cells share their housekeeping genes, so that their sums mostly point the same way;
-        what tells cell types apart would be a small part of what the network is given.
+        what tells cell types apart would be a small part of what the network is given. Of an SVD
+        the first dimensions vary most. Each is divided by the root of its deviation: with that
+        itself (whitening) the last dimensions, mostly noise, would be as loud as the first, and
+        val scores were worse on most sets of cells. The mean variance is 1 afterwards.
         """
         if self.expression_norm is None:
             return
         sums = self.sum_expression(batch, segment=0)
         normed = nn.functional.layer_norm(sums, sums.shape[1:])
         std = normed.std(dim=0)
-        scale = torch.where(std > 1e-3, 1 / std.clamp(min=1e-3), 1.0)
+        scale = torch.where(std > 1e-3, std.clamp(min=1e-3).rsqrt(), 1.0)
+        scale = scale / (scale * std).square().mean().sqrt().clamp(min=1e-3)
         self.expression_norm.weight.copy_(scale)
         self.expression_norm.bias.copy_(-normed.mean(dim=0) * scale)

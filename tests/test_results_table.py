@@ -62,10 +62,16 @@ def test_the_configs_are_there_and_take_these_settings(with_cells):
     same = {"d_model", "dropout"}
     assert network.model.model_dump(include=same) == without.model.model_dump(include=same)
     assert without.model.kind == "residual_mlp"
+    rest = {"optim", "objectives", "augment", "monitor"}
+    for name in ("rank_transformer_baron_human", "mlp_baron_human"):  # one recipe for all
+        demo = TrainConfig.load(configs / "train" / f"{name}.yaml")
+        assert demo.model_dump(include=rest) == network.model_dump(include=rest)
+        assert demo.model == (network if name.startswith("rank") else without).model
     members = re.search(r"'(model\.members=\[.+?\])'", with_cells)[1]
     committee = TrainConfig.load(configs / "train" / "committee_baron_human.yaml", [members])
     assert [Path(m).name for m in committee.members] == [
-        "logistic_regression", "gradient_boosting", *(f"transformer_seed{i}" for i in range(3))
+        "logistic_regression", "gradient_boosting",
+        *(f"{network}_seed{i}" for network in ("transformer", "mlp") for i in range(3)),
     ]  # fmt: skip
     for name in SETS | HISTORIES:
         assert PreprocessConfig.load(configs / "preprocess" / f"{name}.yaml").name == name
