@@ -62,6 +62,14 @@ class RankTransformerConfig(ExpressionConfig):
     attention_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="leaves the fast attention kernels"
     )
+    attention_drop_path: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the cells whose attention a block leaves out in an update: where "
+        "cells are few, attention learns them by heart, and the rest of the network must not rely "
+        "on it",
+    )
     checkpoint_activations: bool = Field(
         default=False,
         description="recompute each block in the backward pass: the same numbers in less memory, "
@@ -136,6 +144,7 @@ class RankTransformer(ExpressionNetwork):
             **config.encoder_shape(),
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
+            attention_drop_path=config.attention_drop_path,
             checkpoint_activations=config.checkpoint_activations,
         )
 

@@ -27,10 +27,12 @@ class Block(nn.Module):
         d_feed_forward: int,
         dropout: float,
         attention_dropout: float,
+        attention_drop_path: float,
     ) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(d_model)
         self.attention = SelfAttention(d_model, n_heads, d_head, attention_dropout)
+        self.attention_drop_path = attention_drop_path
         self.norm_feed_forward = nn.LayerNorm(d_model)
         self.feed_forward = feed_forward(d_model, d_feed_forward, dropout)
         self.dropout = nn.Dropout(dropout)
@@ -38,8 +40,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cells: Cells, *, first_only: bool = False) -> Tensor:
         """Return the tokens after the block, ``(q, d)``: all, or the first of each cell."""
         attended = self.attention(self.norm_attention(x), cells, first_only=first_only)
+        if self.training and self.attention_drop_path:
+            attended = drop_path(attended, cells, self.attention_drop_path, first_only=first_only)
         x = (x[cells.first] if first_only else x) + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+
+
+def drop_path(branch: Tensor, cells: Cells, share: float, *, first_only: bool = False) -> Tensor:
+    """Leave a branch out for a share of the cells; that of the others counts for more.
+
+    Stochastic depth (Huang et al. 2016), drawn for each cell: ``branch`` is ``(q, d)``.
+    """
+    kept = torch.rand(len(cells.first), device=branch.device) >= share
+    scale = kept.to(branch.dtype) / (1 - share)  # (b,)
+    if not first_only:
+        scale = scale.repeat_interleave(cells.offsets.diff(), output_size=len(branch))
+    return branch * scale[:, None]
 
 
 def feed_forward(d_model: int, d_feed_forward: int, dropout: float) -> nn.Sequential:
@@ -59,8 +75,9 @@ class Encoder(nn.Module):
     ----------
     n_layers, d_model, n_heads, d_head, d_feed_forward
         Its shape.
-    dropout, attention_dropout
-        Of the two branches of a block, and of the attention weights.
+    dropout, attention_dropout, attention_drop_path
+        Of the two branches of a block, of the attention weights, and of the whole attention of a
+        cell in a block.
     checkpoint_activations
         Keep only the input of each block for the backward pass and recompute the block there
         (Chen et al. 2016): the same gradients in less memory, for one more forward pass.
@@ -75,13 +92,17 @@ class Encoder(nn.Module):
         d_feed_forward: int,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        attention_drop_path: float = 0.0,
         *,
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.checkpoint_activations = checkpoint_activations
         self.blocks = nn.ModuleList(
-            Block(d_model, n_heads, d_head, d_feed_forward, dropout, attention_dropout)
+            Block(
+                *(d_model, n_heads, d_head, d_feed_forward),
+                *(dropout, attention_dropout, attention_drop_path),
+            )
             for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(d_model)

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from models import packed_attention
 from models.packing import cells_of
-from models.transformer import Encoder, initialize_weights
+from models.transformer import Encoder, drop_path, initialize_weights
 from training.distributed import compile_blocks
 
 
@@ -63,7 +63,7 @@ def test_equals_torchs_pre_norm_encoder_layer():
 def step(first_only: bool, **fields) -> tuple[list[torch.Tensor], float]:
     """Return output and gradients of an encoder with dropout, and what was kept for them."""
     torch.manual_seed(0)
-    encoder = Encoder(3, 16, 2, 8, 32, dropout=0.3, attention_dropout=0.2, **fields)
+    encoder = Encoder(3, 16, 2, 8, 32, 0.3, 0.2, 0.5, **fields)
     initialize_weights(encoder)
     x = torch.randn(17, 16, requires_grad=True)
     kept = []
@@ -82,6 +82,32 @@ def test_computing_blocks_again_changes_no_bit_and_keeps_less(first_only):
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
     assert kept < all_kept / 5
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_drop_path_leaves_out_the_attention_of_whole_cells(first_only):
+    torch.manual_seed(0)
+    lengths = [3, 1, 2] * 400
+    cells = cells_of(lengths)
+    cell_of_row = torch.arange(1200)
+    if not first_only:
+        cell_of_row = cell_of_row.repeat_interleave(torch.tensor(lengths))
+    branch = torch.ones(len(cell_of_row), 4)
+    scale = drop_path(branch, cells, 0.25, first_only=first_only)
+    kept = torch.stack([scale[cell_of_row == cell].unique() for cell in range(1200)])
+    assert kept.shape == (1200, 1)  # one scale a cell
+    torch.testing.assert_close(kept.unique(), torch.tensor([0.0, 1 / 0.75]))
+    assert float((kept == 0).float().mean()) == pytest.approx(0.25, abs=0.04)
+
+
+def test_drop_path_acts_in_training_only():
+    x, cells = torch.randn(6, 16), cells_of([4, 2])
+    encoder = Encoder(2, 16, 2, 8, 32, attention_drop_path=0.5)
+    initialize_weights(encoder)
+    torch.manual_seed(0)
+    drawn = torch.stack([encoder(x, cells, first_only=True) for _ in range(20)])
+    assert len(drawn.unique(dim=0)) > 1
+    assert torch.equal(encoder.eval()(x, cells), encoder(x, cells))
 
 
 def masked(q, k, v, q_offsets, k_offsets, *_):
