@@ -137,3 +137,19 @@ bench-scale: | $(READY)
 	$(BIN)/python -m benchmarks.scale --json data/benchmarks/scale.json
 
 .PHONY: bench bench-scale
+
+# ---------------------------------------------------------------- comparators
+# make comparators   their packages, in an environment of their own: CellTypist cannot be trained
+#                    beside the newest scikit-learn
+COMPARATORS := celltypist singler lightgbm scanvi
+COMPARATORS_VENV := $(VENV)_comparators
+COMPARATORS_READY := $(COMPARATORS_VENV)/ready
+
+$(COMPARATORS_READY): requirements.txt models/comparators/requirements.txt | $(READY)
+	$(PYTHON) -m venv $(COMPARATORS_VENV)
+	$(COMPARATORS_VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt -r models/comparators/requirements.txt
+	touch $@
+
+comparators: $(COMPARATORS_READY)
+
+.PHONY: comparators
