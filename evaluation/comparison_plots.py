@@ -20,9 +20,8 @@ from evaluation.outcome import RARE
 from evaluation.plot_text import plain
 from evaluation.run_plots import FEWEST, MANY, NAME, draw_confusion
 
-COLORS = {
-    "network": "#c44e52", "baseline": "#4c72b0", "committee": "#8172b3", "comparator": "#55a868"
-}  # fmt: skip
+COLORS = {"network": "#c44e52", "baseline": "#4c72b0", "comparator": "#55a868"}
+COMMITTEE = "#8172b3"
 TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1, all types",
@@ -44,7 +43,7 @@ def scores(comparison: Comparison) -> Figure:
     for axis, metric in zip(axes, metrics, strict=True):
         for y, (_, row) in enumerate(table.iterrows()):
             model = _model(comparison, row["model"])
-            color = COLORS[model.role]
+            color = COLORS.get(model.role, COMMITTEE)
             axis.hlines(y, row[f"{metric}_low"], row[f"{metric}_high"], color, linewidth=2)
             of_seeds = comparison.of_seeds(model, metric)
             axis.scatter(of_seeds, [y] * len(of_seeds), s=14, color="white", edgecolor=color)
@@ -79,7 +78,7 @@ def differences(comparison: Comparison) -> Figure | None:
     for axis, metric in zip(axes, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index("model")
         for y, name in enumerate(names):
-            row, color = rows.loc[name], COLORS[_model(comparison, name).role]
+            row, color = rows.loc[name], COLORS.get(_model(comparison, name).role, COMMITTEE)
             if comparison.n_donors > 1:
                 axis.hlines(y, row["low_donors"], row["high_donors"], color, alpha=0.3, lw=6)
             axis.hlines(y, row["low"], row["high"], color, linewidth=2)
@@ -206,7 +205,7 @@ def cost(comparison: Comparison) -> Figure | None:
         "n_parameters": "parameters of the network",
     }
     table = comparison.scores.iloc[::-1].reset_index(drop=True)
-    colors = [COLORS[_model(comparison, name).role] for name in table["model"]]
+    colors = [COLORS.get(_model(comparison, name).role, COMMITTEE) for name in table["model"]]
     panels = {key: title for key, title in panels.items() if table[key].notna().any()}
     if not panels:
         return None
