@@ -79,9 +79,26 @@ runs/folds/RESULTS.md: $(RUNS_OF_FOLDS)
 clean:
 	rm -rf data/$(NAME)_rank data/$(NAME)_folds data/counts/$(NAME)_* runs
 
+# ---------------------------------------------------------------- comparators
+# make comparators   their packages, in an environment of their own: CellTypist cannot be trained
+#                    beside the newest scikit-learn
+COMPARATORS := celltypist singler lightgbm scanvi
+COMPARATORS_VENV := $(VENV)_comparators
+COMPARATORS_READY := $(COMPARATORS_VENV)/ready
+
+$(COMPARATORS_READY): requirements.txt models/comparators/requirements.txt | $(READY)
+	$(PYTHON) -m venv $(COMPARATORS_VENV)
+	$(COMPARATORS_VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt -r models/comparators/requirements.txt
+	touch $@
+
+comparators: $(COMPARATORS_READY)
+
+.PHONY: comparators
+
 # ---------------------------------------------------------------- the table over all sets
 # make results CELLS=folder   every model on every set; stopped, the same command resumes
-# The files are in that folder; without it there is the demo's set alone.
+# The files are in that folder; without it there is the demo's set alone. COMPARATORS= leaves the
+# comparators and their packages out.
 CELLS ?= data/cells
 SETS := baron_human_folds baron_human_to_mouse pbmc3k_rank zeisel_fine_rank pbmc_3tech_folds \
         worm_embryo_batch starmap_folds mixology_technology
@@ -100,7 +117,7 @@ COMMITTEE := logistic_regression gradient_boosting $(SEEDS:%=transformer_seed%) 
 
 comma := ,
 empty :=
-train = $(BIN)/python 02_train_model.py data=data/$* runs_dir=runs/results/$* tracking.group=$* --config
+train = 02_train_model.py data=data/$* runs_dir=runs/results/$* tracking.group=$* --config
 members = [$(subst $(empty) $(empty),$(comma),$(strip $(COMMITTEE:%=runs/results/$*/%)))]
 
 results: runs/results/RESULTS.md
@@ -115,19 +132,24 @@ $(BOOKS)/01_%.ipynb: configs/preprocess/%.yaml | $(READY) $(if $(CELLS_FOUND),da
 	$(call papermill,01_preprocess_sc_data.ipynb,$@,-p config $<)
 
 $(SETS:%=runs/results/%/finished): runs/results/%/finished: $(BOOKS)/01_%.ipynb
-	set -e; for model in $(BASELINES); do $(train) configs/train/$${model}_$(NAME).yaml name=$$model; done
+	set -e; for model in $(BASELINES); do $(BIN)/python $(train) configs/train/$${model}_$(NAME).yaml name=$$model; done
 	set -e; for seed in $(SEEDS); do \
-		$(train) $(NETWORK) name=transformer_seed$$seed seed=$$seed; \
-		$(train) $(NETWORK) name=mlp_seed$$seed seed=$$seed $(WITHOUT_ATTENTION); done
-	$(train) configs/train/committee_$(NAME).yaml name=committee 'model.members=$(members)'
+		$(BIN)/python $(train) $(NETWORK) name=transformer_seed$$seed seed=$$seed; \
+		$(BIN)/python $(train) $(NETWORK) name=mlp_seed$$seed seed=$$seed $(WITHOUT_ATTENTION); done
+	$(BIN)/python $(train) configs/train/committee_$(NAME).yaml name=committee 'model.members=$(members)'
+	touch $@
+
+$(SETS:%=runs/results/%/compared): runs/results/%/compared: runs/results/%/finished $(COMPARATORS_READY)
+	set -e; for model in $(COMPARATORS); do $(COMPARATORS_VENV)/bin/python $(train) configs/train/$${model}.yaml name=$$model; done
 	touch $@
 
 $(HISTORIES:%=runs/results/%/finished): runs/results/%/finished: $(BOOKS)/01_%.ipynb
-	set -e; for seed in $(SEEDS); do $(train) $(NETWORK) \
+	set -e; for seed in $(SEEDS); do $(BIN)/python $(train) $(NETWORK) \
 		name=transformer_$(lastword $(subst _, ,$*))_seed$$seed seed=$$seed; done
 	touch $@
 
-runs/results/RESULTS.md: $(patsubst %,runs/results/%/finished,$(SETS) $(HISTORIES))
+runs/results/RESULTS.md: $(patsubst %,runs/results/%/finished,$(SETS) $(HISTORIES)) \
+                         $(if $(strip $(COMPARATORS)),$(SETS:%=runs/results/%/compared))
 	$(call papermill,03_compile_evaluation_metrics.ipynb,$(BOOKS)/03_results.ipynb,-p runs "runs/results/*" -p output $@)
 
 .PHONY: results

@@ -74,14 +74,14 @@ class Model:
         return [] if fold is None else fold.of
 
     @property
-    def is_baseline(self) -> bool:
-        """Whether it is one of scikit-learn's."""
-        return self.runs[0].is_baseline
+    def role(self) -> str:
+        """``network``, ``committee``, ``baseline`` or ``comparator``."""
+        return self.runs[0].config.model.role
 
     @property
-    def is_network(self) -> bool:
-        """Whether it is a network: no baseline, and no committee."""
-        return self.runs[0].is_network
+    def is_transductive(self) -> bool:
+        """Whether it was fitted on the cells that it predicts too, without their labels."""
+        return self.runs[0].config.is_transductive
 
     @property
     def is_transformer(self) -> bool:
@@ -97,7 +97,7 @@ class Model:
     def history(self) -> Literal["none", "previous", "shuffled"]:
         """Whether a cell's tokens tell of the time point before, or of another cell's."""
         previous = self.runs[0].meta["tokenizer"].get("previous")
-        if not self.is_network or previous is None:
+        if self.role != "network" or previous is None:
             return "none"
         return "shuffled" if previous["shuffle"] else "previous"
 
@@ -187,7 +187,13 @@ class Comparison:
     @property
     def best_baseline(self) -> Model | None:
         """The best baseline on val."""
-        return next((model for model in self.models if model.is_baseline), None)
+        return next((model for model in self.models if model.role == "baseline"), None)
+
+    @property
+    def best_comparator(self) -> Model | None:
+        """The best comparator on val that did not see the cells it predicts."""
+        alone = (model for model in self.models if not model.is_transductive)
+        return next((model for model in alone if model.role == "comparator"), None)
 
     @cached_property
     def metrics(self) -> Mapping[str, Metric]:
@@ -253,6 +259,8 @@ class Comparison:
                 "dataset": self.dataset,
                 "model": model.name,
                 "kind": model.runs[0].config.model.kind,
+                "role": model.role,
+                "transductive": model.is_transductive,
                 "history": model.history,
                 "seeds": " ".join(map(str, model.seeds)),
                 "val_macro_f1": model.val["macro_f1"],

@@ -20,7 +20,8 @@ from evaluation.outcome import RARE
 from evaluation.plot_text import plain
 from evaluation.run_plots import FEWEST, MANY, NAME, draw_confusion
 
-NETWORK, BASELINE, COMMITTEE = "#c44e52", "#4c72b0", "#8172b3"
+COLORS = {"network": "#c44e52", "baseline": "#4c72b0", "comparator": "#55a868"}
+COMMITTEE = "#8172b3"
 TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1, all types",
@@ -42,7 +43,7 @@ def scores(comparison: Comparison) -> Figure:
     for axis, metric in zip(axes, metrics, strict=True):
         for y, (_, row) in enumerate(table.iterrows()):
             model = _model(comparison, row["model"])
-            color = _color(model)
+            color = COLORS.get(model.role, COMMITTEE)
             axis.hlines(y, row[f"{metric}_low"], row[f"{metric}_high"], color, linewidth=2)
             of_seeds = comparison.of_seeds(model, metric)
             axis.scatter(of_seeds, [y] * len(of_seeds), s=14, color="white", edgecolor=color)
@@ -77,7 +78,7 @@ def differences(comparison: Comparison) -> Figure | None:
     for axis, metric in zip(axes, metrics, strict=True):
         rows = table[table["metric"] == metric].set_index("model")
         for y, name in enumerate(names):
-            row, color = rows.loc[name], _color(_model(comparison, name))
+            row, color = rows.loc[name], COLORS.get(_model(comparison, name).role, COMMITTEE)
             if comparison.n_donors > 1:
                 axis.hlines(y, row["low_donors"], row["high_donors"], color, alpha=0.3, lw=6)
             axis.hlines(y, row["low"], row["high"], color, linewidth=2)
@@ -164,7 +165,7 @@ def calibration(comparison: Comparison) -> Figure:
 
 def curves(comparison: Comparison) -> Figure | None:
     """Loss and val macro-F1 of every seed of every network, over its updates; None without any."""
-    networks = [model for model in comparison.models if model.is_network]
+    networks = [model for model in comparison.models if model.role == "network"]
     if not networks:
         return None
     panels = {
@@ -204,7 +205,7 @@ def cost(comparison: Comparison) -> Figure | None:
         "n_parameters": "parameters of the network",
     }
     table = comparison.scores.iloc[::-1].reset_index(drop=True)
-    colors = [_color(_model(comparison, name)) for name in table["model"]]
+    colors = [COLORS.get(_model(comparison, name).role, COMMITTEE) for name in table["model"]]
     panels = {key: title for key, title in panels.items() if table[key].notna().any()}
     if not panels:
         return None
@@ -229,12 +230,6 @@ def cost(comparison: Comparison) -> Figure | None:
 
 def _model(comparison: Comparison, name: str) -> Model:
     return next(model for model in comparison.models if model.name == name)
-
-
-def _color(model: Model) -> str:
-    if model.is_baseline:
-        return BASELINE
-    return NETWORK if model.is_network else COMMITTEE
 
 
 def _looks() -> Iterator[dict]:

@@ -2,12 +2,12 @@
 
 Means and ranks are over the same sets for every model, so the table holds the models that were run
 on all of them, told by their names. What a sentence calls ours is the best network or committee on
-val, against the best baseline on val.
+val, against the best baseline and the best comparator on val.
 """
 
 import pandas as pd
 
-from evaluation.compare import Comparison
+from evaluation.compare import Comparison, Model
 from evaluation.controls import with_controls
 from evaluation.outcome import RARE
 from evaluation.verdicts import difference_text
@@ -87,33 +87,39 @@ def about_over_sets(comparisons: list[Comparison]) -> str:
 
 
 def ours_verdicts(comparisons: list[Comparison]) -> list[str]:
-    """Return a sentence a set: is ours better than the best baseline, and at what cost."""
+    """Return a text a set: is ours better than the best of the others, and at what cost."""
     return [_ours_verdict(comparison) for comparison in tested(comparisons)]
 
 
 def _ours_verdict(comparison: Comparison) -> str:
-    ours = next((model for model in comparison.models if not model.is_baseline), None)
-    baseline = comparison.best_baseline
-    if ours is None or baseline is None:
+    not_ours = {"baseline", "comparator"}
+    ours = next((model for model in comparison.models if model.role not in not_ours), None)
+    if ours is None or comparison.best_baseline is None:
         missing = "baseline" if ours else "network or committee"
         return f"{comparison.dataset}: no {missing} was run on it."
+    others = [comparison.best_baseline, comparison.best_comparator]
+    found = [_against(comparison, ours, other) for other in others if other is not None]
+    return f"{comparison.dataset}: {' '.join(found)}"
+
+
+def _against(comparison: Comparison, ours: Model, other: Model) -> str:
     scores = {
         "macro_f1_common": f"macro-F1 over types of {RARE}+ cells",
         "accuracy": "accuracy",
         "log_loss_scaled": "log-loss, scaled on val",
     }
-    found = {metric: comparison.difference(ours, baseline, metric) for metric in scores}
+    found = {metric: comparison.difference(ours, other, metric) for metric in scores}
     words = {
-        "cannot tell": "cannot tell whether ours is better or worse than the best baseline",
-        "level": "ours is level with the best baseline",
+        "cannot tell": f"cannot tell whether ours is better or worse than the best {other.role}",
+        "level": f"ours is level with the best {other.role}",
     }
     outcome = found["macro_f1_common"]["outcome"]
-    answer = words.get(outcome, f"ours is {outcome} than the best baseline")
+    answer = words.get(outcome, f"ours is {outcome} than the best {other.role}")
     parts = [f"{title} {difference_text(comparison, found[m])}" for m, title in scores.items()]
     return (
-        f"{comparison.dataset}: {answer}. {ours.name} against {baseline.name}, each the best on "
-        f"val of its kind: {'; '.join(parts)}. Fitting took {ours.cost('seconds'):,.0f} against "
-        f"{baseline.cost('seconds'):,.0f} seconds."
+        f"{answer}. {ours.name} against {other.name}, each the best on val of its kind: "
+        f"{'; '.join(parts)}. Fitting took {ours.cost('seconds'):,.0f} against "
+        f"{other.cost('seconds'):,.0f} seconds."
     )
 
 

@@ -85,6 +85,9 @@ def summary(comparison: Comparison) -> pd.DataFrame:
     """Return the scores for people: one row a model, best on val first, intervals in brackets."""
     scores = with_controls(comparison)
     shown = pd.DataFrame({"model": scores["model"], "seeds": scores["seeds"].fillna("")})
+    shown["role"] = scores["role"].fillna("")  # the controls have none
+    if any(model.is_transductive for model in comparison.models):
+        shown["transductive"] = scores["transductive"].map({True: "yes"}).fillna("")
     shown["val macro-F1"] = scores["val_macro_f1"].map(_number)
     for key, title in COLUMNS.items():
         shown[title] = [
@@ -151,7 +154,7 @@ def _section(comparison: Comparison) -> list[str]:
         "the true labels, labels drawn by their shares of the train cells, and the commonest one. "
         '"Above controls": where between the lowest of these rows, 0, and the true labels, 1, a '
         "model's accuracy, macro-F1 and weighted F1 lie, on average, as Open Problems scales "
-        "scores.",
+        f"scores.{_transductive(comparison)}",
         "",
         *table(summary(comparison)),
     ]
@@ -192,6 +195,15 @@ def _whose(comparison: Comparison) -> str:
     return (
         "Runs without test (test: false), and beside them all others, on val: epochs, settings "
         "and temperatures are chosen on these cells, so that their scores flatter. Val scores"
+    )
+
+
+def _transductive(comparison: Comparison) -> str:
+    if not any(model.is_transductive for model in comparison.models):
+        return ""
+    return (
+        " A transductive model was fitted on these cells too, without their labels: no verdict "
+        "takes it for the best comparator."
     )
 
 

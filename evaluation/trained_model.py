@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 
+from configs.base import ConfigError
 from dataset import read_tokenizer
 from dataset.batches import EncodedCells
 from dataset.config import QualityControlConfig
@@ -66,6 +67,12 @@ class TrainedModel:
         self.facts = self.run.facts
         self.vocabulary = self.facts.vocabulary
         self.class_names = self.run.class_names
+        if self.config.is_transductive:
+            raise AnnotationError(
+                f"{self.run.path}: its {self.config.model.kind} saw the cells that it predicts "
+                "while it was fitted (it is transductive), and knows no others; annotate with "
+                "another run"
+            )
         self._read_meta()
         self.device = choose_device(device)
         self.bank: SplitPredictions | None = None
@@ -146,6 +153,8 @@ class TrainedModel:
             shape = baseline.predict_proba(nothing, np.zeros(1)).shape
             if shape != (1, len(self.class_names)):
                 raise ValueError(f"it predicts {shape[-1]} classes")
+        except ConfigError:  # a package that is not installed
+            raise
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise AnnotationError(
                 f"{self.run.path}/{WEIGHTS}: is not this run's {model.kind} "

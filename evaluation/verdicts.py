@@ -42,6 +42,7 @@ def verdict(comparison: Comparison) -> str:
     The answer is by macro-F1 over the types with enough test cells: the others' chance is in no
     interval. What all types, accuracy and log-loss say stands beside it. A transformer that is
     better than the best baseline is needed only if it is better than the same without attention.
+    How it stands against the best comparator is said apart.
     """
     name = comparison.dataset
     network, baseline = comparison.best_network, comparison.best_baseline
@@ -71,6 +72,9 @@ def verdict(comparison: Comparison) -> str:
     for metric, start in others.items():
         other = comparison.difference(network, baseline, metric)
         sentences.append(f"{start}: {difference_text(comparison, other)}.")
+    if (comparator := comparison.best_comparator) is not None:
+        against = _against(comparison, network, comparator)
+        sentences.append(f"Against the best comparator, {comparator.name}: {against}.")
     return " ".join([*sentences, attention_verdict(comparison, network)])
 
 
@@ -82,15 +86,8 @@ def attention_verdict(comparison: Comparison, network: Model) -> str:
             "What attention adds cannot be said: the control is missing, a network without it "
             "such as that of configs/train/mlp_baron_human.yaml."
         )
-    scores = {"accuracy": "in accuracy", "log_loss_scaled": "in log-loss, both scaled on val"}
-    if len(comparison.common):
-        scores = {"macro_f1_common": f"in macro-F1 over {_types(comparison)}"} | scores
-    found = [
-        f"{text} {difference_text(comparison, comparison.difference(network, control, metric))}"
-        for metric, text in scores.items()
-    ]
     start = f"What attention adds, {network.name} against {control.name}, which has none"
-    return f"{start}: {'; '.join(found)}."
+    return f"{start}: {_against(comparison, network, control)}."
 
 
 def _answer(comparison: Comparison, network: Model, outcome: str) -> str:
@@ -112,7 +109,7 @@ def history_verdict(comparison: Comparison) -> str:
     """
     of_config: dict[str, dict[str, Model]] = defaultdict(dict)
     for model in comparison.models:
-        if model.is_network:
+        if model.role == "network":
             of_config[model.runs[0].model_key(history=False)].setdefault(model.history, model)
     for kinds in of_config.values():  # best on val first
         if {"previous", "shuffled"} <= kinds.keys():
@@ -134,6 +131,17 @@ def _types(comparison: Comparison) -> str:
     n = len(comparison.common)
     types = "type" if n == 1 else "types"
     return f"the {n} {types} with at least {RARE} test cells"
+
+
+def _against(comparison: Comparison, network: Model, other: Model) -> str:
+    scores = {"accuracy": "in accuracy", "log_loss_scaled": "in log-loss, both scaled on val"}
+    if len(comparison.common):
+        scores = {"macro_f1_common": f"in macro-F1 over {_types(comparison)}"} | scores
+    found = [
+        f"{text} {difference_text(comparison, comparison.difference(network, other, metric))}"
+        for metric, text in scores.items()
+    ]
+    return "; ".join(found)
 
 
 def difference_text(comparison: Comparison, found: dict) -> str:

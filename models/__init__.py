@@ -1,4 +1,4 @@
-"""Everything with weights, and the baselines: the union that a config chooses from."""
+"""Everything with weights, baselines and comparators: the union that a config chooses from."""
 
 from typing import Annotated
 
@@ -10,6 +10,10 @@ from models.baselines.linear_svm import LinearSVMConfig
 from models.baselines.logistic_regression import LogisticRegressionConfig
 from models.baselines.majority import MajorityConfig
 from models.committee import CommitteeConfig
+from models.comparators.celltypist import CellTypistConfig
+from models.comparators.lightgbm import LightGBMConfig
+from models.comparators.scanvi import ScANVIConfig
+from models.comparators.singler import SingleRConfig
 from models.rank_transformer import RankTransformerConfig
 from models.residual_mlp import ResidualMLPConfig
 
@@ -21,6 +25,10 @@ ModelConfig = Annotated[
     | LinearSVMConfig
     | KNNConfig
     | GradientBoostingConfig
+    | CellTypistConfig
+    | LightGBMConfig
+    | SingleRConfig
+    | ScANVIConfig
     | CommitteeConfig,
     Field(discriminator="kind"),
 ]

@@ -7,7 +7,7 @@ own, as every run has.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from configs.base import Config
 class CommitteeConfig(Config):
     """Runs of other models on the same cells, whose predictions are averaged."""
 
+    role: ClassVar[str] = "committee"
     kind: Literal["committee"] = "committee"
     members: list[str] = Field(
         min_length=2,

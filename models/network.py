@@ -81,6 +81,7 @@ class NetworkConfig(Config):
         that 03 measures attention by, and is never taken for a transformer.
     """
 
+    role: ClassVar[str] = "network"
     reads_positions: ClassVar[bool] = False
     attends: ClassVar[bool] = True
 

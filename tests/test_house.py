@@ -44,6 +44,7 @@ UNIONS = {
     "dataset/tokenizers": "dataset/__init__.py",
     "models": "models/__init__.py",
     "models/baselines": "models/__init__.py",
+    "models/comparators": "models/__init__.py",
     "models/objectives": "models/objectives/__init__.py",
 }
 

@@ -17,8 +17,8 @@ SETS = {
 HISTORIES = {"worm_embryo_batch_history", "worm_embryo_batch_shuffled"}
 
 
-def dry_run(cells: Path) -> str:
-    command = ["make", "--dry-run", "--always-make", "results", f"CELLS={cells}"]
+def dry_run(cells: Path, *words: str) -> str:
+    command = ["make", "--dry-run", "--always-make", "results", f"CELLS={cells}", *words]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
@@ -43,13 +43,19 @@ def test_every_set_has_every_model_and_three_seeds(with_cells):
     for name in SETS:
         lines = [line for line in with_cells.splitlines() if f"runs/results/{name} " in line]
         text = "\n".join(lines)
-        for model in ("name=$model", "name=transformer_seed", "name=mlp_seed", "name=committee"):
+        for model in ("name=transformer_seed", "name=mlp_seed", "name=committee"):
             assert text.count(model) == 1, (name, model)
+        assert text.count("name=$model") == 2  # baselines, comparators
     loops = re.findall(r"for (?:seed|model) in ([^;]+);", with_cells)
     assert sorted(set(loops)) == [
         "0 1 2",
+        "celltypist singler lightgbm scanvi",
         "majority knn linear_svm logistic_regression gradient_boosting",
     ]
+    in_their_own = re.findall(
+        r"for model in cell.*?; do (\S+)/bin/python .*configs/train", with_cells
+    )
+    assert in_their_own == [".venv_comparators"] * len(SETS)
 
 
 def test_the_configs_are_there_and_take_these_settings(with_cells):
@@ -75,6 +81,13 @@ def test_the_configs_are_there_and_take_these_settings(with_cells):
     ]  # fmt: skip
     for name in SETS | HISTORIES:
         assert PreprocessConfig.load(configs / "preprocess" / f"{name}.yaml").name == name
+
+
+def test_comparators_can_be_left_out(tmp_path):
+    (tmp_path / "some.h5ad").touch()
+    said = dry_run(tmp_path, "COMPARATORS=")
+    assert ".venv_comparators" not in said
+    assert said.count("name=committee") == len(SETS)
 
 
 def test_without_the_files_it_is_the_demos_set_and_a_sentence(tmp_path):

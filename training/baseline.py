@@ -1,4 +1,9 @@
-"""Fit a baseline: the other side of the script's one fork."""
+"""Fit a baseline or a comparator: the other side of the script's one fork."""
+
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
 
 from configs.base import ConfigError
 from dataset.store.encoded_folder import EncodedFolder
@@ -15,6 +20,8 @@ def fit_baseline(config: TrainConfig, data: EncodedFolder) -> Fitted:
             f"model: {config.model.kind} needs labels, and these cells were encoded without any "
             "(label_key: null)"
         )
+    if config.is_transductive:
+        return _fit_transductive(config, data)
     train, val = (
         LabeledCells(*data.expression(split), data.split(split).labels)
         for split in ("train", "val")
@@ -29,5 +36,33 @@ def fit_baseline(config: TrainConfig, data: EncodedFolder) -> Fitted:
         if config.test
         else None,
         weights=fitted.to_arrays(),
-        summary={"seconds": round(clock.seconds, 2), "best_epoch": None, "n_parameters": None},
+        summary=_summary(clock),
     )
+
+
+def _fit_transductive(config: TrainConfig, data: EncodedFolder) -> Fitted:
+    """Fit and predict at once: val and test cells are seen without their labels."""
+    names = ["train", "val", *(["test"] if config.test else [])]
+    splits = [data.split(name) for name in names]
+    counts, library_sizes = zip(*(data.expression(name) for name in names), strict=True)
+    hidden = [np.full(len(split), -1) for split in splits[1:]]
+    labels = np.concatenate([splits[0].labels, *hidden])
+    cells = LabeledCells(csr_matrix(vstack(counts)), np.concatenate(library_sizes), labels)
+    batches = np.concatenate([split.batches for split in splits])
+    model: Any = config.model
+    clock = Clock()
+    with clock.running():
+        probabilities = model.fit_predict(
+            cells, batches, len(data.class_names), config.seed, config.device
+        )
+    of_splits = np.split(probabilities, np.cumsum([len(split) for split in splits])[:-1])
+    return Fitted(
+        val={"probabilities": of_splits[1]},
+        test={"probabilities": of_splits[2]} if config.test else None,
+        weights={},
+        summary=_summary(clock),
+    )
+
+
+def _summary(clock: Clock) -> dict[str, Any]:
+    return {"seconds": round(clock.seconds, 2), "best_epoch": None, "n_parameters": None}

@@ -47,6 +47,11 @@ def _open(path: str, data: EncodedFolder, config: TrainConfig) -> Run:
     member = Run(path)
     if member.config.members:
         raise ConfigError(f"model.members: {path} is itself a committee; list its members instead")
+    if member.config.is_transductive:
+        raise ConfigError(
+            f"model.members: {path} is transductive: it saw the cells that it predicts, and a "
+            "committee with it could predict no others; leave it out"
+        )
     if config.test and not member.config.test:
         raise ConfigError(
             f"model.members: {path} was trained with test: false; train it with test: true, or "

@@ -126,8 +126,13 @@ class TrainConfig(Config):
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the model is one of scikit-learn's."""
+        """Whether the model is fitted in one call: a baseline or a comparator."""
         return isinstance(self.model, BaselineConfig)
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether the model is fitted on the cells that it predicts too, without their labels."""
+        return getattr(self.model, "is_transductive", False)
 
     @property
     def members(self) -> list[str]:

@@ -63,7 +63,8 @@ def write_results(
     if tracker.url is not None:
         metrics["wandb_url"] = tracker.url
     metrics["train_class_sizes"] = np.asarray(data.facts.class_sizes).tolist()
-    run.finish(environment(ranks.device) | metrics)  # a committee's memory is its members'
+    packages = getattr(config.model, "packages", ())
+    run.finish(environment(ranks.device, packages) | metrics)  # a committee's memory: its members'
     if run.data_were_replaced(data):
         logger.warning(
             "%s: was encoded again or moved while this run trained; the run is of the cells that "

@@ -9,7 +9,7 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
@@ -231,13 +231,17 @@ class RunWriter:
             )
 
 
-def environment(device: torch.device) -> dict:
-    """Return the provenance of a run: commit, device, versions, peak memory of this process."""
+def environment(device: torch.device, packages: Iterable[str] = ()) -> dict:
+    """Return the provenance of a run: commit, device, versions, peak memory of this process.
+
+    Versions are of the packages that every run uses, and of these.
+    """
+    packages = ("numpy", "scikit-learn", "torch", *packages)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),
         "git_commit": git_commit(),
         "device": str(device),
         "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("numpy", "scikit-learn", "torch")},
+        | {name: metadata.version(name) for name in packages},
     }

@@ -1,6 +1,6 @@
 """The interface of a baseline: a config that fits it, and a classifier that predicts."""
 
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -31,6 +31,8 @@ class Classifier(Protocol):
 class BaselineConfig(Config):
     """Settings of a baseline; also has a ``kind`` of its own."""
 
+    role: ClassVar[str] = "baseline"  # that a table gives it
+
     def fit(self, train: LabeledCells, val: LabeledCells, n_classes: int, seed: int) -> Classifier:
         """Fit on the train cells; val chooses among settings.
 
@@ -48,3 +50,10 @@ class BaselineConfig(Config):
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> Classifier:
         """Rebuild the classifier that ``to_arrays`` wrote down."""
         raise NotImplementedError
+
+
+def all_classes(probabilities: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:
+    """Give a class without training cells a column of zeros."""
+    columns = np.zeros((len(probabilities), n_classes))
+    columns[:, classes] = probabilities
+    return columns

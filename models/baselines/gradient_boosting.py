@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from evaluation.classification import log_loss
-from models.baselines.base import BaselineConfig, LabeledCells
+from models.baselines.base import BaselineConfig, LabeledCells, all_classes
 from models.baselines.best_on_val import warn_at_edge
 from models.baselines.boosted_trees import BoostedTrees
 from models.baselines.features import highly_variable, log_normalize
@@ -70,7 +70,7 @@ class GradientBoostingConfig(BaselineConfig):
             grown = min(max(2 * len(losses), n_rounds + self.patience), self.max_rounds)
             model.set_params(max_iter=grown).fit(values, train.labels)
             losses = [
-                log_loss(val.labels, _all_classes(staged, model.classes_, n_classes))
+                log_loss(val.labels, all_classes(staged, model.classes_, n_classes))
                 for staged in model.staged_predict_proba(val_values)
             ]
             n_rounds = 1 + int(np.argmin(losses))
@@ -104,7 +104,7 @@ class GradientBoosting:
     def predict_proba(self, counts: csr_matrix, library_size: np.ndarray) -> np.ndarray:
         """Return class probabilities, ``(n_cells, n_classes)``, of raw counts."""
         values = log_normalize(counts, library_size)[:, self.genes].toarray()
-        return _all_classes(self.trees.predict_proba(values), self.classes, self.n_classes)
+        return all_classes(self.trees.predict_proba(values), self.classes, self.n_classes)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return what ``from_arrays`` needs."""
@@ -114,10 +114,3 @@ class GradientBoosting:
             "classes": self.classes,
             "n_classes": np.array([self.n_classes]),
         }
-
-
-def _all_classes(probabilities: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:
-    """Give a class without training cells a column of zeros."""
-    columns = np.zeros((len(probabilities), n_classes))
-    columns[:, classes] = probabilities
-    return columns
