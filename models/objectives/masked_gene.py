@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,6 +36,15 @@ class MaskedGeneConfig(Objective):
     )
     reads_tokens: ClassVar[bool] = True
     hides: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _check(self) -> "MaskedGeneConfig":
+        if self.mask_token_fraction + self.random_fraction > 1 + 1e-9:
+            raise ValueError(
+                f"mask_token_fraction {self.mask_token_fraction} and random_fraction "
+                f"{self.random_fraction} are more than all hidden genes: lower one of them"
+            )
+        return self
 
     def head(self, network: Network, dropout: float, facts: DataFacts) -> "MaskedGeneHead":
         """Return a layer before the output, whose weights are the gene embeddings."""
