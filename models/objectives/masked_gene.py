@@ -18,7 +18,7 @@ from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import MASK, N_SPECIALS
 from models.network import Encoded, Network
-from models.objectives.base import Draw, Objective
+from models.objectives.base import Draw, Objective, with_original
 
 TARGET = "masked_gene_target"  # of each token in the batch: the gene that was there, or -1
 
@@ -52,6 +52,7 @@ class MaskedGeneConfig(Objective):
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Replace tokens: by ``<mask>`` without its count, by a random gene, or not at all."""
+        batch = with_original(batch)
         token_ids = batch["token_ids"]
         is_hidden = (token_ids >= N_SPECIALS) & (draw(0) < self.masked_fraction)
         how, changed = draw(1), self.mask_token_fraction + self.random_fraction
