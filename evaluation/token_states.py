@@ -8,7 +8,7 @@ Legend: ``n`` cells, ``m`` gene tokens of them that the network reads, ``d`` wid
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,8 +91,10 @@ def second_to_last(network: Network, batch: Batch) -> tuple[Encoded, Tensor]:
     Of a network of one layer that is the embedding of the tokens.
     """
     given: list[Tensor] = []
-    last = network.encoder.blocks[-1]  # type: ignore[union-attr, index]
-    hook = last.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    encoder: Any = network.encoder
+    hook = encoder.blocks[-1].register_forward_pre_hook(
+        lambda _, arguments: given.append(arguments[0])
+    )
     try:
         encoded = network(batch, tokens=True)
     finally:
