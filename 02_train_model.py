@@ -116,6 +116,8 @@ def build_training(
         if config.init_from is not None:
             matched = init_from(learner, config.init_from, data.facts)
     factors = dict.fromkeys(learner.gene_embeddings, optim.gene_embedding_lr)
+    for name in learner.network.first_layers(optim.frozen_layers):
+        factors[f"network.{name}"] = 0.0
     freeze(learner, factors)
     model = wrap(learner, ranks, config.parallel, config.precision)
     if config.compile:

@@ -42,6 +42,7 @@ class TrainedModel:
         Of the data that the model was trained on.
     temperature, threshold
         Of the probabilities, as stored in the run, and of ``uncertain``; of the run's val cells.
+        A run that predicts no classes has none.
     quality_control, min_detected_genes
         Which cells the run was trained on: its thresholds, and the fewest genes of the vocabulary
         that a train cell has.
@@ -53,13 +54,24 @@ class TrainedModel:
     previous_layer
         Layer that holds a query cell's previous profile; None where the model needs none.
 
+    Parameters
+    ----------
+    path
+        Of the run.
+    device
+        One of ``DEVICES``.
+    needs_classes
+        Whether a run that predicts none, as a pretraining, is refused.
+
     Raises
     ------
     AnnotationError, RunFolderError
         If the run cannot predict new cells.
     """
 
-    def __init__(self, path: str | Path, *, device: str = "auto") -> None:
+    def __init__(
+        self, path: str | Path, *, device: str = "auto", needs_classes: bool = True
+    ) -> None:
         if device not in DEVICES:
             raise AnnotationError(f"device: {device!r}; expected one of {', '.join(DEVICES)}")
         self.run = Run(path)
@@ -77,14 +89,15 @@ class TrainedModel:
         self.device = choose_device(device)
         self.bank: SplitPredictions | None = None
         val = self.run.predictions("val")
-        if not val.has_classes:
+        if needs_classes and not val.has_classes:
             raise AnnotationError(
                 f"{self.run.path}: predicts no classes; train a run with the objective classify, "
                 f"which may start from this one (init_from={self.run.path})"
             )
-        self.temperature: float = self.run.metrics["temperature"]
-        calibrated = apply_temperature(val.probabilities, self.temperature)
-        self.threshold = confidence_threshold(val.labels, calibrated)
+        if val.has_classes:
+            self.temperature: float = self.run.metrics["temperature"]
+            calibrated = apply_temperature(val.probabilities, self.temperature)
+            self.threshold = confidence_threshold(val.labels, calibrated)
         model, self.baseline = self.config.model, None
         self.members = [TrainedModel(member.path, device=device) for member in self.run.members]
         self.weights = self.run.weights()["weights"] if self.members else None
@@ -236,7 +249,7 @@ class TrainedModel:
                     f"{self.run.path}: the network was trained on {self.tokenizer.n_segments} "
                     f"profile(s) of a cell and is given {len(profiles)}"
                 )
-            cells = self._encode(profiles, conditions, positions)
+            cells = self.encode(profiles, conditions, positions)
             alone = Ranks(rank=0, world_size=1, device=self.device)
             found = predict_cells(self.learner, cells, alone, batch_size=batch_size, sets=sets)
             probabilities, embedding = found["probabilities"], found["embeddings"]
@@ -265,13 +278,13 @@ class TrainedModel:
         embedding = next((embedding for _, embedding in members if embedding is not None), None)
         return apply_temperature(averaged, self.temperature), embedding, np.mean(same, axis=0)
 
-    def _encode(
+    def encode(
         self,
         profiles: Sequence[tuple[csr_matrix, np.ndarray]],
-        conditions: np.ndarray | None,
-        positions: np.ndarray | None,
+        conditions: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
     ) -> EncodedCells:
-        """Encode cells in memory with the run's tokenizer."""
+        """Encode cells in memory with the run's tokenizer; what is given is as in ``predict``."""
         segments = [CellCounts(Rows.from_csr(rows), size) for rows, size in profiles]
         dtype = max((counts_dtype(s.rows.counts) for s in segments), key=lambda d: d.itemsize)
         dtypes = self.tokenizer.arrays(self.vocabulary.n_genes, dtype)

@@ -50,6 +50,31 @@ class Network(nn.Module):
     def initialize(self) -> None:
         """Give weights other initial values than ``initialize_weights`` did."""
 
+    def first_layers(self, n_layers: int) -> list[str]:
+        """Return the names of the weights of its first layers, and of all that feeds them.
+
+        Empty for 0.
+
+        Raises
+        ------
+        ConfigError
+            If it has not so many, or none that come one after the other.
+        """
+        if not n_layers:
+            return []
+        blocks = getattr(getattr(self, "encoder", None), "blocks", ())
+        if n_layers > len(blocks):
+            raise ConfigError(
+                f"optim.frozen_layers: found {n_layers}; this network has {len(blocks)} layers "
+                "that can be frozen"
+            )
+        later = [f"encoder.blocks.{i}." for i in range(n_layers, len(blocks))]
+        return [
+            name
+            for name, _ in self.named_parameters()
+            if not name.startswith(("encoder.norm.", *later))
+        ]
+
     def training_flop(self, lengths: ArrayLike) -> Flop | None:
         """FLOP of an update on cells of these lengths, ``(n_cells,)``; None: not counted."""
         return None

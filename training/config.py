@@ -21,6 +21,12 @@ class OptimConfig(Config):
         description="learning rate of the network's gene embeddings, as a multiple of lr; 0: "
         "frozen at their start",
     )
+    frozen_layers: int = Field(
+        default=0,
+        ge=0,
+        description="first layers of the network that keep the weights they start with, and with "
+        "them its embeddings; for a run with init_from",
+    )
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="fraction of all steps")
     gradient_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")

@@ -7,9 +7,11 @@ from pydantic import Field
 from models.objectives.classify import ClassifyConfig
 from models.objectives.masked_gene import MaskedGeneConfig
 from models.objectives.neighbors import NeighborsConfig
+from models.objectives.whole_cell import WholeCellConfig
 
 ObjectiveConfig = Annotated[
-    ClassifyConfig | NeighborsConfig | MaskedGeneConfig, Field(discriminator="kind")
+    ClassifyConfig | NeighborsConfig | MaskedGeneConfig | WholeCellConfig,
+    Field(discriminator="kind"),
 ]
 
 

@@ -6,7 +6,7 @@ so that one process and several report the same number.
 """
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,8 @@ from models.network import Encoded, Network
 
 # stream -> (n,) from [0, 1), one for each token: the same whoever stands beside its cell
 Draw = Callable[[int], Tensor]
+# Of each token in the batch, before any objective hid some of them
+ORIGINAL_TOKENS, ORIGINAL_COUNTS = "original_token_ids", "original_counts"
 
 
 class Bank(NamedTuple):
@@ -92,6 +94,12 @@ class Objective(Config):
     def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
         """Return the scores of a split's predictions, by name; not those of ``probabilities``."""
         return {}
+
+
+def with_original(batch: Batch) -> Batch:
+    """Keep the tokens and counts of a batch, unless an objective before this one did."""
+    original = {ORIGINAL_TOKENS: batch["token_ids"], ORIGINAL_COUNTS: batch["counts"]}
+    return cast(Batch, {**original, **batch})
 
 
 def check_classes(kind: str, facts: DataFacts) -> None:

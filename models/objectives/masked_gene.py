@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import MASK, N_SPECIALS
 from models.network import Encoded, Network
-from models.objectives.base import Draw, Objective
+from models.objectives.base import Draw, Objective, with_original
 
 TARGET = "masked_gene_target"  # of each token in the batch: the gene that was there, or -1
 
@@ -37,12 +37,22 @@ class MaskedGeneConfig(Objective):
     reads_tokens: ClassVar[bool] = True
     hides: ClassVar[bool] = True
 
+    @model_validator(mode="after")
+    def _check(self) -> "MaskedGeneConfig":
+        if self.mask_token_fraction + self.random_fraction > 1 + 1e-9:
+            raise ValueError(
+                f"mask_token_fraction {self.mask_token_fraction} and random_fraction "
+                f"{self.random_fraction} are more than all hidden genes: lower one of them"
+            )
+        return self
+
     def head(self, network: Network, dropout: float, facts: DataFacts) -> "MaskedGeneHead":
         """Return a layer before the output, whose weights are the gene embeddings."""
         return MaskedGeneHead(network, facts.vocabulary.n_tokens)
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Replace tokens: by ``<mask>`` without its count, by a random gene, or not at all."""
+        batch = with_original(batch)
         token_ids = batch["token_ids"]
         is_hidden = (token_ids >= N_SPECIALS) & (draw(0) < self.masked_fraction)
         how, changed = draw(1), self.mask_token_fraction + self.random_fraction

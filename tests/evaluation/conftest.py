@@ -8,9 +8,13 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from scipy.sparse import csr_matrix
 
+from dataset.config import PreprocessConfig
+from dataset.encode import encode
 from dataset.store.checksums import write_checksums
 from dataset.store.encoded_folder import SCHEMA_VERSION
 from dataset.vocabulary import Vocabulary
@@ -202,3 +206,35 @@ class ChangedRun:
 def changed_run(tmp_path):
     """Return a function that copies a run with another meta.json, metrics or predictions."""
     return ChangedRun(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def planted_cells(tmp_path_factory):
+    """Write 160 cells of types a and b, which only genes G0 and G1 tell apart; return the path."""
+    rng = np.random.default_rng(0)
+    is_b = np.arange(160) % 2 == 1
+    counts = rng.poisson(2, (160, 60)).astype(np.float32)
+    counts[:, 0], counts[:, 1] = 15 * ~is_b, 15 * is_b
+    obs = {"cell_type": np.where(is_b, "b", "a"), "donor": [f"d{i // 40}" for i in range(160)]}
+    adata = ad.AnnData(
+        csr_matrix(counts), obs=pd.DataFrame(obs, index=[f"c{i}" for i in range(160)])
+    )
+    adata.var_names = [f"G{i}" for i in range(60)]
+    path = tmp_path_factory.mktemp("planted") / "cells.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def planted_run(planted_cells, make_run):
+    """Train the smoke config on them; return the run folder."""
+    config = PreprocessConfig(
+        name="planted",
+        input=str(planted_cells),
+        label_key="cell_type",
+        quality_control={"min_genes": 5},
+        split={"key": "donor"},
+        tokenizer={"kind": "rank", "n_tokens": 60},
+        data_dir=str(planted_cells.parent),
+    )
+    return make_run("planted", "smoke", "optim.max_epochs=5", data=encode(config, progress=False))

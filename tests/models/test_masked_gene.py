@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import erf
 from torch.nn import functional as F
 
 from dataset.vocabulary import CLS, MASK, N_SPECIALS
@@ -95,6 +96,44 @@ def test_the_loss_of_a_cell_is_the_mean_over_its_hidden_tokens():
     found = objective.loss(encoded, head, batch | {TARGET: target})
     first = F.cross_entropy(logits[1:2], target[1:2])
     torch.testing.assert_close(found, torch.stack([first, expected[1], torch.tensor(0.0)]))
+
+
+def test_the_loss_is_that_of_plain_numpy(batch):
+    torch.manual_seed(0)
+    config = RankTransformerConfig(d_model=16, n_heads=2, gene_init="random", dropout=0)
+    model = learner(config, [MaskedGeneConfig()], n_vocabulary=N_SPECIALS + N_GENES, row_length=31)
+    head = model.heads["masked_gene"]
+    torch.nn.init.normal_(head.bias)
+    hidden = model.hide(batch, draw_for(batch, 3))
+    with torch.no_grad():
+        found = model(hidden)[:, 0].numpy()
+        states = model.network(hidden, tokens=True).token_states.double().numpy()
+    linear, _, norm = head.layers
+    weight, bias, scale, shift, embedding, out = (
+        p.detach().double().numpy()
+        for p in (linear.weight, linear.bias, norm.weight, norm.bias,
+                  model.network.gene_embedding.weight, head.bias)
+    )  # fmt: skip
+    x = states @ weight.T + bias
+    x = x * (1 + erf(x / np.sqrt(2))) / 2
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5) * scale + shift
+    logits = x @ embedding.T + out
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target, offsets = hidden[TARGET].numpy(), batch["offsets"].numpy()
+    for cell, loss in enumerate(found):
+        rows = np.arange(offsets[cell], offsets[cell + 1])
+        rows = rows[target[rows] >= 0]
+        expected = -log_p[rows, target[rows]].mean() if len(rows) else 0.0
+        assert loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_by_default_15_percent_are_hidden_as_by_the_papers():
+    default = MaskedGeneConfig()
+    shares = (default.masked_fraction, default.mask_token_fraction, default.random_fraction)
+    assert shares == (0.15, 0.8, 0.1)
+    for wrong in ({"mask_token_fraction": 0.95}, {"random_fraction": 0.3}):
+        with pytest.raises(ValueError, match="more than all hidden genes"):
+            MaskedGeneConfig(**wrong)
 
 
 def test_the_output_embedding_is_the_networks_own():

@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 
+from configs.base import ConfigError
 from dataset.batches import Batch
 from dataset.vocabulary import CLS, N_SPECIALS, PAD, SEP
 from models.network import TrainCells
@@ -300,3 +301,15 @@ def test_head_width_may_be_chosen_freely():
     config = RankTransformerConfig(d_model=10, n_heads=4, d_head=3)
     model = config.build(facts(n_vocabulary=9, row_length=5))
     assert model.encoder.blocks[0].attention.to_q.out_features == 12
+
+
+def test_the_first_layers_are_named_with_all_that_feeds_them():
+    settings = {"d_model": 8, "n_heads": 2, "n_layers": 3, "value_embedding": "mlp"}
+    built = network(RankTransformerConfig(**settings), n_segments=2)
+    assert built.first_layers(0) == []
+    names = {name for name, _ in built.named_parameters()}
+    left = names - set(built.first_layers(2))
+    assert left == {n for n in names if n.startswith(("encoder.blocks.2.", "encoder.norm."))}
+    assert names - set(built.first_layers(3)) == {"encoder.norm.weight", "encoder.norm.bias"}
+    with pytest.raises(ConfigError, match=r"frozen_layers: found 4; this network has 3 layers"):
+        built.first_layers(4)
