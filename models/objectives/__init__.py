@@ -5,11 +5,13 @@ from typing import Annotated
 from pydantic import Field
 
 from models.objectives.classify import ClassifyConfig
+from models.objectives.masked_counts import MaskedCountsConfig
 from models.objectives.masked_gene import MaskedGeneConfig
 from models.objectives.neighbors import NeighborsConfig
 
 ObjectiveConfig = Annotated[
-    ClassifyConfig | NeighborsConfig | MaskedGeneConfig, Field(discriminator="kind")
+    ClassifyConfig | NeighborsConfig | MaskedGeneConfig | MaskedCountsConfig,
+    Field(discriminator="kind"),
 ]
 
 
