@@ -10,7 +10,7 @@ Deliberate differences from the released code:
 - positions work: there they are replaced by zeros. Coordinates are taken relative to the set, with
   one scale for both axes
 - sets are cells of one sample of one split, never train and test cells together
-- expression is relative to the library size, and its sums start standardized
+- expression is relative to the library size, and its sums start scaled
   (``models/expression_network.py``)
 - the cell embedding is the encoder's; the latent belongs to pretraining
   (``models/objectives/masked_counts.py``), as fine-tuning there puts a linear layer in its place

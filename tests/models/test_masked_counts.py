@@ -156,7 +156,7 @@ def test_a_mixture_that_is_there_is_found(rng, network):
     }[network]
     objective = MaskedCountsConfig(d_latent=4, n_components=4, free_nats=1.0)
     model = learner(config, [objective], **SIZES, **CONDITIONS)
-    model.network.standardize_expression(batch)
+    model.network.scale_expression(batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(400):
         loss = model(model.hide(batch, draw_for(batch, step))).mean()
