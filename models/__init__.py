@@ -9,6 +9,7 @@ from models.baselines.knn import KNNConfig
 from models.baselines.linear_svm import LinearSVMConfig
 from models.baselines.logistic_regression import LogisticRegressionConfig
 from models.baselines.majority import MajorityConfig
+from models.cellplm import CellPLMConfig
 from models.committee import CommitteeConfig
 from models.comparators.celltypist import CellTypistConfig
 from models.comparators.lightgbm import LightGBMConfig
@@ -20,6 +21,7 @@ from models.residual_mlp import ResidualMLPConfig
 ModelConfig = Annotated[
     RankTransformerConfig
     | ResidualMLPConfig
+    | CellPLMConfig
     | MajorityConfig
     | LogisticRegressionConfig
     | LinearSVMConfig

@@ -31,7 +31,10 @@ def test_train_configs_validate_and_build_their_model(path, rng):
     config = TrainConfig.load(path)
     assert config.name == path.stem
     if hasattr(config.model, "build"):
-        model = Learner(config.model, config.objectives, facts(row_length=66, n_segments=2))
+        sets = config.model.cell_sets
+        where = {"conditions": {sets.condition: ["a", "b"]}} if sets else {}
+        data = facts(row_length=66, n_segments=2, position_keys=("x", "y"), **where)
+        model = Learner(config.model, config.objectives, data)
         assert sum(p.numel() for p in model.parameters()) > 0
     else:
         assert callable(config.model.fit)

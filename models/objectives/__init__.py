@@ -5,12 +5,13 @@ from typing import Annotated
 from pydantic import Field
 
 from models.objectives.classify import ClassifyConfig
+from models.objectives.masked_counts import MaskedCountsConfig
 from models.objectives.masked_gene import MaskedGeneConfig
 from models.objectives.neighbors import NeighborsConfig
 from models.objectives.whole_cell import WholeCellConfig
 
 ObjectiveConfig = Annotated[
-    ClassifyConfig | NeighborsConfig | MaskedGeneConfig | WholeCellConfig,
+    ClassifyConfig | NeighborsConfig | MaskedGeneConfig | WholeCellConfig | MaskedCountsConfig,
     Field(discriminator="kind"),
 ]
 

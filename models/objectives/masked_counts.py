@@ -1,0 +1,180 @@
+"""Masked counts: hide genes of a cell, and predict their counts through a latent.
+
+Wen et al. 2024, section 3, as CellPLM is pretrained: the cell embedding gives a Gaussian posterior
+under a mixture prior (``models/gaussian_mixture.py``), and a decoder that knows the cell's batch
+gives a negative binomial for each gene, whose means add up to the cell's library size. The loss is
+the evidence lower bound of a denoising autoencoder, in nats a gene. Deliberate differences:
+
+- every gene of every cell is hidden with the same probability. A gene without counts leaves no
+  trace whether hidden or not, so its loss is taken at that probability, and not drawn
+- the divergence costs nothing up to ``free_nats`` a cell (Kingma et al. 2016, section C.8), as
+  there, but is not weighted beyond its place in the bound
+- a batch that the decoder does not know is the mean of those it knows
+
+A cell's genes beyond the end of its row count as not detected: encode with as many tokens as a
+cell has genes.
+
+Legend: ``b`` cells, ``n`` tokens of all cells, ``g`` genes, ``v`` vocabulary, ``z`` latent width.
+"""
+
+from typing import ClassVar, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from configs.base import ConfigError
+from dataset.batches import Batch, cell_of_token
+from dataset.store.data_facts import DataFacts
+from dataset.vocabulary import N_SPECIALS
+from models.gaussian_mixture import GaussianMixture
+from models.negative_binomial import nll_of_counts, nll_of_zero
+from models.network import Encoded, Network
+from models.objectives.base import Draw, Objective
+
+# Added to the log-variance of a posterior, which would start as wide as the prior: the decoder
+# would hear too little of the cell to learn from it, and the divergence be paid for nothing.
+NARROW = -4.0
+TARGET = "masked_counts_target"  # of each token in the batch: the count that was there, or -1
+
+
+class MaskedCountsConfig(Objective):
+    """Predict the counts of hidden genes; needs no labels."""
+
+    kind: Literal["masked_counts"] = "masked_counts"
+    hidden_fraction: float = Field(default=0.25, gt=0, lt=1, description="genes of a cell hidden")
+    d_latent: int = Field(default=32, ge=1)
+    n_components: int = Field(default=16, ge=1, description="of the latent's mixture prior")
+    free_nats: float = Field(
+        default=5.0, ge=0, description="divergence of a cell from the prior that costs nothing"
+    )
+    batch_key: str | None = Field(
+        default=None,
+        description="obs column whose value the decoder is told, one of the condition_keys of "
+        "the encoded folder, so that the latent need not know it; null: none",
+    )
+    hides: ClassVar[bool] = True
+
+    def head(self, network: Network, dropout: float, facts: DataFacts) -> "CountDecoder":
+        """Return the latent and its decoder."""
+        if self.batch_key is not None and self.batch_key not in facts.conditions:
+            raise ConfigError(
+                f"objectives: masked_counts decodes by the obs column {self.batch_key!r}, and the "
+                f"cells were encoded with condition_keys: {list(facts.conditions)}; name one of "
+                f"them, or encode again with condition_keys: [{self.batch_key}]"
+            )
+        return CountDecoder(self, network.d_model, dropout, facts)
+
+    def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
+        """Take the counts of hidden genes away, as if they had not been detected."""
+        is_gene, counts = batch["token_ids"] >= N_SPECIALS, batch["counts"]
+        is_hidden = is_gene & (draw(0) < self.hidden_fraction)
+        target = torch.where(is_hidden, counts, -1.0)
+        return cast(Batch, {**batch, "counts": torch.where(is_hidden, 0, counts), TARGET: target})
+
+    def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
+        """Return the negative evidence lower bound of each cell, in nats a gene, ``(b,)``."""
+        assert isinstance(head, CountDecoder)
+        latent = head.encode(encoded.cell_embedding)
+        nll = self._hidden_nll(head, latent, batch) / self.hidden_fraction  # of all genes
+        return (nll + latent.divergence.clamp(min=self.free_nats)) / head.n_genes
+
+    def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the latent's mean, the probability of each component, and the two losses."""
+        assert isinstance(head, CountDecoder)
+        latent = head.encode(encoded.cell_embedding)
+        nll = self._hidden_nll(head, latent, batch) / (self.hidden_fraction * head.n_genes)
+        return {
+            "masked_counts_latent": latent.mean,
+            "masked_counts_component": latent.assignment,
+            "masked_counts_nll": nll,
+            "masked_counts_divergence": latent.divergence,
+        }
+
+    def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+        """Return the loss, and its part that is not the prior's: both in nats, means over cells.
+
+        ``masked_counts_loss`` is of a hidden gene, ``masked_counts_divergence`` of a cell.
+        """
+        return {
+            "masked_counts_loss": float(predictions["masked_counts_nll"].mean()),
+            "masked_counts_divergence": float(predictions["masked_counts_divergence"].mean()),
+        }
+
+    def _hidden_nll(self, head: "CountDecoder", latent: "Latent", batch: Batch) -> Tensor:
+        """Negative log-likelihood of the hidden genes of each cell, ``(b,)``.
+
+        All genes without a count are hidden by ``hidden_fraction``.
+        """
+        log_mean = head.decode(latent.sample, batch)  # (b, g)
+        log_theta = head.log_theta[N_SPECIALS:]
+        of_zero = nll_of_zero(log_mean, log_theta).sum(dim=1)
+        (token,) = torch.nonzero(batch["token_ids"] >= N_SPECIALS, as_tuple=True)
+        cell, gene = cell_of_token(batch)[token], batch["token_ids"][token] - N_SPECIALS
+        target = cast("dict[str, Tensor]", batch)[TARGET][token]
+        of_gene = log_mean[cell, gene], log_theta[gene]
+        of_zero = of_zero.index_add(0, cell, -nll_of_zero(*of_gene))  # these were detected
+        hidden = target >= 0
+        of_gene = of_gene[0][hidden], of_gene[1][hidden]
+        of_count = nll_of_counts(target[hidden], *of_gene)
+        return (self.hidden_fraction * of_zero).index_add(0, cell[hidden], of_count)
+
+
+class Latent(NamedTuple):
+    """Posterior of each cell."""
+
+    mean: Tensor  # (b, z)
+    sample: Tensor  # (b, z); the mean outside of training
+    assignment: Tensor  # (b, k), probability of each component of the prior
+    divergence: Tensor  # (b,), from the prior, in nats
+
+
+class CountDecoder(nn.Module):
+    """The latent of a cell embedding, and two layers from there to the mean of each gene."""
+
+    by_gene = ("to_genes.weight", "to_genes.bias", "log_theta")
+
+    def __init__(
+        self, config: MaskedCountsConfig, d_model: int, dropout: float, facts: DataFacts
+    ) -> None:
+        super().__init__()
+        self.n_genes, d = facts.vocabulary.n_genes, d_model
+        self.to_posterior = nn.Linear(d, 2 * config.d_latent)
+        self.prior = GaussianMixture(config.n_components, config.d_latent)
+        key = config.batch_key
+        self.column = None if key is None else list(facts.conditions).index(key)
+        n_batches = 0 if key is None else len(facts.conditions[key])
+        self.batch_embedding = nn.Embedding(n_batches, d) if n_batches else None
+        self.from_latent = nn.Linear(config.d_latent, d)
+        self.layers = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(d, d), nn.GELU())
+        self.to_genes = nn.Linear(d, facts.vocabulary.n_tokens)
+        # Close to Poisson: the loss of counts that vary more says so by itself.
+        self.log_theta = nn.Parameter(torch.full((facts.vocabulary.n_tokens,), 2.0))
+
+    def encode(self, cell_embedding: Tensor) -> Latent:
+        """Return the posterior of each cell, from its embedding ``(b, d)``."""
+        mean, log_variance = self.to_posterior(cell_embedding).float().chunk(2, dim=1)
+        log_variance = log_variance + NARROW
+        noise = torch.randn_like(mean) if self.training else torch.zeros_like(mean)
+        divergences = self.prior.divergences(mean, log_variance)
+        return Latent(
+            mean,
+            mean + (0.5 * log_variance).exp() * noise,
+            self.prior.assignment(divergences),
+            self.prior.divergence(divergences),
+        )
+
+    def decode(self, latent: Tensor, batch: Batch) -> Tensor:
+        """Return the log of each gene's mean count, ``(b, g)``, for these latents ``(b, z)``."""
+        told = self._batch_vector(batch)
+        x = self.layers(self.from_latent(latent) + told) + told
+        share = self.to_genes(x).float()[:, N_SPECIALS:].log_softmax(dim=1)
+        return share + batch["library_size"][:, :1].clamp(min=1).log()
+
+    def _batch_vector(self, batch: Batch) -> Tensor | float:
+        """Return what the decoder is told of each cell's batch, ``(b, d)``; 0: nothing."""
+        if self.batch_embedding is None:
+            return 0.0
+        known, code = self.batch_embedding.weight, batch["conditions"][:, self.column]
+        return torch.where(code[:, None] < 0, known.mean(dim=0), known[code.clamp(min=0)])
