@@ -12,10 +12,12 @@ from models.baselines.majority import MajorityConfig
 from models.committee import CommitteeConfig
 from models.rank_transformer import RankTransformerConfig
 from models.residual_mlp import ResidualMLPConfig
+from models.value_transformer import ValueTransformerConfig
 
 ModelConfig = Annotated[
     RankTransformerConfig
     | ResidualMLPConfig
+    | ValueTransformerConfig
     | MajorityConfig
     | LogisticRegressionConfig
     | LinearSVMConfig
