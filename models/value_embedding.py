@@ -61,9 +61,9 @@ def has_value(batch: Batch) -> Tensor:
 
 def hide_values(batch: Batch, is_hidden: Tensor) -> Batch:
     """Return the cells without some values, ``is_hidden`` ``(n,)``, nor the counts behind them."""
-    values = torch.where(is_hidden, HIDDEN, batch["values"])  # type: ignore[typeddict-item]
+    values = torch.where(is_hidden, HIDDEN, batch["values"])
     counts = torch.where(is_hidden, 0, batch["counts"])
-    return {**batch, "values": values, "counts": counts}  # type: ignore[typeddict-unknown-key]
+    return {**batch, "values": values, "counts": counts}
 
 
 class ValueEmbedding(nn.Module):
@@ -93,8 +93,9 @@ class ValueEmbedding(nn.Module):
         """Let values start as large as genes, so that neither is drowned."""
         nn.init.normal_(self.hidden.weight, std=VALUE_STD)
         if self.kind == "mlp":
-            last = self.layers[-1].weight
-            nn.init.normal_(last, std=VALUE_STD / len(last) ** 0.5)
+            last = self.layers[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.normal_(last.weight, std=VALUE_STD / last.in_features**0.5)
         else:
             nn.init.normal_(self.table.weight, std=VALUE_STD)
 

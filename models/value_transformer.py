@@ -145,7 +145,7 @@ class ValueTransformer(ExpressionNetwork):
     def embed(self, batch: Batch) -> Tensor:
         """Sum what is known of each token: gene, value, the cell's conditions, ``(n, d)``."""
         x = self.gene_embedding(batch["token_ids"])
-        values = self.value_embedding(batch["values"].float())  # type: ignore[typeddict-item]
+        values = self.value_embedding(batch["values"].float())
         x = x + values * has_value(batch)[:, None]
         if self.columns:
             x = x + self.embed_conditions(batch)[cell_of_token(batch)]

@@ -126,8 +126,8 @@ class GeneValuesConfig(Config):
         library_size = batch["library_size"][:, 0].cpu().numpy().astype(np.float64)
         values = np.zeros(len(counts), dtype=np.float32)
         values[found] = self._values(counts[found].astype(np.int64), cell[found], library_size)
-        given = batch["values"]  # type: ignore[typeddict-item]
-        return {**batch, "values": torch.from_numpy(values).to(given)}  # type: ignore[typeddict-unknown-key]
+        given = batch["values"]
+        return {**batch, "values": torch.from_numpy(values).to(given)}
 
     def _values(self, counts: NDArray, cell: NDArray, library_size: NDArray) -> NDArray:
         """Return the values of non-zero counts, ``(n,)``, cell after cell."""
@@ -183,4 +183,5 @@ def _draw(counts: NDArray, cell: NDArray) -> NDArray[np.float64]:
     """Draw a number from [0, 1) for each value, ``(n,)``, by a seed made of the cell's counts."""
     edges = np.flatnonzero(np.diff(cell)) + 1
     cells = np.split(counts.astype(np.int64), edges)
-    return np.concatenate([np.random.default_rng(crc32(one)).random(len(one)) for one in cells])
+    drawn = [np.random.default_rng(crc32(one.tobytes())).random(len(one)) for one in cells]
+    return np.concatenate(drawn)

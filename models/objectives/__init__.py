@@ -4,12 +4,23 @@ from typing import Annotated
 
 from pydantic import Field
 
+from models.objectives.cell_value import CellValueConfig
 from models.objectives.classify import ClassifyConfig
+from models.objectives.elastic_similarity import ElasticSimilarityConfig
+from models.objectives.generate_values import GenerateValuesConfig
 from models.objectives.masked_gene import MaskedGeneConfig
+from models.objectives.masked_value import MaskedValueConfig
 from models.objectives.neighbors import NeighborsConfig
 
 ObjectiveConfig = Annotated[
-    ClassifyConfig | NeighborsConfig | MaskedGeneConfig, Field(discriminator="kind")
+    ClassifyConfig
+    | NeighborsConfig
+    | MaskedGeneConfig
+    | MaskedValueConfig
+    | CellValueConfig
+    | GenerateValuesConfig
+    | ElasticSimilarityConfig,
+    Field(discriminator="kind"),
 ]
 
 
