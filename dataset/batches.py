@@ -42,6 +42,7 @@ class Batch(TypedDict):
     labels: Tensor  # (b,) int64, -1: unlabeled
     conditions: Tensor  # (b, k) int64, codes of the obs columns that were kept, -1: unknown
     cell_index: Tensor  # (b,) int64, of the cell in its split
+    values: NotRequired[Tensor]  # (n,), of a tokenizer that gives each token a value beside it
     positions: NotRequired[Tensor]  # (b, 2) float32, coordinates where the folder has them
     sets: NotRequired[Tensor]  # (m + 1,) int64: set i has the cells from sets[i] to sets[i + 1]
 

@@ -17,11 +17,13 @@ from models.comparators.scanvi import ScANVIConfig
 from models.comparators.singler import SingleRConfig
 from models.rank_transformer import RankTransformerConfig
 from models.residual_mlp import ResidualMLPConfig
+from models.value_transformer import ValueTransformerConfig
 
 ModelConfig = Annotated[
     RankTransformerConfig
     | ResidualMLPConfig
     | CellPLMConfig
+    | ValueTransformerConfig
     | MajorityConfig
     | LogisticRegressionConfig
     | LinearSVMConfig

@@ -1,7 +1,8 @@
 """Scaled dot-product attention within each cell of a packed batch, by the fastest kernel there is.
 
 On CUDA the flash kernel for sequences of different lengths takes the batch as it lies; elsewhere
-neighboring cells of one length are computed together.
+neighboring cells of one length are computed together. So they are under a mask, which the flash
+kernel does not take.
 
 Legend: ``b`` cells, ``n`` tokens of all cells, ``q`` query tokens, ``h`` heads, ``e`` head width.
 """
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
+from models.attention_masks import generative_mask
 from models.packing import Cells
 
 
@@ -27,7 +29,7 @@ def attend_within_cells(
     q, k, v
         Queries ``(q, h, e)``, keys and values ``(n, h, e)``.
     cells
-        Where each cell lies.
+        Where each cell lies, and which tokens are known, where not all of them are.
     dropout
         Share of the attention weights zeroed.
     first_only
@@ -37,7 +39,7 @@ def attend_within_cells(
     -------
     ``(q, h, e)``.
     """
-    if not varlen_supports(q, dropout):
+    if cells.is_known is not None or not varlen_supports(q, dropout):
         return attend_by_length(q, k, v, cells, dropout, first_only=first_only)
     offsets, longest = cells.offsets, cells.longest
     if first_only:
@@ -80,9 +82,14 @@ def attend_by_length(
     k_sizes = [n * b for n, b in runs]
     q_sizes = [b for _, b in runs] if first_only else k_sizes
     cut = zip(q.split(q_sizes), k.split(k_sizes), v.split(k_sizes), strict=True)
+    known = [None] * len(runs) if cells.is_known is None else cells.is_known.split(k_sizes)
     attended = []
-    for (_, b), q_k_v in zip(runs, cut, strict=True):
+    for (_, b), q_k_v, is_known in zip(runs, cut, known, strict=True):
         run_q, run_k, run_v = (rearrange(z, "(b t) h e -> b h t e", b=b) for z in q_k_v)
-        of_run = F.scaled_dot_product_attention(run_q, run_k, run_v, dropout_p=dropout)
+        mask = None
+        if is_known is not None:
+            mask = generative_mask(rearrange(is_known, "(b t) -> b t", b=b))
+            mask = mask[:, :, : run_q.shape[2]]  # the first query is the first token
+        of_run = F.scaled_dot_product_attention(run_q, run_k, run_v, mask, dropout_p=dropout)
         attended.append(rearrange(of_run, "b h t e -> (b t) h e"))
     return torch.cat(attended)

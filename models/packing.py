@@ -22,6 +22,7 @@ class Cells:
     offsets: Tensor  # (b + 1,) int32: cell i has the tokens from offsets[i] up to offsets[i + 1]
     lengths: list[int]  # tokens of each cell
     longest: int  # of the lengths; 0 without cells
+    is_known: Tensor | None = None  # (n,) bool, where attention is masked (attention_masks.py)
 
     @property
     def first(self) -> Tensor:
@@ -29,8 +30,10 @@ class Cells:
         return self.offsets[:-1]
 
 
-def cells_of(lengths: list[int], offsets: Tensor | None = None) -> Cells:
+def cells_of(
+    lengths: list[int], offsets: Tensor | None = None, is_known: Tensor | None = None
+) -> Cells:
     """Lay cells of these lengths end to end; ``offsets`` where a device has them already."""
     if offsets is None:
         offsets = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-    return Cells(offsets, lengths, max(lengths, default=0))
+    return Cells(offsets, lengths, max(lengths, default=0), is_known)

@@ -31,9 +31,15 @@ def test_train_configs_validate_and_build_their_model(path, rng):
     config = TrainConfig.load(path)
     assert config.name == path.stem
     if hasattr(config.model, "build"):
-        sets = config.model.cell_sets
-        where = {"conditions": {sets.condition: ["a", "b"]}} if sets else {}
-        data = facts(row_length=66, n_segments=2, position_keys=("x", "y"), **where)
+        made = {f"{c.data_dir}/{c.name}": c for c in map(PreprocessConfig.load, PREPROCESS)}
+        cells = made[config.data]
+        data = facts(
+            row_length=66,
+            n_segments=2,
+            position_keys=tuple(cells.position_keys),
+            conditions={key: ["a", "b"] for key in cells.condition_keys},
+            tokenizer=cells.tokenizer.model_dump(mode="json"),
+        )
         model = Learner(config.model, config.objectives, data)
         assert sum(p.numel() for p in model.parameters()) > 0
     else:

@@ -31,16 +31,17 @@ def augment(
     batch
         Cells as ``to_device`` gives them.
     reorder
-        The tokenizer's: puts tokens whose counts have changed in its order again.
+        The tokenizer's: makes tokens whose counts have changed, or are 0 now, a row of its own
+        again.
     key
         Of the update, from ``counter_random.update_key``.
     token_dropout
         Each gene token is left out with this probability; ``<cls>`` and ``<sep>`` never are.
     count_thinning
         Each cell keeps every count with a probability drawn from [1 - count_thinning, 1], as if
-        it had been sequenced less deeply. Genes that lose all counts leave the row and the others
-        are ordered again, as the tokenizer would; genes beyond the row's end do not move up into
-        it, for their counts are not in the batch. The library size shrinks by the same factor.
+        it had been sequenced less deeply. What becomes of genes that lose all counts, and of the
+        others, is up to the tokenizer; genes beyond the row's end do not move up into it, for
+        their counts are not in the batch. The library size shrinks by the same factor.
     """
     is_empty = not batch["lengths"]  # a process without cells of the last batch
     if is_empty or (token_dropout == 0 and count_thinning == 0):
@@ -50,7 +51,6 @@ def augment(
     position = torch.arange(n, device=cell.device) - batch["offsets"][cell]  # in the cell's row
     index = batch["cell_index"][cell]
     is_special = batch["token_ids"] < N_SPECIALS
-    keep = torch.ones_like(is_special)
     if count_thinning > 0:
         cells = batch["cell_index"]
         kept_fraction = 1 - count_thinning * uniform(key, cells, torch.zeros_like(cells), stream=0)
@@ -59,8 +59,7 @@ def augment(
         )
         library_size = batch["library_size"] * kept_fraction[:, None]
         batch = {**batch, "counts": counts, "library_size": library_size}
-        keep &= is_special | (counts > 0)
     if token_dropout > 0:
-        keep &= is_special | (uniform(key, index, position, stream=2) >= token_dropout)
-    batch = keep_tokens(batch, keep)
+        is_kept = uniform(key, index, position, stream=2) >= token_dropout
+        batch = keep_tokens(batch, is_special | is_kept)
     return reorder(batch) if count_thinning > 0 else batch

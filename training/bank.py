@@ -42,10 +42,14 @@ def draw_by_class(
 ) -> NDArray[np.int64]:
     """Draw at most ``n`` labeled cells: all of a rare class, of the others the same number.
 
+    Where no cell is labeled, all are of one class.
+
+
     Returns
     -------
     Rows of the cells, ascending.
     """
-    order = rng.permutation(np.flatnonzero(labels >= 0))
+    is_labeled = labels >= 0
+    order = rng.permutation(np.flatnonzero(is_labeled | ~is_labeled.any()))
     nth_of_class = pd.Series(order).groupby(labels[order]).cumcount()
     return np.sort(order[np.argsort(nth_of_class, kind="stable")[:n]])

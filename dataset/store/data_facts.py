@@ -55,6 +55,9 @@ class DataFacts:
         The obs columns of the cells' positions; empty where cells have none.
     class_sizes
         Train cells of each class, ``(c,)``; None where there are no train cells at hand.
+    tokenizer
+        Settings of the tokenizer, as in ``meta.json``, for a network that has to know more of its
+        tokens than how many there are, such as the number of bins.
     """
 
     vocabulary: Vocabulary
@@ -65,6 +68,7 @@ class DataFacts:
     conditions: dict[str, list[str]] = field(default_factory=dict)
     position_keys: tuple[str, ...] = ()
     class_sizes: NDArray[np.int64] | None = None
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_classes(self) -> int:
@@ -81,7 +85,8 @@ def read_facts(folder: Path, meta: Mapping[str, Any]) -> DataFacts:
         Of the files.
     meta
         Content of its ``meta.json``: ``n_tokens``, ``n_segments``, ``condition_keys``,
-        ``position_keys``, and of each array in ``learned/`` its dtype, shape and range.
+        ``position_keys``, ``tokenizer``, and of each array in ``learned/`` its dtype, shape and
+        range.
 
     Raises
     ------
@@ -107,6 +112,7 @@ def read_facts(folder: Path, meta: Mapping[str, Any]) -> DataFacts:
         },
         conditions=conditions,
         position_keys=tuple(meta["position_keys"]),
+        tokenizer=meta["tokenizer"],
     )
 
 

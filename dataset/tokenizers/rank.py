@@ -76,6 +76,8 @@ class RankConfig(Config):
     def reorder(self, batch: "Batch", learned: "dict[str, Tensor]") -> "Batch":
         """Rank the genes of each cell again after its counts have changed, as ``rank_rows`` does.
 
+        Genes that have lost all counts leave the row.
+
         Parameters
         ----------
         batch
@@ -83,8 +85,10 @@ class RankConfig(Config):
         learned
             ``medians`` of the genes, ``(n_genes,)``, on the batch's device.
         """
-        from dataset.batches import sort_segments  # torch, which encoding does without
+        from dataset.batches import keep_tokens, sort_segments  # torch: encoding does without
 
+        is_special = batch["token_ids"] < N_SPECIALS
+        batch = keep_tokens(batch, is_special | (batch["counts"] > 0))
         gene = (batch["token_ids"] - N_SPECIALS).clamp(min=0)
         return sort_segments(batch, batch["counts"] / learned["medians"][gene])
 

@@ -12,9 +12,9 @@ from tests.two_processes import ROOT
 TOYS = Path(__file__).parent
 PACKAGES = ("configs", "dataset", "models", "training", "evaluation", "tests")
 FIRST_MEMBER = {
-    "dataset/__init__.py": ("TokenizerConfig = RankConfig", "TokenizerConfig = RankConfig | {}"),
+    "dataset/__init__.py": ("[RankConfig |", "[{} | RankConfig |"),
     "models/__init__.py": ("    RankTransformerConfig\n", "    RankTransformerConfig | {}\n"),
-    "models/objectives/__init__.py": ("    ClassifyConfig |", "    {} | ClassifyConfig |"),
+    "models/objectives/__init__.py": ("    ClassifyConfig\n", "    {} | ClassifyConfig\n"),
 }
 
 

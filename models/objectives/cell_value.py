@@ -1,0 +1,92 @@
+"""Values from the cell embedding: what the cell as a whole says of each hidden gene.
+
+Gene expression prediction for cell modelling, GEPC (or MVC), of scGPT (Cui et al. 2024, Methods):
+a query made of the gene's embedding, ``q = sigmoid(W1 e)``, and the prediction ``(W2 q) . h`` with
+the cell embedding ``h``. Only what is in ``h`` can be predicted, so that it has to know the genes
+that were hidden. The same values are hidden as in ``masked_value``.
+"""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dataset.batches import Batch
+from dataset.store.data_facts import DataFacts
+from models.network import Encoded, Network
+from models.objectives.base import Draw, Objective
+from models.objectives.hidden_values import (
+    Hidden,
+    hidden_of,
+    hide_share,
+    mean_of_cells,
+    score_hidden,
+    sums_of_cells,
+)
+from models.value_embedding import value_scale
+
+
+class CellValueConfig(Objective):
+    """Predict hidden values from the cell embedding; needs no labels."""
+
+    kind: Literal["cell_value"] = "cell_value"
+    masked_fraction: float = Field(
+        default=0.4, gt=0, le=1, description="values of a cell hidden; with masked_value the "
+        "first of the two in the list decides"
+    )  # fmt: skip
+    hides: ClassVar[bool] = True
+
+    def head(self, network: Network, dropout: float, facts: DataFacts) -> "GeneQuery":
+        """Return the map from gene embeddings to queries."""
+        return GeneQuery(network, value_scale(facts))
+
+    def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
+        """Hide values and the counts behind them; the genes stay."""
+        return hide_share(batch, draw, self.masked_fraction)
+
+    def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean squared error of each cell's hidden values, ``(b,)``."""
+        predicted, hidden = self._predict(encoded, head, batch)
+        errors = (predicted - hidden.target) ** 2
+        return mean_of_cells(errors, hidden, len(batch["labels"]))
+
+    def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return sums over the hidden values of each cell, and over their errors."""
+        predicted, hidden = self._predict(encoded, head, batch)
+        n_cells = len(batch["labels"])
+        return sums_of_cells(predicted, hidden, n_cells, self.kind)
+
+    def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+        """Return the mean squared error of the hidden values, and ``r2``."""
+        return score_hidden(predictions, self.kind)
+
+    def _predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> tuple[Tensor, Hidden]:
+        assert isinstance(head, GeneQuery)
+        hidden = hidden_of(batch, head.scale)
+        token_ids = batch["token_ids"][hidden.token]
+        return head(token_ids, encoded.cell_embedding[hidden.cell]), hidden
+
+
+class GeneQuery(nn.Module):
+    """The value of a gene in a cell: the product of its query with the cell embedding.
+
+    ``scale`` is the largest value, which predictions are in units of.
+    """
+
+    def __init__(self, network: Network, scale: float) -> None:
+        super().__init__()
+        d = network.d_model
+        self.scale = scale
+        self.to_query = nn.Linear(network.token_embedding.shape[1], d)
+        self.to_cell = nn.Linear(d, d, bias=False)
+        # Within a tuple it is not registered a second time: the weights belong to the network.
+        self.tied = (network,)
+
+    def forward(self, token_ids: Tensor, cell_embedding: Tensor) -> Tensor:
+        """Map genes ``(m,)`` and the embeddings of their cells ``(m, d)`` to values ``(m,)``."""
+        (network,) = self.tied
+        query = torch.sigmoid(self.to_query(network.token_embedding[token_ids]))  # (m, d)
+        product = self.to_cell(query) * cell_embedding
+        return product.float().sum(dim=1) / cell_embedding.shape[1] ** 0.5

@@ -1,0 +1,171 @@
+"""Transformer over a cell's genes and their values; the cell embedding is the state of ``<cls>``.
+
+The network of scGPT (Cui et al. 2024, Methods): a token is the sum of the embeddings of its gene,
+of its value and of what is known of the cell, its conditions (equation 5 there); genes are a set,
+without positions. Deliberate differences:
+
+- trained from scratch, so the gene embeddings may start from the training cells' own expression
+  (``gene_init: svd``) and ``<cls>`` from the cell's (``cls_init: expression``)
+- pre-norm blocks; the last one computes the ``<cls>`` row only, where no objective reads tokens
+- ``<cls>`` has no value, and is never asked for one
+- a condition may be unknown, of a donor whom training had not: it then adds nothing. So that this
+  is not new to the network, training forgets the conditions of a share ``dropout`` of the cells
+
+For the shape of the whole-human scGPT say ``d_model: 512, n_layers: 12, n_heads: 8,
+d_feed_forward: 512, gene_init: random, cls_init: learned``.
+
+Legend: ``b`` cells, ``n`` tokens of all cells, ``d`` width.
+"""
+
+from typing import Literal, cast
+
+import torch
+from numpy.typing import ArrayLike
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from configs.base import ConfigError
+from dataset.batches import Batch, cell_of_token
+from dataset.store.data_facts import DataFacts
+from models.expression_network import ExpressionConfig, ExpressionNetwork
+from models.flops import Flop, training_flop
+from models.network import Encoded
+from models.packing import Cells, cells_of
+from models.transformer import Encoder
+from models.value_embedding import IS_KNOWN, ValueEmbedding, ValueKind, has_value, value_scale
+
+
+class ValueTransformerConfig(ExpressionConfig):
+    """Shape and initial weights of a value transformer."""
+
+    kind: Literal["value_transformer"] = "value_transformer"
+    n_layers: int = Field(default=2, ge=1)
+    n_heads: int = Field(default=4, ge=1)
+    d_feed_forward: int | None = Field(default=None, ge=1, description="null: 4 x d_model")
+    value_embedding: ValueKind = Field(
+        default="mlp", description="a function of the value, a table of bins, or soft bins"
+    )
+    conditions: list[str] = Field(
+        default=[],
+        description="obs columns that each cell's tokens are told, some of the folder's "
+        "condition_keys",
+    )
+    cls_init: Literal["learned", "expression"] = Field(
+        default="expression",
+        description="expression: <cls> also starts with the cell's expression-weighted genes",
+    )
+    checkpoint_activations: bool = Field(
+        default=False,
+        description="recompute each block in the backward pass: the same numbers in less memory, "
+        "for one more forward pass",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ValueTransformerConfig":
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}: "
+                "change one of them"
+            )
+        return self
+
+    def check_data(self, facts: DataFacts) -> None:
+        """Raise a ConfigError if tokens have no values, or cells lack a condition."""
+        value_scale(facts)
+        if missing := [key for key in self.conditions if key not in facts.conditions]:
+            raise ConfigError(
+                f"model.conditions: {', '.join(missing)}; the cells were encoded with "
+                f"condition_keys: {list(facts.conditions)}; name some of them, or encode again "
+                f"with condition_keys: {self.conditions}"
+            )
+
+    def encoder_shape(self) -> dict[str, int]:
+        """Return the sizes of the encoder, those left out filled in."""
+        return {
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "n_heads": self.n_heads,
+            "d_head": self.d_model // self.n_heads,
+            "d_feed_forward": self.d_feed_forward or 4 * self.d_model,
+        }
+
+    def build(self, facts: DataFacts) -> "ValueTransformer":
+        """Return the network for the vocabulary, values and conditions of these data."""
+        return ValueTransformer(self, facts)
+
+
+class ValueTransformer(ExpressionNetwork):
+    """Embedding and encoder of the genes, values and conditions of each cell."""
+
+    def __init__(self, config: ValueTransformerConfig, facts: DataFacts) -> None:
+        d = config.d_model
+        super().__init__(d, facts)
+        self.config = config
+        self.value_embedding = ValueEmbedding(config.value_embedding, d, facts)
+        self.columns = [list(facts.conditions).index(key) for key in config.conditions]
+        # Row 0, of what is unknown, stays 0.
+        self.condition_embeddings = nn.ModuleList(
+            nn.Embedding(1 + len(facts.conditions[key]), d, padding_idx=0)
+            for key in config.conditions
+        )
+        self.expression_norm = nn.LayerNorm(d) if config.cls_init == "expression" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = Encoder(
+            **config.encoder_shape(),
+            dropout=config.dropout,
+            checkpoint_activations=config.checkpoint_activations,
+        )
+
+    def initialize(self) -> None:
+        """Let genes and values start larger than other embeddings."""
+        super().initialize()
+        self.value_embedding.initialize()
+
+    def forward(self, batch: Batch, *, tokens: bool = False) -> Encoded:
+        """Encode each cell, and with ``tokens`` each of its tokens."""
+        x, cells = self.dropout(self.embed(batch)), self.cells_of(batch)
+        if tokens:
+            states = self.encoder(x, cells)  # (n, d)
+            return Encoded(states[cells.first], states)
+        # The last block is asked for one row a cell, <cls>: no objective reads another.
+        return Encoded(self.encoder(x, cells, first_only=True))  # (b, d)
+
+    def prompt(self, cell_embedding: Tensor, batch: Batch) -> Tensor:
+        """Return the tokens' states, ``(n, d)``, where ``<cls>`` is this embedding, ``(b, d)``."""
+        x, cells = self.embed(batch), self.cells_of(batch)
+        x = x.index_copy(0, cells.first.long(), cell_embedding.to(x.dtype))
+        return self.encoder(self.dropout(x), cells)
+
+    @staticmethod
+    def cells_of(batch: Batch) -> Cells:
+        """Return where the cells lie; if an objective says which tokens are known, that too."""
+        known = cast("dict[str, Tensor]", batch).get(IS_KNOWN)
+        return cells_of(batch["lengths"], batch["offsets"], known)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Sum what is known of each token: gene, value, the cell's conditions, ``(n, d)``."""
+        x = self.gene_embedding(batch["token_ids"])
+        values = self.value_embedding(batch["values"].float())
+        x = x + values * has_value(batch)[:, None]
+        if self.columns:
+            x = x + self.embed_conditions(batch)[cell_of_token(batch)]
+        if self.expression_norm is not None:
+            total = self.expression_norm(self.sum_expression(batch, segment=0))  # (b, d)
+            x = x.index_add(0, batch["offsets"][:-1], total)
+        return x
+
+    def embed_conditions(self, batch: Batch) -> Tensor:
+        """Sum the embeddings of each cell's conditions, ``(b, d)``."""
+        codes = 1 + batch["conditions"][:, self.columns]  # (b, k), 0: unknown
+        if self.training:
+            is_told = torch.rand(len(codes), 1, device=codes.device) >= self.config.dropout
+            codes = codes * is_told
+        embedded = [table(codes[:, i]) for i, table in enumerate(self.condition_embeddings)]
+        return torch.stack(embedded).sum(dim=0)
+
+    def training_flop(self, lengths: ArrayLike) -> Flop:
+        """FLOP of an update on cells of these lengths."""
+        recompute = self.config.checkpoint_activations
+        return training_flop(
+            lengths, checkpoint_activations=recompute, **self.config.encoder_shape()
+        )

@@ -1,0 +1,153 @@
+"""The value transformer and its value embeddings: what they see, and what they must not."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from configs.base import ConfigError
+from dataset.vocabulary import N_SPECIALS
+from models.value_embedding import HIDDEN, ValueEmbedding, hide_values
+from models.value_transformer import ValueTransformerConfig
+from tests.made_up import N_GENES, facts, learner, network, ragged
+
+BINS, LOG = {"values": "bins", "n_bins": 11}, {"values": "log1p", "n_bins": 11}
+SIZES = {"n_vocabulary": N_GENES + N_SPECIALS, "row_length": 13, "tokenizer": BINS}
+DONORS = {"donor": ["a", "b", "c"]}
+CHOICES = [
+    {"value_embedding": "mlp"},
+    {"value_embedding": "bins"},
+    {"value_embedding": "soft_bins", "cls_init": "expression"},
+    {"value_embedding": "mlp", "conditions": ["donor"]},
+]
+
+
+def build(**choice):
+    torch.manual_seed(0)
+    settings = {"cls_init": "learned"} | choice
+    config = ValueTransformerConfig(d_model=16, n_heads=2, dropout=0.0, **settings)
+    return network(config, **SIZES, conditions=DONORS).eval()
+
+
+def with_values(batch: dict) -> dict:
+    """Give each gene a bin, and the cells donors, of which the last is unknown."""
+    values = torch.where(batch["counts"] > 0, 1 + batch["counts"].long() % 10, 0)
+    codes = torch.tensor([0, 1, 2, 1, -1])[batch["cell_index"]]
+    return batch | {"values": values, "conditions": codes[:, None]}
+
+
+@pytest.fixture
+def valued(batch):
+    return with_values(batch)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_a_cell_depends_on_its_values_and_on_no_other_cell(rows, valued, choice):
+    model = build(**choice)
+    together = model(valued, tokens=True)
+    for cell in range(5):
+        alone = with_values(ragged(rows, [cell]))
+        torch.testing.assert_close(
+            model(alone).cell_embedding[0], together.cell_embedding[cell], atol=1e-5, rtol=1e-5
+        )
+    n_first = valued["lengths"][0]
+    changed = valued | {"values": valued["values"].clone()}
+    changed["values"][1:n_first] = 11 - changed["values"][1:n_first]
+    moved = (model(changed).cell_embedding - together.cell_embedding).abs().amax(dim=1)
+    assert moved[0] > 1e-4
+    assert moved[1:].max() < 1e-6
+    assert together.token_states.shape == (len(valued["token_ids"]), 16)
+
+
+def test_genes_are_a_set(rows, valued):
+    model = build()
+    order = torch.cat([torch.tensor([0]), 1 + torch.randperm(12)])
+    permuted = {k: rows[k][:, order] if rows[k].shape[1] > 1 else rows[k] for k in rows}
+    found = model(with_values(ragged(permuted, [0]))).cell_embedding
+    torch.testing.assert_close(found, model(valued).cell_embedding[:1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_what_is_hidden_is_not_seen(valued, choice):
+    model = build(**choice, **({} if "cls_init" in choice else {"cls_init": "expression"}))
+    is_hidden = (valued["counts"] > 0) & (torch.arange(len(valued["counts"])) % 3 == 1)
+    hidden = hide_values(valued, is_hidden)
+    other = valued | {
+        "values": torch.where(is_hidden, 11 - valued["values"], valued["values"]),
+        "counts": torch.where(is_hidden, 60 - valued["counts"], valued["counts"]),
+    }
+    assert not torch.equal(model(other).cell_embedding, model(valued).cell_embedding)
+    assert torch.equal(
+        model(hide_values(other, is_hidden)).cell_embedding, model(hidden).cell_embedding
+    )
+    assert (model(hidden).cell_embedding - model(valued).cell_embedding).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_gradient_reaches_every_parameter(valued, choice):
+    is_hidden = (valued["counts"] > 0) & (torch.arange(len(valued["counts"])) % 3 == 1)
+    model = build(**choice)
+    model(hide_values(valued, is_hidden)).cell_embedding.pow(3).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        if not name.endswith("to_kv.bias"):  # softmax does not feel a shift of all keys
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_value_embeddings_are_their_formulas():
+    torch.manual_seed(0)
+    values = torch.tensor([0.0, 3.0, 10.0, HIDDEN])
+    made = {kind: ValueEmbedding(kind, 8, facts(tokenizer=BINS)) for kind in ("mlp", "bins")}
+    soft = ValueEmbedding("soft_bins", 8, facts(tokenizer=LOG))
+    assert soft.scale == pytest.approx(np.log1p(1e4))
+    with torch.no_grad():
+        found = made["bins"](values)
+        assert torch.equal(found[:3], made["bins"].table.weight[[0, 3, 10]])
+        first, _, last = made["mlp"].layers
+        x = values[:3, None] / 10
+        expected = F.gelu(x @ first.weight.T + first.bias) @ last.weight.T + last.bias
+        torch.testing.assert_close(made["mlp"](values)[:3], expected)
+        x = values[:3, None] / soft.scale
+        x = x @ soft.to_first.weight.T + soft.to_first.bias
+        x = torch.where(x > 0, x, 0.01 * x)
+        x = x @ soft.to_weights.weight.T + soft.to_weights.bias + x
+        weights = x.exp() / x.exp().sum(dim=1, keepdim=True)
+        torch.testing.assert_close(soft(values)[:3], weights @ soft.table.weight)
+        for module in (*made.values(), soft):
+            assert torch.equal(module(values)[3], module.hidden.weight[0])
+
+
+def test_conditions_are_added_to_every_token_and_unknown_ones_add_nothing(valued):
+    model = build(conditions=["donor"])
+    table = model.condition_embeddings[0].weight
+    assert table.shape == (4, 16)
+    plain = model.embed(valued | {"conditions": torch.full((5, 1), -1)})
+    told = model.embed(valued)
+    of_cell = torch.cat([torch.full((n,), i) for i, n in enumerate(valued["lengths"])])
+    codes = torch.tensor([1, 2, 3, 2, 0])[of_cell]
+    torch.testing.assert_close(told - plain, table[codes], atol=1e-6, rtol=1e-4)
+    assert not table[0].any()
+
+
+def test_training_forgets_the_conditions_of_some_cells(valued):
+    config = ValueTransformerConfig(
+        d_model=16, n_heads=2, dropout=0.4, cls_init="learned", conditions=["donor"]
+    )
+    model = network(config, **SIZES, conditions=DONORS)
+    many = {"conditions": torch.ones(2000, 1, dtype=torch.long)}
+    is_forgotten = (model.train().embed_conditions(many) == 0).all(dim=1).float().mean()
+    assert is_forgotten == pytest.approx(0.4, abs=0.05)
+    assert (model.eval().embed_conditions(many) != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokenizer", "message"),
+    [
+        ({}, {"kind": "rank"}, "tokens need a value each.*'rank'"),
+        ({"value_embedding": "bins"}, LOG, "continuous"),
+        ({"conditions": ["age"]}, BINS, "condition_keys: \\['donor'\\]"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(settings, tokenizer, message):
+    with pytest.raises(ConfigError, match=message):
+        learner(ValueTransformerConfig(**settings), conditions=DONORS, tokenizer=tokenizer)
