@@ -44,7 +44,6 @@ def draw_by_class(
 
     Where no cell is labeled, all are of one class.
 
-
     Returns
     -------
     Rows of the cells, ascending.

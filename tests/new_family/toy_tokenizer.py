@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from configs.base import Config
+from dataset.batches import keep_tokens
 from dataset.tokenizers.tokenizer import Tokens
 from dataset.vocabulary import CLS, N_SPECIALS
 
@@ -34,4 +35,4 @@ class ToyTokenizerConfig(Config):
         return Tokens(arrays, lengths.astype(np.int32))
 
     def reorder(self, batch, learned):
-        return batch
+        return keep_tokens(batch, (batch["token_ids"] == CLS) | (batch["counts"] > 0))
