@@ -99,7 +99,8 @@ def _ours_verdict(comparison: Comparison) -> str:
         return f"{comparison.dataset}: no {missing} was run on it."
     others = [comparison.best_baseline, comparison.best_comparator]
     found = [_against(comparison, ours, other) for other in others if other is not None]
-    return f"{comparison.dataset}: {' '.join(found)}"
+    later = [text[0].upper() + text[1:] for text in found[1:]]
+    return f"{comparison.dataset}: {' '.join([*found[:1], *later])}"
 
 
 def _against(comparison: Comparison, ours: Model, other: Model) -> str:

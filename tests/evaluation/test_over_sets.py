@@ -20,7 +20,7 @@ KIND = {
     "knn": "knn",
     "net": "rank_transformer",
     "committee": "residual_mlp",
-    "extra": "linear_svm",
+    "extra": "celltypist",
 }
 SECONDS = {"logreg": 3.0, "knn": 1.0, "net": 50.0, "committee": 54.0, "extra": 9.0}
 
@@ -92,6 +92,8 @@ def test_a_sentence_a_set_says_better_or_worse_and_the_cost(comparisons):
     assert one.startswith("one: ours is better than the best baseline. net against logreg, each")
     assert one.endswith("Fitting took 50 against 3 seconds.")
     assert three.startswith("three: ours is worse than the best baseline. net against knn")
+    assert " seconds. Ours is worse than the best comparator. net against extra, each" in three
+    assert "comparator" not in one + two
     assert two.startswith("two: ours is worse than the best baseline. net against logreg")
     assert "accuracy -0.180 (95 % interval -0.1" in two
 
