@@ -1,12 +1,15 @@
-"""Batch normalization whose statistics, scale and shift belong to the domain of each row.
+"""Batch normalization whose statistics belong to the domain of each row, without scale or shift.
 
-DSBN (Chang et al. 2019, Domain-specific batch normalization, equations 3 and 4), by which scGPT
-(Cui et al. 2024) normalizes its embedded inputs. A domain is a value of a condition, such as a
-donor. Of one domain it is torch's ``BatchNorm1d``. Deliberate differences from scGPT:
+DSBN (Chang et al. 2019, Domain-specific batch normalization), by which scGPT (Cui et al. 2024)
+normalizes its embedded inputs. A domain is a value of a condition, such as a donor. As in scGPT's
+code no scale and shift are learned: those of a domain's own tell the network its domain again (on
+the planted cells of ``tests/models/test_domain_batch_norm.py`` a probe found it as well as without
+any normalization). Of one domain it is torch's ``BatchNorm1d(affine=False)``. Deliberate
+differences from scGPT:
 
 - each row is normalized by its own domain; there by that of the first cell, whatever the others'
-- a row whose domain is unknown is normalized over all rows, with a scale and shift for that
-- rows may be normalized and not counted, such as hidden values, whose embedding is a constant
+- a row whose domain is unknown is normalized by the statistics over all rows
+- rows may be normalized and not counted, such as genes whose value is hidden
 - running statistics begin as the mean of a domain's first ten batches, and become a moving average
   with these: a rare domain does not keep what they started from
 
@@ -30,8 +33,6 @@ class DomainBatchNorm(nn.Module):
 
     Attributes
     ----------
-    scale, shift
-        Of each domain, ``(k, d)``; tables, for what belongs to linear layers is decayed.
     running_mean, running_var
         Of each domain, ``(k, d)``: what is normalized by in evaluation.
     num_batches_tracked
@@ -45,15 +46,9 @@ class DomainBatchNorm(nn.Module):
     def __init__(self, n_domains: int, d_model: int) -> None:
         super().__init__()
         k = 1 + n_domains
-        self.scale, self.shift = nn.Embedding(k, d_model), nn.Embedding(k, d_model)
         self.register_buffer("running_mean", torch.zeros(k, d_model))
         self.register_buffer("running_var", torch.ones(k, d_model))
         self.register_buffer("num_batches_tracked", torch.zeros(k, dtype=torch.int64))
-
-    def initialize(self) -> None:
-        """Start as normalization alone."""
-        nn.init.ones_(self.scale.weight)
-        nn.init.zeros_(self.shift.weight)
 
     def forward(self, x: Tensor, codes: Tensor, is_counted: Tensor) -> Tensor:
         """Normalize rows.
@@ -82,11 +77,8 @@ class DomainBatchNorm(nn.Module):
                     torch.where(n > 1, batch_mean, mean),
                     torch.where(n > 1, batch_var, var),
                 )
-            scale = self.scale.weight * (var + EPS).rsqrt()
             centered = x - mean.index_select(0, domain)
-            return torch.addcmul(
-                self.shift.weight.index_select(0, domain), centered, scale.index_select(0, domain)
-            )
+            return centered * (var + EPS).rsqrt().index_select(0, domain)
 
     @torch.no_grad()
     def _track(self, n: Tensor, mean: Tensor, var: Tensor) -> None:

@@ -62,9 +62,9 @@ class ValueTransformerConfig(ExpressionConfig):
     )
     batch_norm_by: str | None = Field(
         default=None,
-        description="obs column, one of the folder's condition_keys, by whose values the embedded "
-        "genes are batch-normalized, each by its own statistics, scale and shift (DSBN); cells of "
-        "an unknown one by those over all; null: they are not",
+        description="obs column, one of the folder's condition_keys, such as the donor: a "
+        "cell's embedded genes are batch-normalized by the statistics of its own (DSBN), or over "
+        "all if that is unknown; null: they are not",
     )
     cls_init: Literal["learned", "expression"] = Field(
         default="expression",
@@ -130,10 +130,9 @@ class ValueTransformer(ExpressionNetwork):
             nn.Embedding(1 + len(facts.conditions[key]), d, padding_idx=0)
             for key in config.conditions
         )
-        self.domain, self.domain_norm = None, None
-        if config.batch_norm_by is not None:
-            self.domain = list(facts.conditions).index(config.batch_norm_by)
-            self.domain_norm = DomainBatchNorm(len(facts.conditions[config.batch_norm_by]), d)
+        by = config.batch_norm_by
+        self.domain = None if by is None else list(facts.conditions).index(by)
+        self.batch_norm = None if by is None else DomainBatchNorm(len(facts.conditions[by]), d)
         self.expression_norm = nn.LayerNorm(d) if config.cls_init == "expression" else None
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = Encoder(
@@ -146,8 +145,6 @@ class ValueTransformer(ExpressionNetwork):
         """Let genes and values start larger than other embeddings."""
         super().initialize()
         self.value_embedding.initialize()
-        if self.domain_norm is not None:
-            self.domain_norm.initialize()
 
     def forward(self, batch: Batch, *, tokens: bool = False) -> Encoded:
         """Encode each cell, and with ``tokens`` each of its tokens."""
@@ -175,9 +172,9 @@ class ValueTransformer(ExpressionNetwork):
         batch, cell = self.forget_conditions(batch), cell_of_token(batch)
         x, is_gene = self.gene_embedding(batch["token_ids"]), has_value(batch)
         x = x + self.value_embedding(batch["values"].float()) * is_gene[:, None]
-        if self.domain_norm is not None:
+        if self.batch_norm is not None:
             is_known = is_gene & (batch["values"] != HIDDEN)
-            normed = self.domain_norm(x, batch["conditions"][cell, self.domain], is_known)
+            normed = self.batch_norm(x, batch["conditions"][cell, self.domain], is_known)
             x = torch.where(is_gene[:, None], normed, x)
         if self.columns:
             x = x + self.embed_conditions(batch)[cell]
@@ -188,7 +185,7 @@ class ValueTransformer(ExpressionNetwork):
 
     def forget_conditions(self, batch: Batch) -> Batch:
         """Return the cells, in training some of them without their conditions."""
-        if not (self.training and (self.columns or self.domain_norm is not None)):
+        if not (self.training and (self.columns or self.batch_norm is not None)):
             return batch
         codes = batch["conditions"]  # (b, k)
         is_told = torch.rand(len(codes), 1, device=codes.device) >= self.config.dropout
