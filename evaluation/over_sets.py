@@ -7,8 +7,9 @@ val, against the best baseline and the best comparator on val.
 
 import pandas as pd
 
-from evaluation.compare import Comparison, Model
+from evaluation.compare import Comparison
 from evaluation.controls import with_controls
+from evaluation.model import Model
 from evaluation.outcome import RARE
 from evaluation.verdicts import difference_text
 

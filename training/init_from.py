@@ -21,6 +21,7 @@ from dataset.store.encoded_folder import EncodedFolder
 from dataset.vocabulary import N_SPECIALS, Vocabulary
 from models.learner import Learner
 from models.network import Network, TrainCells
+from training.budget import epochs
 from training.clock import Clock
 from training.config import TrainConfig
 from training.runs import Run
@@ -63,9 +64,9 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
 
     Returns
     -------
-    A report: ``path``; ``copied``, how many of the learner's weights have a match; ``n_weights``;
-    ``genes_matched`` and ``n_genes``, of the vocabulary at hand; ``not_found`` and
-    ``other_shape``, names of weights that keep their own initial values.
+    A report: ``path``; ``epochs`` of that run's training; ``copied``, how many of the learner's
+    weights have a match; ``n_weights``; ``genes_matched`` and ``n_genes``, of the vocabulary at
+    hand; ``not_found`` and ``other_shape``, names of weights that keep their own initial values.
 
     Raises
     ------
@@ -102,6 +103,7 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
         )
     report = {
         "path": str(path),
+        "epochs": epochs(run),
         "copied": len(copied),
         "n_weights": len(ours),
         "genes_matched": len(rows) - N_SPECIALS,

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from dataset.vocabulary import N_SPECIALS, Vocabulary
 from models.rank_transformer import RankTransformerConfig
 from tests import made_up
 from training import init_from as module
+from training.config import OptimConfig
 from training.init_from import init_from, shared_rows
 
 
@@ -13,9 +16,10 @@ class OtherRun:
     """Stands for a finished run of a network with other genes."""
 
     is_network = True
+    metrics = {"init_from": {"epochs": 3}}
 
     def __init__(self, model, gene_ids):
-        self.config = type("Config", (), {"model": model.network.config})
+        self.config = SimpleNamespace(model=model.network.config, optim=OptimConfig(max_epochs=4))
         self.facts = made_up.facts()
         object.__setattr__(self.facts, "vocabulary", Vocabulary(gene_ids, gene_ids))
         self.arrays = {name: t.numpy().copy() for name, t in model.state_dict().items()}
@@ -71,6 +75,7 @@ def test_weights_come_by_name_and_genes_by_id(small, monkeypatch):
     n = len(before)
     assert (report["copied"], report["n_weights"]) == (n, n)
     assert (report["genes_matched"], report["n_genes"]) == (14, 17)
+    assert report["epochs"] == 7
     assert report["not_found"] == report["other_shape"] == []
 
 
