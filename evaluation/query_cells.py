@@ -25,7 +25,7 @@ from dataset.store.csr_file import CsrFile, CsrWriter, Rows
 from dataset.vocabulary import GeneMatch
 from evaluation.annotated_file import AnnotationError
 from evaluation.trained_model import TrainedModel
-from training.updates import Samples, cut_to_budget
+from training.updates import cut_to_budget, read_samples
 
 logger = logging.getLogger(__name__)
 
@@ -184,8 +184,9 @@ def read_obs(model: TrainedModel, cells: Cells, messages: list[str]) -> QueryObs
         messages.append(f"condition {key!r}: {n_unknown:,} of {n:,} cells have {why}")
     sets, wanted = None, model.cell_sets
     if wanted is not None:
-        samples = Samples(conditions[:, list(known).index(wanted.condition)], wanted.max_cells)
-        sets = samples.sets(None if wanted.condition in found else np.arange(n))
+        samples = read_samples(wanted, list(known), conditions)
+        is_unknown = wanted.condition is not None and wanted.condition not in found
+        sets = samples.sets(np.arange(n) if is_unknown else None)
     return QueryObs(conditions, _positions(model, cells), sets)
 
 
