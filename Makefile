@@ -98,15 +98,18 @@ comparators: $(COMPARATORS_READY)
 # ---------------------------------------------------------------- the table over all sets
 # make results CELLS=folder   every model on every set; stopped, the same command resumes
 # The files are in that folder; without it there is the demo's set alone. COMPARATORS= leaves the
-# comparators and their packages out.
+# comparators and their packages out, LANGUAGES= scGPT's and CellPLM's networks.
 CELLS ?= data/cells
 SETS := baron_human_folds baron_human_to_mouse pbmc3k_rank zeisel_fine_rank pbmc_3tech_folds \
         worm_embryo_batch starmap_folds mixology_technology
 HISTORIES := worm_embryo_batch_history worm_embryo_batch_shuffled
+LANGUAGES := values cells
+ABLATIONS := pbmc3k_rank zeisel_fine_rank worm_embryo_batch
 CELLS_FOUND := $(wildcard $(CELLS)/*.h5ad)
 ifeq ($(CELLS_FOUND),)
 SETS := $(NAME)_rank
 HISTORIES :=
+ABLATIONS :=
 endif
 
 SEEDS := 0 1 2
@@ -143,13 +146,46 @@ $(SETS:%=runs/results/%/compared): runs/results/%/compared: runs/results/%/finis
 	set -e; for model in $(COMPARATORS); do $(COMPARATORS_VENV)/bin/python $(train) configs/train/$${model}.yaml name=$$model; done
 	touch $@
 
+# Other languages than ranks, each with the epochs of the networks above: scGPT's genes with values,
+# CellPLM's cells as tokens, and a committee of all three, beside one of the three seeds of ranks
+$(BOOKS)/01_%_values.ipynb: configs/preprocess/%.yaml $(BOOKS)/01_%.ipynb
+	$(call papermill,01_preprocess_sc_data.ipynb,$@,-p config $< -y "overrides: ['name=$*_values'$(comma) 'tokenizer={kind: gene_values}']")
+
+$(BOOKS)/01_%_log1p.ipynb: configs/preprocess/%.yaml $(BOOKS)/01_%.ipynb
+	$(call papermill,01_preprocess_sc_data.ipynb,$@,-p config $< -y "overrides: ['name=$*_log1p'$(comma) 'tokenizer={kind: gene_values$(comma) values: log1p}']")
+
+train_on = 02_train_model.py data=data/$(1) runs_dir=runs/results/$* tracking.group=$* --config
+VALUES := configs/train/scgpt_$(NAME).yaml
+committee = $(BIN)/python $(train) configs/train/committee_$(NAME).yaml name=$(1) 'model.members=[$(subst $(empty) $(empty),$(comma),$(2:%=runs/results/$*/%))]'
+
+$(SETS:%=runs/results/%/languages): runs/results/%/languages: $(BOOKS)/01_%_values.ipynb runs/results/%/finished
+	set -e; for seed in $(SEEDS); do \
+		$(BIN)/python $(call train_on,$*_values) $(VALUES) name=values_seed$$seed seed=$$seed; \
+		$(BIN)/python $(train) configs/train/cellplm_$(NAME).yaml name=cells_seed$$seed seed=$$seed model.sample_key=null; done
+	$(call committee,committee_of_ranks,$(SEEDS:%=transformer_seed%))
+	$(call committee,committee_of_languages,transformer_seed0 values_seed1 cells_seed2)
+	touch $@
+
+# What of a language matters, on three sets: rank positions, soft bins, values that are no bins; and
+# pretraining on the train cells, its epochs taken from those of the fine-tuning
+$(ABLATIONS:%=runs/results/%/ablated): runs/results/%/ablated: $(BOOKS)/01_%_log1p.ipynb runs/results/%/languages
+	set -e; for seed in $(SEEDS); do \
+		$(BIN)/python $(train) $(NETWORK) name=rank_set_seed$$seed seed=$$seed model.rank_position=none; \
+		$(BIN)/python $(call train_on,$*_values) $(VALUES) name=soft_bins_seed$$seed seed=$$seed model.value_embedding=soft_bins; \
+		$(BIN)/python $(call train_on,$*_log1p) $(VALUES) name=log1p_seed$$seed seed=$$seed; \
+		$(BIN)/python $(train) $(NETWORK) name=$*_seed$$seed seed=$$seed runs_dir=runs/pretrained test=false \
+			'objectives=[{kind: masked_gene}]' optim.gene_embedding_lr=1 optim.max_epochs=15; \
+		$(BIN)/python $(train) $(NETWORK) name=pretrained_seed$$seed seed=$$seed init_from=runs/pretrained/$*_seed$$seed optim.max_epochs=10; done
+	touch $@
+
 $(HISTORIES:%=runs/results/%/finished): runs/results/%/finished: $(BOOKS)/01_%.ipynb
 	set -e; for seed in $(SEEDS); do $(BIN)/python $(train) $(NETWORK) \
 		name=transformer_$(lastword $(subst _, ,$*))_seed$$seed seed=$$seed; done
 	touch $@
 
 runs/results/RESULTS.md: $(patsubst %,runs/results/%/finished,$(SETS) $(HISTORIES)) \
-                         $(if $(strip $(COMPARATORS)),$(SETS:%=runs/results/%/compared))
+                         $(if $(strip $(COMPARATORS)),$(SETS:%=runs/results/%/compared)) \
+                         $(if $(strip $(LANGUAGES)),$(SETS:%=runs/results/%/languages) $(ABLATIONS:%=runs/results/%/ablated))
 	$(call papermill,03_compile_evaluation_metrics.ipynb,$(BOOKS)/03_results.ipynb,-p runs "runs/results/*" -p output $@)
 
 .PHONY: results
