@@ -128,8 +128,13 @@ results: runs/results/RESULTS.md
 	@echo "The table is in $<"
 	$(if $(CELLS_FOUND),,@echo "It is of the demo's set alone, for there are no cells in $(CELLS): make results CELLS=folder")
 
+# A link to the folder of this call, whatever it was before
+.PHONY: data/cells
 data/cells:
-	mkdir -p data && ln -s "$(abspath $(CELLS))" $@
+	@mkdir -p data
+	@[ "$(abspath $(CELLS))" -ef $@ ] || { [ ! -d $@ ] || [ -L $@ ]; } || \
+		{ echo "$@ is a folder: expected a link to the one that CELLS= names; move it away"; exit 1; }
+	@[ "$(abspath $(CELLS))" -ef $@ ] || ln -sfn "$(abspath $(CELLS))" $@
 
 $(BOOKS)/01_%.ipynb: configs/preprocess/%.yaml | $(READY) $(if $(CELLS_FOUND),data/cells)
 	$(call papermill,01_preprocess_sc_data.ipynb,$@,-p config $<)
