@@ -158,8 +158,8 @@ def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> Gen
             f"{cells.files[0].path}: has {match.match_rate:.1%} of the model's genes, at least "
             f"{min_match_rate:.0%} are needed. The model knows genes such as "
             f"{', '.join(match.missing[:8])}; the file has {', '.join(cells.gene_ids[:8])}. Are "
-            "they of the same species, and named the same way? (A gene_map gives genes the names of "
-            "its first column.)"
+            "they of the same species, and named the same way? (A gene_map gives genes the names "
+            "of its first column.)"
         )
     return match
 
