@@ -21,6 +21,7 @@ Legend: ``b`` cells, ``n`` tokens of all cells, ``d`` width.
 
 from typing import Literal, cast
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
@@ -32,7 +33,7 @@ from dataset.store.data_facts import DataFacts
 from models.domain_batch_norm import DomainBatchNorm
 from models.expression_network import ExpressionConfig, ExpressionNetwork
 from models.flops import Flop, training_flop
-from models.network import Encoded
+from models.network import Encoded, Network, TrainCells
 from models.packing import Cells, cells_of
 from models.transformer import Encoder
 from models.value_embedding import (
@@ -114,6 +115,14 @@ class ValueTransformerConfig(ExpressionConfig):
     def build(self, facts: DataFacts) -> "ValueTransformer":
         """Return the network for the vocabulary, values and conditions of these data."""
         return ValueTransformer(self, facts)
+
+    def start(self, network: Network, train: TrainCells, rng: np.random.Generator) -> None:
+        """Fit on the train cells, after the genes, the running statistics: a bank needs them."""
+        super().start(network, train, rng)
+        assert isinstance(network, ValueTransformer)
+        if network.batch_norm is not None:
+            with torch.no_grad():
+                network.train().embed(train.batch(100))
 
 
 class ValueTransformer(ExpressionNetwork):

@@ -52,6 +52,7 @@ def write_run(tmp_path):
         data_sha256="cells",
         split_sha256="split",
         previous=None,
+        tokenizer=None,
         donors=("d1", "d2", "d3"),
         n_cells=200,
         class_names=CLASSES,
@@ -69,7 +70,7 @@ def write_run(tmp_path):
         config |= {"seed": seed, **(settings or {})}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         hashes = {"data_sha256": data_sha256, "split_sha256": split_sha256}
-        is_network = kind in ("rank_transformer", "residual_mlp")
+        is_network = kind in ("rank_transformer", "residual_mlp", "value_transformer")
         metrics = {
             "version": RUN_VERSION,
             **hashes,
@@ -105,7 +106,7 @@ def write_run(tmp_path):
         (folder / "metrics.json").write_text(json.dumps(metrics))
         meta = {
             "name": data,
-            "tokenizer": {"kind": "rank", "n_tokens": 8, "previous": previous},
+            "tokenizer": tokenizer or {"kind": "rank", "n_tokens": 8, "previous": previous},
             "schema_version": SCHEMA_VERSION,
             "n_tokens": 9,
             "n_segments": 1,

@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from models.domain_batch_norm import DomainBatchNorm
+from models.network import TrainCells
 from models.objectives.classify import ClassifyConfig
 from models.value_embedding import HIDDEN, hide_values
 from models.value_transformer import ValueTransformerConfig
@@ -138,6 +139,17 @@ def test_the_genes_of_known_value_are_normalized_in_ragged_cells(rng):
     codes, is_known = batch["conditions"][cell, 0], is_gene & (batch["values"] != HIDDEN)
     expected = np.where(is_gene[:, None], by_numpy(x, codes, is_known), x)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_it_starts_with_the_statistics_of_train_cells(rng):
+    batch = shifted(rng, 40)
+    model = network(BY_BATCH, **SIZES)
+    BY_BATCH.start(model, TrainCells(None, {100: batch}.get), rng)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.eval().embed(batch), model.train().embed(batch), atol=0.01, rtol=0
+        )
+    assert model.batch_norm.running_mean.abs().min() > 0
 
 
 def test_training_forgets_the_domain_of_some_cells(rng):
