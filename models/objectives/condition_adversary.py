@@ -54,11 +54,11 @@ class ConditionAdversaryConfig(Objective):
         return F.cross_entropy(logits, codes, reduction="none", ignore_index=UNKNOWN)
 
     def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return of each cell the code, that of the adversary's guess, and its loss."""
+        """Return of each cell the code, that which the adversary predicts, and its loss."""
         assert isinstance(head, Adversary)
         return {
             f"{self.kind}_code": batch["conditions"][:, head.column],
-            f"{self.kind}_guess": head(encoded.cell_embedding).argmax(dim=1),
+            f"{self.kind}_predicted": head(encoded.cell_embedding).argmax(dim=1),
             f"{self.kind}_loss": self.loss(encoded, head, batch),
         }
 
@@ -68,13 +68,13 @@ class ConditionAdversaryConfig(Objective):
         Neither is called a loss: where no score is named to choose the epoch, the first loss does,
         and the epoch whose adversary is best is not the best one.
         """
-        codes, guesses = (predictions[f"{self.kind}_{name}"] for name in ("code", "guess"))
+        codes, predicted = (predictions[f"{self.kind}_{name}"] for name in ("code", "predicted"))
         known = codes != UNKNOWN
         if not known.any():  # such as donors whom training had not
             return {}
         losses = predictions[f"{self.kind}_loss"][known]
         return {
-            f"{self.kind}_accuracy": float((guesses == codes)[known].mean()),
+            f"{self.kind}_accuracy": float((predicted == codes)[known].mean()),
             f"{self.kind}_cross_entropy": float(losses.mean()),
         }
 
