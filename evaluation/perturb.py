@@ -44,7 +44,7 @@ from evaluation.trained_model import TrainedModel
 
 Mode = Literal["delete", "overexpress"]
 STATISTICS = ("gene_shift", "class_shift", "goal_shift")
-FDR = 0.05  # up to which it is said that a perturbation shifts more than random ones
+FDR = 0.05  # below which the figure says that a perturbation shifts more than random ones
 
 
 @dataclass(frozen=True)
@@ -331,11 +331,11 @@ def _rows(
 def _out_of_reach(n: int, n_random: int, n_null: int) -> list[str]:
     """Say so where one of ``n`` perturbations cannot be told from random ones."""
     least = n / (n_random + 1)  # of a single one that shifts more than all random ones
-    if least <= FDR:
+    if least < FDR:
         return []
     advice = "perturb fewer genes: these cells have no others that could be random ones"
     if n_random == n_null:
-        advice = f"take n_null {round(n / FDR) - 1:,}, or perturb fewer genes"
+        advice = f"take n_null {round(n / FDR):,}, or perturb fewer genes"
     return [
         f"n_null: with {n_random:,} random perturbations beside each of {n:,}, the FDR of a "
         f"single one that shifts more than all random ones is {least:.3f}; for {FDR:g} {advice}"
