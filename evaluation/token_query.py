@@ -70,7 +70,7 @@ class TokenQuery:
         )
         parser.add_argument("run", help="folder of a finished run")
         parser.add_argument("query", help=".h5ad of cells")
-        parser.add_argument("--counts", default="auto", help="where the counts are; found if left")
+        parser.add_argument("--counts", default="auto", help="X, raw or a layer")
         parser.add_argument("--gene-map", help="csv of orthologs, of cells of another species")
         parser.add_argument(
             "--min-match-rate", type=float, default=0.5, help="of the run's genes, else refused"
