@@ -22,7 +22,8 @@ setup: $(READY)
 # ---------------------------------------------------------------- demo
 NAME := baron_human
 DATA := data/$(NAME)_rank/meta.json
-RUNS := majority logistic_regression linear_svm knn gradient_boosting mlp rank_transformer committee
+RUNS := majority logistic_regression linear_svm knn gradient_boosting mlp rank_transformer committee \
+        finetune scgpt cellplm
 DONE := $(RUNS:%=runs/%_$(NAME)/metrics.json) \
         runs/rank_transformer_$(NAME)_seed1/metrics.json runs/rank_transformer_$(NAME)_seed2/metrics.json
 BOOKS := runs/notebooks
@@ -41,12 +42,19 @@ demo: runs/annotated.h5ad runs/folds/RESULTS.md
 $(DATA): configs/preprocess/$(NAME)_rank.yaml | $(READY)
 	$(call papermill,01_preprocess_sc_data.ipynb,$(BOOKS)/01_preprocess_sc_data.ipynb,-p config $<)
 
+data/%/meta.json: configs/preprocess/%.yaml | $(READY) $(DATA)
+	$(call papermill,01_preprocess_sc_data.ipynb,$(BOOKS)/01_$*.ipynb,-p config $<)
+
 runs/%/metrics.json: configs/train/%.yaml | $(READY) $(DATA)
 	$(BIN)/python 02_train_model.py --config $<
 
 MEMBERS := logistic_regression_$(NAME) gradient_boosting_$(NAME) mlp_$(NAME) \
            rank_transformer_$(NAME) rank_transformer_$(NAME)_seed1 rank_transformer_$(NAME)_seed2
 runs/committee_$(NAME)/metrics.json: $(MEMBERS:%=runs/%/metrics.json)
+
+runs/pretrain_$(NAME)/metrics.json: | data/$(NAME)_unlabeled/meta.json
+runs/finetune_$(NAME)/metrics.json: runs/pretrain_$(NAME)/metrics.json
+runs/scgpt_$(NAME)/metrics.json: | data/$(NAME)_values/meta.json
 
 runs/rank_transformer_$(NAME)_seed%/metrics.json: configs/train/rank_transformer_$(NAME).yaml | $(READY) $(DATA)
 	$(BIN)/python 02_train_model.py --config $< name=rank_transformer_$(NAME)_seed$* seed=$*
@@ -77,7 +85,7 @@ runs/folds/RESULTS.md: $(RUNS_OF_FOLDS)
 .PHONY: folds
 
 clean:
-	rm -rf data/$(NAME)_rank data/$(NAME)_folds data/counts/$(NAME)_* runs
+	rm -rf data/$(NAME)_rank data/$(NAME)_folds data/$(NAME)_unlabeled data/$(NAME)_values data/counts/$(NAME)_* runs
 
 # ---------------------------------------------------------------- comparators
 # make comparators   their packages, in an environment of their own: CellTypist cannot be trained
@@ -128,8 +136,13 @@ results: runs/results/RESULTS.md
 	@echo "The table is in $<"
 	$(if $(CELLS_FOUND),,@echo "It is of the demo's set alone, for there are no cells in $(CELLS): make results CELLS=folder")
 
+# A link to the folder of this call, whatever it was before
+.PHONY: data/cells
 data/cells:
-	mkdir -p data && ln -s "$(abspath $(CELLS))" $@
+	@mkdir -p data
+	@[ "$(abspath $(CELLS))" -ef $@ ] || { [ ! -d $@ ] || [ -L $@ ]; } || \
+		{ echo "$@ is a folder: expected a link to the one that CELLS= names; move it away"; exit 1; }
+	@[ "$(abspath $(CELLS))" -ef $@ ] || ln -sfn "$(abspath $(CELLS))" $@
 
 $(BOOKS)/01_%.ipynb: configs/preprocess/%.yaml | $(READY) $(if $(CELLS_FOUND),data/cells)
 	$(call papermill,01_preprocess_sc_data.ipynb,$@,-p config $<)

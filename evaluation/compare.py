@@ -102,8 +102,9 @@ class Comparison:
 
     @property
     def best_network(self) -> Model | None:
-        """The best transformer on val."""
-        return next((model for model in self.models if model.is_transformer), None)
+        """The best transformer on val, but for those with shuffled histories."""
+        own = (model for model in self.models if not model.is_shuffled)
+        return next((model for model in own if model.is_transformer), None)
 
     @property
     def best_without_attention(self) -> Model | None:

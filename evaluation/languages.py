@@ -90,7 +90,8 @@ def language_verdicts(comparisons: list[Comparison]) -> list[str]:
 def of_one_budget(comparison: Comparison) -> list[Model]:
     """Return the networks that went through the train cells as often as the best one on val."""
     best = comparison.best_network
-    return [] if best is None else [m for m in comparison.models if m.epochs == best.epochs]
+    own = [model for model in comparison.models if not model.is_shuffled]
+    return [] if best is None else [model for model in own if model.epochs == best.epochs]
 
 
 def is_pretrained(model: Model) -> bool:
@@ -180,7 +181,8 @@ def _committee(comparison: Comparison) -> str:
 
 def _left_out(comparison: Comparison) -> str:
     same = {model.name for model in of_one_budget(comparison)}
-    others = [m for m in comparison.models if m.role == "network" and m.name not in same]
+    networks = [m for m in comparison.models if m.role == "network" and not m.is_shuffled]
+    others = [model for model in networks if model.name not in same]
     if not others:
         return ""
     named = ", ".join(f"{model.name} ({model.epochs or 'unknown'})" for model in others)

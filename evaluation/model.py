@@ -80,6 +80,11 @@ class Model:
             return "none"
         return "shuffled" if previous["shuffle"] else "previous"
 
+    @property
+    def is_shuffled(self) -> bool:
+        """Whether it was told the histories of other cells: a control, and never the best."""
+        return self.history == "shuffled"
+
     def cost(self, key: str) -> float:
         """Mean over seeds of a key of ``COST``, of all folds; NaN if it is not known."""
         found = [run.metrics.get(key) for run in self.runs]

@@ -67,12 +67,19 @@ class QueryGenes:
         rows_columns = (np.flatnonzero(known), self.match.columns[known])
         shape = cells.n_genes, model.vocabulary.n_genes
         self._align = csr_matrix((ones, rows_columns), shape=shape)  # 0 or 1
+        self._knows_all_genes = model.run.meta["source"].get("all_genes", True)
 
     def align(self, profile: Profile) -> Profile:
-        """Return the profile in vocabulary order; library sizes stay those over all genes."""
+        """Return the profile in vocabulary order.
+
+        Library sizes stay those over all genes, as in training; where training knew only genes
+        that several files share, or that a ``gene_map`` has, they become those over these.
+        """
         counts, library_size = profile
         aligned = csr_matrix(counts @ self._align)
         aligned.sort_indices()
+        if not self._knows_all_genes:
+            library_size = np.asarray(aligned.sum(axis=1), dtype=np.float64).ravel()
         return aligned, library_size
 
 
@@ -151,7 +158,8 @@ def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> Gen
             f"{cells.files[0].path}: has {match.match_rate:.1%} of the model's genes, at least "
             f"{min_match_rate:.0%} are needed. The model knows genes such as "
             f"{', '.join(match.missing[:8])}; the file has {', '.join(cells.gene_ids[:8])}. Are "
-            "they of the same species, and named the same way?"
+            "they of the same species, and named the same way? (A gene_map gives genes the names "
+            "of its first column.)"
         )
     return match
 
