@@ -52,7 +52,7 @@ from training.distributed import (
 )
 from training.folds import config_of_each_fold
 from training.init_from import check_held_out, init_from, initialize_from_train_cells
-from training.monitor import monitored, rating
+from training.monitor import LAST, monitored, rating
 from training.optim import clip_gradients, freeze, learning_rate, make_optimizer, set_learning_rate
 from training.predict import Fitted, predict
 from training.results import score, write_results
@@ -166,9 +166,10 @@ def fit_network(
             scores = score(config.objectives, predictions, val.labels)
             tracker.log({f"val/{name}": value for name, value in scores.items()}, training.step)
             warn_of_collapse(predictions.get("probabilities"), data.class_names, training.epoch)
-            name, latest = monitored(scores, config.monitor), (float(training.epoch), 0.0)
-            training.keep_if_best(latest if config.ends_with_last_epoch else rating(scores, name))
-            bar.set_postfix({f"val_{name}": f"{scores[name]:.3f}"})
+            is_last, latest = config.ends_with_last_epoch, (float(training.epoch), 0.0)
+            name = monitored(scores, LAST if is_last else config.monitor)
+            training.keep_if_best(latest if is_last else rating(scores, name))
+            bar.set_postfix({f"val_{n}": f"{scores[n]:.3f}" for n in scores if n == name})
             training.epoch += 1
             training.save(run.checkpoint)
     training.restore_best()

@@ -86,13 +86,16 @@ class ExpressionNetwork(Network):
         what tells cell types apart would be a small part of what the network is given. Of an SVD
         the first dimensions vary most. Each is divided by the root of its deviation: with that
         itself (whitening) the last dimensions, mostly noise, would be as loud as the first, and
-        val scores were worse on most sets of cells. The mean variance is 1 afterwards.
+        val scores were worse on most sets of cells. The mean variance is 1 afterwards. Of a single
+        cell, or of cells that are all the same, nothing follows, and nothing is changed.
         """
-        if self.expression_norm is None:
+        if self.expression_norm is None or len(batch["labels"]) < 2:
             return
         sums = self.sum_expression(batch, segment=0)
         normed = nn.functional.layer_norm(sums, sums.shape[1:])
         std = normed.std(dim=0)
+        if not (std > 1e-3).any():
+            return
         scale = torch.where(std > 1e-3, std.clamp(min=1e-3).rsqrt(), 1.0)
         scale = scale / (scale * std).square().mean().sqrt().clamp(min=1e-3)
         self.expression_norm.weight.copy_(scale)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
 from models.network import Network, NetworkConfig
-from models.objectives.base import Bank, Draw, Objective
+from models.objectives.base import Bank, Draw, Objective, streams_of, with_original
 from models.transformer import initialize_weights
 
 
@@ -61,15 +61,18 @@ class Learner(nn.Module):
         """Most train cells that an objective looks up; 0: none does."""
         return max(objective.bank_size for objective in self.objectives)
 
-    def remember(self, bank: Bank) -> None:
-        """Give the objectives that look them up these embeddings of train cells."""
-        for objective in self.objectives:
-            objective.remember(self.heads[objective.kind], bank)
+    def remember(self, bank: Bank, kinds: Collection[str] | None = None) -> None:
+        """Give objectives of these kinds, or all, embeddings of train cells to look up."""
+        for o in self.objectives:
+            if kinds is None or o.kind in kinds:
+                o.remember(self.heads[o.kind], bank)
 
-    def hide(self, batch: Batch, draw: Draw) -> Batch:
-        """Return the cells as the network is to see them, by all objectives."""
-        for objective in self.objectives:
-            batch = objective.hide(batch, draw, self.facts)
+    def hide(self, batch: Batch, draw: Draw, kinds: Collection[str] | None = None) -> Batch:
+        """Return the cells as the network is to see them, by objectives of these kinds, or all."""
+        hiding = [o for o in self.objectives if o.hides and (kinds is None or o.kind in kinds)]
+        batch = with_original(batch) if hiding else batch
+        for i, o in enumerate(hiding):
+            batch = o.hide(batch, streams_of(draw, i), self.facts)
         return batch
 
     def forward(

@@ -24,7 +24,6 @@ class Encoded(NamedTuple):
     cell_embedding: Tensor  # (b, d)
     token_states: Tensor | None = None  # (m, d), only when an objective reads tokens
     token_index: Tensor | None = None  # (m,), the batch's token of each state; None: all, in order
-    extra: dict[str, Tensor] | None = None  # such as a latent's mean and variance
 
 
 class Network(nn.Module):

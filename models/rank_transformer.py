@@ -34,6 +34,7 @@ from models.flops import Flop, training_flop
 from models.network import Encoded
 from models.packing import Cells, cells_of
 from models.ranked_tokens import (
+    check_ranked,
     highest_ranks,
     rank_positions,
     segments_of,
@@ -94,6 +95,12 @@ class RankTransformerConfig(ExpressionConfig):
         if self.rank_position == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"sinusoidal positions need an even d_model, found {self.d_model}")
         return self
+
+    def check_data(self, facts: DataFacts) -> None:
+        """Raise a ConfigError if ranks are read and the tokens of these data are in no order."""
+        super().check_data(facts)
+        if self.rank_position != "none" or self.context_genes is not None:
+            check_ranked(facts)
 
     def encoder_shape(self) -> dict[str, int]:
         """Return the sizes of the encoder, those left out filled in."""

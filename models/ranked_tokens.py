@@ -7,9 +7,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from configs.base import ConfigError
+from dataset import read_tokenizer
 from dataset.batches import Batch, cell_of_token, keep_tokens, openings
 from dataset.log_expression import TARGET_SUM
+from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import SEP
+
+
+def check_ranked(facts: DataFacts) -> None:
+    """Raise a ConfigError if the tokens of these data are not in rank order."""
+    if not read_tokenizer(facts.tokenizer).is_ranked:
+        raise ConfigError(
+            "model.rank_position, model.context_genes: need genes in rank order, and the "
+            f"tokenizer of these cells, {facts.tokenizer['kind']}, does not rank them; train on a "
+            "folder that was encoded by ranks, choose model.kind=value_transformer, or set "
+            "model.rank_position=none and model.context_genes=null"
+        )
 
 
 def segments_of(token_ids: Tensor) -> Tensor:

@@ -60,10 +60,11 @@ def has_value(batch: Batch) -> Tensor:
 
 
 def hide_values(batch: Batch, is_hidden: Tensor) -> Batch:
-    """Return the cells without some values, ``is_hidden`` ``(n,)``, nor the counts behind them."""
-    values = torch.where(is_hidden, HIDDEN, batch["values"])
-    counts = torch.where(is_hidden, 0, batch["counts"])
-    return {**batch, "values": values, "counts": counts}
+    """Return the cells without some counts, ``is_hidden`` ``(n,)``, nor the values of them."""
+    hidden: Batch = {**batch, "counts": torch.where(is_hidden, 0, batch["counts"])}
+    if "values" in batch:
+        hidden["values"] = torch.where(is_hidden, HIDDEN, batch["values"])
+    return hidden
 
 
 class ValueEmbedding(nn.Module):

@@ -28,7 +28,8 @@ N_GENES, N_TOKENS = 30, 13  # of the padded rows that networks are tested on
 def facts(n_vocabulary=21, n_classes=4, row_length=12, n_segments=1, **more) -> DataFacts:
     genes = tuple(f"gene{i}" for i in range(n_vocabulary - N_SPECIALS))
     names = [f"type{i}" for i in range(n_classes)]
-    return DataFacts(Vocabulary(genes, genes), names, row_length, n_segments, {}, **more)
+    more = {"learned": {}, "tokenizer": {"kind": "rank"}} | more
+    return DataFacts(Vocabulary(genes, genes), names, row_length, n_segments, **more)
 
 
 def network(config: NetworkConfig, **sizes):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from dataset.encode import encode
 from dataset.store.checksums import read_checksums, write_checksums
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation.annotate import AnnotationError, TrainedModel, annotate
@@ -99,6 +100,20 @@ def test_a_set_of_cells_is_embedded_whole(data, config, monkeypatch):
     assert sorted(seen) == sorted([*sets[1], *sets[3]])
     expected = embed(learner, cells, np.arange(len(cells)), config, ALONE)
     np.testing.assert_allclose(found, expected[rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_each_objective_looks_up_as_many_as_it_asks_for(data, config, order):
+    few, more = {"kind": "neighbors", "max_cells": 9}, {"kind": "elastic_similarity"}
+    objectives = [few, more | {"max_cells": 31}][::order]
+    config = TrainConfig.model_validate(config.model_dump() | {"objectives": objectives})
+    learner, train = load_script().build_learner(config, data), data.split("train")
+    stored = remember(learner, train, config, ALONE)
+    for kind, n in (("neighbors", 9), ("elastic_similarity", 31)):
+        rows = draw_by_class(train.labels, n, np.random.default_rng(config.seed))
+        assert learner.heads[kind].bank[-1].tolist() == rows.tolist(), kind
+    assert torch.equal(stored.cell_index, learner.heads["neighbors"].bank[-1])
+    assert stored.labels.tolist() == train.labels[stored.cell_index.numpy()].tolist()
 
 
 def test_an_epoch_looks_up_what_the_average_embedded_before_it(data, config, monkeypatch):
@@ -246,6 +261,22 @@ def test_a_committee_names_the_nearest_train_cells_of_the_network_whose_embeddin
     alone, found = (ad.read_h5ad(tmp_path / f"{name}.h5ad").obs for name in ("alone", "with"))
     assert (found["nearest_train_cell"] == alone["nearest_train_cell"]).all()
     assert "nearest_train_cell" not in ad.read_h5ad(tmp_path / "without.h5ad").obs
+
+
+def test_cells_without_labels_are_looked_up_and_the_run_opens(
+    preprocess_config, make_run, tmp_path
+):
+    unlabeled = preprocess_config.model_copy(
+        update={"name": "unlabeled", "label_key": None, "data_dir": str(tmp_path)}
+    )
+    folder = make_run(
+        "unlabeled", "smoke", "objectives=[{kind: elastic_similarity}]", "monitor=last",
+        "optim.max_epochs=1", data=encode(unlabeled, progress=False),
+    )  # fmt: skip
+    bank = Run(folder).bank()
+    assert len(bank.labels) > 100
+    assert (bank.labels == -1).all()
+    assert TrainedModel(folder, device="cpu", needs_classes=False).bank is not None
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from training.optim import clip_gradients, learning_rate
 N_GENES = 12
 SIZES = {
     "n_vocabulary": N_SPECIALS + N_GENES, "row_length": N_GENES + 1, "n_classes": 2,
-    "tokenizer": {"values": "bins", "n_bins": 11}, "conditions": {"batch": ["a", "b"]},
+    "tokenizer": {"kind": "gene_values", "values": "bins", "n_bins": 11},
+    "conditions": {"batch": ["a", "b"]},
 }  # fmt: skip
 CONFIG = ValueTransformerConfig(
     d_model=16, n_heads=2, n_layers=1, dropout=0.0, gene_init="random", cls_init="learned"

@@ -21,19 +21,29 @@ def remember(
     All processes call it, and each embeds its shard. The bank follows from weights and config: no
     checkpoint holds it. It is rounded to float16, as it is stored with the run, before it is used.
 
+    Each objective is given as many as it asks for: those that it would be given by itself.
+
     Returns
     -------
-    The bank, the same on all processes; None where no objective looks up cells.
+    The bank to be stored, the same on all processes: of the objective that predicts by it, if one
+    does. None where no objective looks up cells.
     """
     if not learner.bank_size:
         return None
     labels = np.asarray(train.labels)
-    rows = draw_by_class(labels, learner.bank_size, np.random.default_rng(config.seed))
+
+    def draw(n: int) -> NDArray[np.int64]:  # among those of any larger n
+        return draw_by_class(labels, n, np.random.default_rng(config.seed))
+
+    rows = draw(learner.bank_size)
     embeddings = torch.from_numpy(embed(learner, train, rows, config, ranks))
     unit = torch.nn.functional.normalize(embeddings, dim=1).half()
-    bank = Bank(unit, torch.from_numpy(labels[rows]), torch.from_numpy(rows))
-    bank = Bank(*(array.to(ranks.device) for array in bank))
-    learner.remember(bank)
+    largest = Bank(unit, torch.from_numpy(labels[rows]), torch.from_numpy(rows))
+    looking_up = [o for o in learner.objectives if o.bank_size]
+    for objective in sorted(looking_up, key=lambda o: o.is_scored):
+        is_drawn = torch.from_numpy(np.isin(rows, draw(objective.bank_size)))
+        bank = Bank(*(array[is_drawn].to(ranks.device) for array in largest))
+        learner.remember(bank, [objective.kind])
     return bank
 
 

@@ -161,4 +161,7 @@ class TrainConfig(Config):
         kinds = [objective.kind for objective in self.objectives]
         if repeated := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"objectives: listed twice: {', '.join(repeated)}")
+        is_scored = any(objective.is_scored for objective in self.objectives)
+        if self.is_network and not (is_scored or self.ends_with_last_epoch):
+            raise ValueError("objectives: none has a val score; set monitor=last")
         return self

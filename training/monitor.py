@@ -7,7 +7,7 @@ LAST = "last"  # as the config's monitor: no score decides
 
 
 def monitored(scores: dict[str, float], monitor: str | None) -> str:
-    """Return the name of the score that decides, or that is shown where none does.
+    """Return the name of the score that decides, or that is shown where none does, if any.
 
     Parameters
     ----------
@@ -19,13 +19,13 @@ def monitored(scores: dict[str, float], monitor: str | None) -> str:
     Raises
     ------
     ConfigError
-        If there is no such score.
+        If there is no such score, and one is to decide.
     """
     losses = [name for name in scores if name.endswith("loss")]
     name = "macro_f1" if "macro_f1" in scores else (losses or [""])[0]
     if monitor not in (None, LAST):
         name = monitor
-    if name not in scores:
+    if name not in scores and monitor != LAST:
         raise ConfigError(
             f"monitor: found {monitor!r}, which is no val score of these objectives; expected one "
             f"of {', '.join(scores)}, or {LAST}"

@@ -132,6 +132,6 @@ def predict_batch(learner: Learner, batch: Batch, seed: int | None) -> dict[str,
     for objective in learner.objectives:
         if objective.hides and seed is not None:
             draw = draw_for(batch, update_key(seed, 0))
-            hidden = objective.hide(batch, draw, learner.facts)
+            hidden = learner.hide(batch, draw, [objective.kind])
             predictions = learner(hidden, predict=[objective.kind]) | predictions
     return predictions

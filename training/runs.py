@@ -269,11 +269,8 @@ class Run:
     def bank(self) -> SplitPredictions:
         """Return the train cells that it looks up: unit ``embeddings``, ``(m, d)`` float16."""
         bank = self._cells(BANK)
-        if (
-            bank.embeddings is None
-            or bank.embeddings.dtype != np.float16
-            or (bank.labels < 0).any()
-        ):
+        is_labeled = bool((bank.labels >= 0).all()) or not self.class_names
+        if bank.embeddings is None or bank.embeddings.dtype != np.float16 or not is_labeled:
             raise self._damaged(BANK, "expected float16 embeddings of labeled cells")
         return bank
 

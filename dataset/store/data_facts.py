@@ -75,6 +75,11 @@ class DataFacts:
         """Number of classes, 0 without labels."""
         return len(self.class_names)
 
+    @property
+    def is_token(self) -> NDArray[np.bool_]:
+        """Whether each gene is a token where it is detected, ``(n_genes,)``."""
+        return self.learned.get("is_variable", np.ones(self.vocabulary.n_genes, dtype=bool))
+
 
 def read_facts(folder: Path, meta: Mapping[str, Any]) -> DataFacts:
     """Read them from an encoded folder, or from a run's copy of the files of ``LEARNED``.

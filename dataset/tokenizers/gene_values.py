@@ -53,6 +53,7 @@ class GeneValuesConfig(Config):
     include_zeros: bool = Field(
         default=False, description="true: a gene without counts is a token too, of value 0"
     )
+    is_ranked: ClassVar[bool] = False
     n_segments: ClassVar[int] = 1
     previous: ClassVar[None] = None
 

@@ -1,7 +1,7 @@
 """Rank tokens: the detected genes of a cell, ordered by median-scaled expression."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ class RankConfig(Config):
         default=2048, ge=1, description="most genes of a cell (of each half, with two)"
     )
     previous: PreviousConfig | None = Field(default=None, description="null: one time point")
+    is_ranked: ClassVar[bool] = True
 
     @property
     def n_segments(self) -> int:

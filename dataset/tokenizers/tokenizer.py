@@ -89,6 +89,10 @@ class Tokenizer(Protocol):
     """A pydantic config, with a ``kind`` of its own, that has these."""
 
     @property
+    def is_ranked(self) -> bool:
+        """Whether a cell's genes stand by falling expression, for networks that read ranks."""
+
+    @property
     def previous(self) -> PreviousConfig | None:
         """Source of a second segment, the profile at the time point before; None: no such."""
 
@@ -103,7 +107,8 @@ class Tokenizer(Protocol):
     def fit(self, train: TrainCounts, workers: Workers) -> dict[str, NDArray]:
         """Learn something of each gene, ``(n_genes, ...)``, by name.
 
-        Numbers are finite where a train cell has the gene.
+        Numbers are finite where a train cell has the gene. A tokenizer that makes only some genes
+        tokens says which by ``is_variable``, bool.
         """
 
     def arrays(self, n_genes: int, counts_dtype: np.dtype) -> dict[str, np.dtype]:

@@ -9,25 +9,30 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from configs.base import Config, ConfigError
 from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
+from dataset.vocabulary import MASK
 from models.network import Encoded, Network
+from models.value_embedding import hide_values
 
 # stream -> (n,) from [0, 1), one for each token: the same whoever stands beside its cell
 Draw = Callable[[int], Tensor]
-# Of each token in the batch, before any objective hid some of them
+N_STREAMS = 100  # of each objective that hides: those beside it draw from others
+# What objectives hide of a batch, and where it stands in the batch as it was before any did
 ORIGINAL_TOKENS, ORIGINAL_COUNTS = "original_token_ids", "original_counts"
+ORIGINALS = {"token_ids": ORIGINAL_TOKENS, "counts": ORIGINAL_COUNTS, "values": "original_values"}
 
 
 class Bank(NamedTuple):
     """Train cells as the network embeds them, for an objective that looks them up."""
 
     embeddings: Tensor  # (m, d) float16
-    labels: Tensor  # (m,) int64, all labeled
+    labels: Tensor  # (m,) int64, all labeled; -1 where no train cell is
     cell_index: Tensor  # (m,) int64, of the cell in the train split, as in ``Batch``
 
 
@@ -40,10 +45,13 @@ class Objective(Config):
         Whether it needs the states of the tokens, not of the cell only.
     hides
         Whether it changes what the network is shown: ``hide`` is called, for val and test too.
+    is_scored
+        Whether it predicts something, which is scored on val and can choose an epoch.
     """
 
     reads_tokens: ClassVar[bool] = False
     hides: ClassVar[bool] = False
+    is_scored: ClassVar[bool] = True
     kind: str
     weight: float = Field(default=1.0, gt=0, description="of its loss among the objectives'")
 
@@ -67,9 +75,12 @@ class Objective(Config):
         raise NotImplementedError
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
-        """Return the cells as the network is to see them.
+        """Return the cells as the network is to see them, who may lack what others have hidden.
 
-        What is gone is kept in the batch under a name of its own, one number a token.
+        Which tokens are hidden, and what is to be predicted of them, follows from the cells as
+        they were (``original_of``), so that several objectives do not change each other's targets.
+        A target is kept in the batch under a name of its own, one number a token. Streams of
+        ``draw`` are the objective's own, below ``N_STREAMS``.
         """
         return batch
 
@@ -96,10 +107,35 @@ class Objective(Config):
         return {}
 
 
+def streams_of(draw: Draw, nth: int) -> Draw:
+    """Return the draw of the nth objective that hides."""
+    return lambda stream: draw(N_STREAMS * nth + stream)
+
+
 def with_original(batch: Batch) -> Batch:
-    """Keep the tokens and counts of a batch, unless an objective before this one did."""
-    original = {ORIGINAL_TOKENS: batch["token_ids"], ORIGINAL_COUNTS: batch["counts"]}
-    return cast(Batch, {**original, **batch})
+    """Keep in the batch what objectives may hide of it."""
+    arrays = cast("dict[str, Tensor]", batch)
+    kept = {kept: arrays[name] for name, kept in ORIGINALS.items() if name in arrays}
+    return cast(Batch, {**batch, **kept})
+
+
+def original_of(batch: Batch) -> Batch:
+    """Return the cells as they were before any objective hid something."""
+    arrays = cast("dict[str, Tensor]", batch)
+    kept = {name: arrays[kept] for name, kept in ORIGINALS.items() if kept in arrays}
+    return cast(Batch, {**batch, **kept})
+
+
+def mask_genes(batch: Batch, is_masked: Tensor) -> Batch:
+    """Replace tokens, ``is_masked`` ``(n,)``, by ``<mask>`` without counts or values."""
+    token_ids = torch.where(is_masked, MASK, batch["token_ids"])
+    return {**hide_values(batch, is_masked), "token_ids": token_ids}
+
+
+def mean_of_cells(losses: Tensor, cell: Tensor, n_cells: int) -> Tensor:
+    """Average losses, of these cells ``(m,)`` each, over each cell ``(b,)``; 0 without any."""
+    total = losses.new_zeros(n_cells).index_add(0, cell, losses)
+    return total / torch.bincount(cell, minlength=n_cells).clamp(min=1)
 
 
 def check_classes(kind: str, facts: DataFacts) -> None:
@@ -108,4 +144,15 @@ def check_classes(kind: str, facts: DataFacts) -> None:
         raise ConfigError(
             f"objectives: {kind} needs labels, and these cells were encoded without any "
             "(label_key: null); say objectives=[{kind: masked_gene}], or encode with labels"
+        )
+
+
+def check_genes(kind: str, facts: DataFacts) -> None:
+    """Raise a ConfigError if some genes are no tokens, which this kind would take for absent."""
+    n_genes, n_tokens = facts.vocabulary.n_genes, int(facts.is_token.sum())
+    if n_tokens < n_genes:
+        raise ConfigError(
+            f"objectives: {kind} decodes every gene, and these cells were encoded with "
+            f"{n_tokens:,} of {n_genes:,} genes as tokens; choose another objective, or encode "
+            "with all genes as tokens, as configs/preprocess/example.yaml"
         )

@@ -6,66 +6,35 @@ the cell embedding ``h``. Only what is in ``h`` can be predicted, so that it has
 that were hidden. The same values are hidden as in ``masked_value``.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dataset.batches import Batch
 from dataset.store.data_facts import DataFacts
 from models.network import Encoded, Network
-from models.objectives.base import Draw, Objective
-from models.objectives.hidden_values import (
-    Hidden,
-    hidden_of,
-    hide_share,
-    mean_of_cells,
-    score_hidden,
-    sums_of_cells,
-)
+from models.objectives.base import original_of
+from models.objectives.hidden_values import Hidden, HiddenValues, hidden_of
 from models.value_embedding import value_scale
 
 
-class CellValueConfig(Objective):
+class CellValueConfig(HiddenValues):
     """Predict hidden values from the cell embedding; needs no labels."""
 
     kind: Literal["cell_value"] = "cell_value"
-    masked_fraction: float = Field(
-        default=0.4, gt=0, le=1, description="values of a cell hidden; with masked_value the "
-        "first of the two in the list decides"
-    )  # fmt: skip
-    hides: ClassVar[bool] = True
 
     def head(self, network: Network, dropout: float, facts: DataFacts) -> "GeneQuery":
         """Return the map from gene embeddings to queries."""
         return GeneQuery(network, value_scale(facts))
 
-    def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
-        """Hide values and the counts behind them; the genes stay."""
-        return hide_share(batch, draw, self.masked_fraction)
-
-    def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean squared error of each cell's hidden values, ``(b,)``."""
-        predicted, hidden = self._predict(encoded, head, batch)
-        errors = (predicted - hidden.target) ** 2
-        return mean_of_cells(errors, hidden, len(batch["labels"]))
-
-    def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return sums over the hidden values of each cell, and over their errors."""
-        predicted, hidden = self._predict(encoded, head, batch)
-        n_cells = len(batch["labels"])
-        return sums_of_cells(predicted, hidden, n_cells, self.kind)
-
-    def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-        """Return the mean squared error of the hidden values, and ``r2``."""
-        return score_hidden(predictions, self.kind)
-
-    def _predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> tuple[Tensor, Hidden]:
+    def predict_values(
+        self, encoded: Encoded, head: nn.Module, batch: Batch
+    ) -> tuple[Tensor, Hidden]:
+        """Return what the cell embedding says of the hidden genes."""
         assert isinstance(head, GeneQuery)
         hidden = hidden_of(batch, head.scale)
-        token_ids = batch["token_ids"][hidden.token]
+        token_ids = original_of(batch)["token_ids"][hidden.token]
         return head(token_ids, encoded.cell_embedding[hidden.cell]), hidden
 
 

@@ -9,7 +9,7 @@ not hang on who shares the batch, nor on the number of processes.
 Legend: ``b`` cells, ``m`` cells of the bank, ``d`` width.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +28,7 @@ class ElasticSimilarityConfig(Objective):
     kind: Literal["elastic_similarity"] = "elastic_similarity"
     threshold: float = Field(default=0.6, gt=0, lt=1, description="cosine of cells that are alike")
     max_cells: int = Field(default=1000, ge=2, description="train cells that are compared with")
+    is_scored: ClassVar[bool] = False
 
     @property
     def bank_size(self) -> int:

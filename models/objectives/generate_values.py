@@ -23,12 +23,11 @@ from configs.base import ConfigError
 from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
 from models.network import Encoded, Network
-from models.objectives.base import Draw, Objective
+from models.objectives.base import Draw, Objective, mean_of_cells, original_of
 from models.objectives.hidden_values import (
     TARGET,
     Hidden,
     hidden_of,
-    mean_of_cells,
     score_hidden,
     sums_of_cells,
 )
@@ -64,8 +63,9 @@ class GenerateValuesConfig(Objective):
         shares = torch.tensor(UNKNOWN_SHARES, device=batch["token_ids"].device)
         of_token = shares[(draw(STREAM) * len(shares)).long()]
         share = of_token[batch["offsets"][:-1].long()]  # (b,), what <cls> has drawn
-        is_unknown = has_value(batch) & (draw(STREAM + 1) < share[cell_of_token(batch)])
-        target = torch.where(is_unknown, batch["values"], -1)
+        original = original_of(batch)
+        is_unknown = has_value(original) & (draw(STREAM + 1) < share[cell_of_token(batch)])
+        target = torch.where(is_unknown, original["values"], -1)
         unknown = {**hide_values(batch, is_unknown), TARGET: target, IS_KNOWN: ~is_unknown}
         return cast(Batch, unknown)
 
@@ -76,7 +76,7 @@ class GenerateValuesConfig(Objective):
         for mean, log_variance in (by_genes, by_cell):
             error = (mean - hidden.target) ** 2
             total = total + 0.5 * (error * torch.exp(-log_variance) + log_variance)
-        return mean_of_cells(total, hidden, len(batch["labels"]))
+        return mean_of_cells(total, hidden.cell, len(batch["labels"]))
 
     def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return sums over the unknown values of each cell, and over the errors of each prompt."""

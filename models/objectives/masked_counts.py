@@ -11,8 +11,9 @@ the evidence lower bound of a denoising autoencoder, in nats a gene. Deliberate 
   there, but is not weighted beyond its place in the bound
 - a batch that the decoder does not know is the mean of those it knows
 
-A cell's genes beyond the end of its row count as not detected: encode with as many tokens as a
-cell has genes.
+A hidden gene's token becomes ``<mask>``: a network that reads tokens sees how many there are. A
+cell's genes beyond the end of its row count as not detected: encode with as many tokens as a cell
+has genes. So do those that ``augment.token_dropout`` left out of a train cell: leave it at 0.
 
 Legend: ``b`` cells, ``n`` tokens of all cells, ``g`` genes, ``v`` vocabulary, ``z`` latent width.
 """
@@ -31,7 +32,7 @@ from dataset.vocabulary import N_SPECIALS
 from models.gaussian_mixture import GaussianMixture
 from models.negative_binomial import nll_of_counts, nll_of_zero
 from models.network import Encoded, Network
-from models.objectives.base import Draw, Objective
+from models.objectives.base import Draw, Objective, check_genes, mask_genes, original_of
 
 # Added to the log-variance of a posterior, which would start as wide as the prior: the decoder
 # would hear too little of the cell to learn from it, and the divergence be paid for nothing.
@@ -58,6 +59,7 @@ class MaskedCountsConfig(Objective):
 
     def head(self, network: Network, dropout: float, facts: DataFacts) -> "CountDecoder":
         """Return the latent and its decoder."""
+        check_genes(self.kind, facts)
         if self.batch_key is not None and self.batch_key not in facts.conditions:
             raise ConfigError(
                 f"objectives: masked_counts decodes by the obs column {self.batch_key!r}, and the "
@@ -67,11 +69,11 @@ class MaskedCountsConfig(Objective):
         return CountDecoder(self, network.d_model, dropout, facts)
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
-        """Take the counts of hidden genes away, as if they had not been detected."""
-        is_gene, counts = batch["token_ids"] >= N_SPECIALS, batch["counts"]
-        is_hidden = is_gene & (draw(0) < self.hidden_fraction)
-        target = torch.where(is_hidden, counts, -1.0)
-        return cast(Batch, {**batch, "counts": torch.where(is_hidden, 0, counts), TARGET: target})
+        """Replace tokens by ``<mask>`` without their counts."""
+        original = original_of(batch)
+        is_hidden = (original["token_ids"] >= N_SPECIALS) & (draw(0) < self.hidden_fraction)
+        target = torch.where(is_hidden, original["counts"], -1.0)
+        return cast(Batch, {**mask_genes(batch, is_hidden), TARGET: target})
 
     def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
         """Return the negative evidence lower bound of each cell, in nats a gene, ``(b,)``."""
@@ -110,8 +112,9 @@ class MaskedCountsConfig(Objective):
         log_mean = head.decode(latent.sample, batch)  # (b, g)
         log_theta = head.log_theta[N_SPECIALS:]
         of_zero = nll_of_zero(log_mean, log_theta).sum(dim=1)
-        (token,) = torch.nonzero(batch["token_ids"] >= N_SPECIALS, as_tuple=True)
-        cell, gene = cell_of_token(batch)[token], batch["token_ids"][token] - N_SPECIALS
+        token_ids = original_of(batch)["token_ids"]
+        (token,) = torch.nonzero(token_ids >= N_SPECIALS, as_tuple=True)
+        cell, gene = cell_of_token(batch)[token], token_ids[token] - N_SPECIALS
         target = cast("dict[str, Tensor]", batch)[TARGET][token]
         of_gene = log_mean[cell, gene], log_theta[gene]
         of_zero = of_zero.index_add(0, cell, -nll_of_zero(*of_gene))  # these were detected

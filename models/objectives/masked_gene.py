@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
-from dataset.vocabulary import MASK, N_SPECIALS
+from dataset.vocabulary import N_SPECIALS
 from models.network import Encoded, Network
-from models.objectives.base import Draw, Objective, with_original
+from models.objectives.base import Draw, Objective, mask_genes, mean_of_cells, original_of
 
 TARGET = "masked_gene_target"  # of each token in the batch: the gene that was there, or -1
 
@@ -52,28 +52,22 @@ class MaskedGeneConfig(Objective):
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Replace tokens: by ``<mask>`` without its count, by a random gene, or not at all."""
-        batch = with_original(batch)
-        token_ids = batch["token_ids"]
+        token_ids = original_of(batch)["token_ids"]
         is_hidden = (token_ids >= N_SPECIALS) & (draw(0) < self.masked_fraction)
         how, changed = draw(1), self.mask_token_fraction + self.random_fraction
         is_masked = is_hidden & (how < self.mask_token_fraction)
         is_random = is_hidden & ~is_masked & (how < changed)
         gene = N_SPECIALS + (draw(2) * facts.vocabulary.n_genes).long()
-        seen = torch.where(is_masked, MASK, torch.where(is_random, gene, token_ids))
-        masked = {
-            **batch,
-            "token_ids": seen,
-            "counts": torch.where(is_masked, 0, batch["counts"]),
-            TARGET: torch.where(is_hidden, token_ids, -1),
-        }
-        return cast(Batch, masked)
+        batch = mask_genes(batch, is_masked)
+        is_random &= batch["token_ids"] >= N_SPECIALS  # unless another objective has masked it
+        seen = torch.where(is_random, gene, batch["token_ids"])
+        target = torch.where(is_hidden, token_ids, -1)
+        return cast(Batch, {**batch, "token_ids": seen, TARGET: target})
 
     def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of each cell's hidden genes, ``(b,)``; 0 without any."""
         cell, losses, _ = self._hidden(encoded, head, batch)
-        total = losses.new_zeros(len(batch["labels"])).index_add(0, cell, losses)
-        n = torch.bincount(cell, minlength=len(total))
-        return total / n.clamp(min=1)
+        return mean_of_cells(losses, cell, len(batch["labels"]))
 
     def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return how many genes of each cell were hidden, how many predicted, and their loss."""

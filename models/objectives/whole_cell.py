@@ -9,12 +9,13 @@ its log1p of counts per 10,000 where it is; those that the network was shown as 
 were hidden from it. The loss of a cell is the mean cross-entropy of "detected" over all genes plus
 the mean squared error over its detected ones. Deliberate differences: the output embedding is the
 network's own (tied), so that a small set of cells suffices; of a cell with more genes than its row
-those beyond its end count as not detected; of two segments the first is decoded.
+those beyond its end count as not detected, and so do those that ``augment.token_dropout`` left out
+of a train cell; of two segments the first is decoded.
 
 Legend: ``b`` cells, ``n`` tokens, ``g`` genes of the vocabulary, ``d`` width.
 """
 
-from typing import ClassVar, Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,18 +25,19 @@ from torch.nn import functional as F
 
 from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
-from dataset.vocabulary import MASK, N_SPECIALS
+from dataset.vocabulary import N_SPECIALS
 from models.network import Encoded, Network
 from models.objectives.base import (
-    ORIGINAL_COUNTS,
-    ORIGINAL_TOKENS,
     Draw,
     Objective,
-    with_original,
+    check_genes,
+    mask_genes,
+    mean_of_cells,
+    original_of,
 )
 from models.ranked_tokens import segments_of, token_expression
 
-STREAM = 3  # of the draw: masked genes, which may be hidden of the same cell, take 0 to 2
+STREAM = 3  # of the draw
 
 
 class WholeCellConfig(Objective):
@@ -49,17 +51,13 @@ class WholeCellConfig(Objective):
 
     def head(self, network: Network, dropout: float, facts: DataFacts) -> "WholeCellHead":
         """Return a layer before the outputs, whose weights are the gene embeddings."""
+        check_genes(self.kind, facts)
         return WholeCellHead(network, facts.vocabulary.n_tokens)
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Replace tokens by ``<mask>`` without their counts."""
-        batch = with_original(batch)
-        is_hidden = (batch["token_ids"] >= N_SPECIALS) & (draw(STREAM) < self.hidden_fraction)
-        return {
-            **batch,
-            "token_ids": torch.where(is_hidden, MASK, batch["token_ids"]),
-            "counts": torch.where(is_hidden, 0, batch["counts"]),
-        }
+        is_gene = original_of(batch)["token_ids"] >= N_SPECIALS
+        return mask_genes(batch, is_gene & (draw(STREAM) < self.hidden_fraction))
 
     def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each cell, ``(b,)``."""
@@ -86,9 +84,9 @@ class WholeCellConfig(Objective):
         detection = F.binary_cross_entropy_with_logits(
             logits, is_detected.float(), reduction="none"
         )
-        error = (predicted - expression).square() * is_detected
-        n_detected = is_detected.sum(dim=1).clamp(min=1)
-        return Losses(detection.mean(dim=1), error.sum(dim=1) / n_detected)
+        cell, gene = torch.nonzero(is_detected, as_tuple=True)
+        errors = (predicted[cell, gene] - expression[cell, gene]).square()
+        return Losses(detection.mean(dim=1), mean_of_cells(errors, cell, len(expression)))
 
 
 class Losses(NamedTuple):
@@ -121,10 +119,8 @@ class WholeCellHead(nn.Module):
 
 def expression_of_genes(batch: Batch, n_genes: int) -> Tensor:
     """Return log1p(counts per 10,000) of every gene before any was hidden, ``(b, g)``."""
-    tensors = cast("dict[str, Tensor]", batch)
-    token_ids = tensors[ORIGINAL_TOKENS]
-    original = cast(Batch, {**batch, "token_ids": token_ids, "counts": tensors[ORIGINAL_COUNTS]})
-    expression = token_expression(original)  # (n,)
+    original = original_of(batch)
+    token_ids, expression = original["token_ids"], token_expression(original)  # (n,)
     (genes,) = torch.nonzero(
         (token_ids >= N_SPECIALS) & (segments_of(token_ids) == 0), as_tuple=True
     )

@@ -228,8 +228,9 @@ def test_in_each_round_the_surest_become_known():
 
 
 def test_a_network_or_an_order_that_does_not_fit_is_refused(rng):
+    config = RankTransformerConfig(rank_position="none")
     with pytest.raises(ConfigError, match="RankTransformer cannot be"):
-        learner(RankTransformerConfig(), [GenerateValuesConfig()], **SIZES)
+        learner(config, [GenerateValuesConfig()], **SIZES)
     batch = pairs(rng, 2)
     model = learner(CONFIG, [MaskedValueConfig(), GenerateValuesConfig()], **SIZES)
     with pytest.raises(ConfigError, match="list generate_values first"):

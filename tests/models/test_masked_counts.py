@@ -9,6 +9,7 @@ from dataset.batches import Batch
 from dataset.vocabulary import CLS, N_SPECIALS
 from models.cellplm import CellPLMConfig
 from models.network import Encoded
+from models.objectives.base import ORIGINAL_TOKENS, with_original
 from models.objectives.masked_counts import NARROW, TARGET, MaskedCountsConfig
 from models.residual_mlp import ResidualMLPConfig
 from tests.made_up import facts, learner
@@ -68,7 +69,7 @@ def test_the_loss_is_the_bound_in_nats_a_gene(counts):
     head = model.heads["masked_counts"]
     torch.nn.init.normal_(head.log_theta)
     batch = batch_of(counts, donors=[0, 1, -1, 0, 1, -1, 0, 1])
-    batch = objective.hide(batch, draw_for(batch, 5), model.facts)
+    batch = model.hide(batch, draw_for(batch, 5))
     embedding = torch.randn(8, 8)
     found = objective.loss(Encoded(embedding), head, batch).detach().numpy()
     latent = head.encode(embedding)
@@ -81,7 +82,7 @@ def test_the_loss_is_the_bound_in_nats_a_gene(counts):
     nll = -nbinom.logpmf(counts, theta, theta / (theta + mean))
     weight = np.where(counts > 0, 0.0, 0.4)
     cell = np.repeat(np.arange(8), batch["lengths"])
-    gene = batch["token_ids"].numpy() - N_SPECIALS
+    gene = batch[ORIGINAL_TOKENS].numpy() - N_SPECIALS
     is_hidden = batch[TARGET].numpy() >= 0
     weight[cell[is_hidden], gene[is_hidden]] = 1
     divergence = np.maximum(latent.divergence.detach().numpy(), 2.0)
@@ -99,11 +100,11 @@ def test_the_mean_over_draws_is_the_likelihood_of_all_genes(counts):
     )
     with torch.no_grad():
         draws = [
-            objective.loss(encoded, head, objective.hide(batch, draw_for(batch, i), model.facts))
+            objective.loss(encoded, head, model.hide(batch, draw_for(batch, i)))
             for i in range(400)
         ]
         everything = objective.model_copy(update={"hidden_fraction": 1.0})
-        whole = everything.hide(batch, draw_for(batch, 0), model.facts)
+        whole = everything.hide(with_original(batch), draw_for(batch, 0), model.facts)
         expected = everything.loss(encoded, head, whole)
     torch.testing.assert_close(torch.stack(draws).mean(dim=0), expected, rtol=0.05, atol=0)
 

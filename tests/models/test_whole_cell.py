@@ -21,7 +21,7 @@ def model_of(*objectives, **settings):
 
 def test_tokens_are_hidden_with_their_counts_and_kept_aside(batch):
     objective = WholeCellConfig(hidden_fraction=0.5)
-    found = objective.hide(batch, draw_for(batch, 1), model_of(objective).facts)
+    found = model_of(objective).hide(batch, draw_for(batch, 1))
     is_gene, hidden = batch["token_ids"] >= N_SPECIALS, found["token_ids"] == MASK
     assert 0.2 < hidden.sum() / is_gene.sum() < 0.8
     assert not hidden[~is_gene].any()

@@ -13,6 +13,7 @@ from dataset.vocabulary import CLS, N_SPECIALS
 class ToyTokenizerConfig(Config):
     kind: Literal["toy"] = "toy"
     row_length: int = 60
+    is_ranked: ClassVar[bool] = False
     n_segments: ClassVar[int] = 1
     previous: ClassVar[None] = None
 

@@ -1,6 +1,7 @@
 import pytest
 
 from configs.base import ConfigError
+from training.config import TrainConfig
 from training.monitor import monitored, rating
 
 SCORES = {"accuracy": 0.9, "macro_f1": 0.8, "log_loss": 0.4, "masked_gene_loss": 2.0}
@@ -13,6 +14,18 @@ def test_macro_f1_decides_and_without_classes_the_first_loss():
     )
     assert monitored(SCORES, "accuracy") == "accuracy"
     assert monitored(SCORES, "last") == "macro_f1"  # shown, and decides nothing
+
+
+def test_without_a_score_none_can_decide():
+    assert monitored({}, "last") == ""
+    run = {"name": "a", "data": "b", "model": {"kind": "residual_mlp"}}
+    run["objectives"] = [{"kind": "elastic_similarity"}]
+    with pytest.raises(ValueError, match="none has a val score; set monitor=last"):
+        TrainConfig.model_validate(run)
+    TrainConfig.model_validate(run | {"monitor": "last"})
+    TrainConfig.model_validate(run | {"optim": {"weight_averaging": 0.9}})
+    run["objectives"].append({"kind": "masked_value"})
+    TrainConfig.model_validate(run)
 
 
 def test_a_score_that_is_not_there_is_named_beside_those_that_are():
