@@ -11,9 +11,6 @@ the previous profile follow. Deliberate differences:
   tokens (``cls_init``, ``value_embedding``) tell a highly expressed gene from a low one
 - ranks restart after ``<sep>``: the strongest gene of either segment has position 1
 
-The defaults (width 64, 2 layers) suit some thousand cells on a CPU. For the shape of Geneformer V1
-say ``d_model: 256, n_layers: 6, n_heads: 4, d_feed_forward: 512``.
-
 Legend: ``b`` cells, ``n`` tokens of all cells, ``m`` of them in the blocks, ``d`` width.
 """
 

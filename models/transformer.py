@@ -47,10 +47,7 @@ class Block(nn.Module):
 
 
 def drop_path(branch: Tensor, cells: Cells, share: float, *, first_only: bool = False) -> Tensor:
-    """Leave a branch out for a share of the cells; that of the others counts for more.
-
-    Stochastic depth (Huang et al. 2016), drawn for each cell: ``branch`` is ``(q, d)``.
-    """
+    """Leave the branch, ``(q, d)``, of some cells out (stochastic depth, Huang et al. 2016)."""
     kept = torch.rand(len(cells.first), device=branch.device) >= share
     scale = kept.to(branch.dtype) / (1 - share)  # (b,)
     if not first_only:
