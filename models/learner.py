@@ -90,7 +90,7 @@ class Learner(nn.Module):
         Returns
         -------
         The loss of each cell by each objective, ``(b, objectives)``, not yet weighted; or
-        ``embeddings`` ``(b, d)`` and the objectives' predictions, the mean where several predict one.
+        ``embeddings`` ``(b, d)`` and the objectives' predictions, by name; of several one mean.
         """
         wanted = [o for o in self.objectives if predict is None or o.kind in predict]
         encoded = self.network(batch, tokens=any(o.reads_tokens for o in wanted))
