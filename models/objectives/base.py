@@ -19,8 +19,9 @@ from models.network import Encoded, Network
 
 # stream -> (n,) from [0, 1), one for each token: the same whoever stands beside its cell
 Draw = Callable[[int], Tensor]
-# Of each token in the batch, before any objective hid some of them
+# In the batch, before any objective hid some of it: of each token, and of each cell
 ORIGINAL_TOKENS, ORIGINAL_COUNTS = "original_token_ids", "original_counts"
+ORIGINAL_LIBRARY_SIZE = "original_library_size"
 
 
 class Bank(NamedTuple):
@@ -29,6 +30,13 @@ class Bank(NamedTuple):
     embeddings: Tensor  # (m, d) float16
     labels: Tensor  # (m,) int64, all labeled
     cell_index: Tensor  # (m,) int64, of the cell in the train split, as in ``Batch``
+
+
+class Decoded(NamedTuple):
+    """Negative binomials of the counts of ``b`` cells, for all ``g`` genes of the vocabulary."""
+
+    log_share: Tensor  # (b, g), log of the mean count as a share of the cell's; sums to 1
+    log_theta: Tensor  # (g,), log of the inverse dispersion
 
 
 class Objective(Config):
@@ -40,10 +48,13 @@ class Objective(Config):
         Whether it needs the states of the tokens, not of the cell only.
     hides
         Whether it changes what the network is shown: ``hide`` is called, for val and test too.
+    decodes
+        Whether it says how many counts each gene has in a cell, by ``decode``.
     """
 
     reads_tokens: ClassVar[bool] = False
     hides: ClassVar[bool] = False
+    decodes: ClassVar[bool] = False
     kind: str
     weight: float = Field(default=1.0, gt=0, description="of its loss among the objectives'")
 
@@ -91,14 +102,22 @@ class Objective(Config):
         """
         return {}
 
+    def decode(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Decoded:
+        """Return how many counts each gene of each cell is expected to have."""
+        raise NotImplementedError
+
     def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
         """Return the scores of a split's predictions, by name; not those of ``probabilities``."""
         return {}
 
 
 def with_original(batch: Batch) -> Batch:
-    """Keep the tokens and counts of a batch, unless an objective before this one did."""
-    original = {ORIGINAL_TOKENS: batch["token_ids"], ORIGINAL_COUNTS: batch["counts"]}
+    """Keep what objectives hide of a batch, unless one before this one did."""
+    original = {
+        ORIGINAL_TOKENS: batch["token_ids"],
+        ORIGINAL_COUNTS: batch["counts"],
+        ORIGINAL_LIBRARY_SIZE: batch["library_size"],
+    }
     return cast(Batch, {**original, **batch})
 
 

@@ -28,6 +28,7 @@ from dataset.vocabulary import MASK, N_SPECIALS
 from models.network import Encoded, Network
 from models.objectives.base import (
     ORIGINAL_COUNTS,
+    ORIGINAL_LIBRARY_SIZE,
     ORIGINAL_TOKENS,
     Draw,
     Objective,
@@ -123,8 +124,13 @@ def expression_of_genes(batch: Batch, n_genes: int) -> Tensor:
     """Return log1p(counts per 10,000) of every gene before any was hidden, ``(b, g)``."""
     tensors = cast("dict[str, Tensor]", batch)
     token_ids = tensors[ORIGINAL_TOKENS]
-    original = cast(Batch, {**batch, "token_ids": token_ids, "counts": tensors[ORIGINAL_COUNTS]})
-    expression = token_expression(original)  # (n,)
+    original = {
+        **batch,
+        "token_ids": token_ids,
+        "counts": tensors[ORIGINAL_COUNTS],
+        "library_size": tensors[ORIGINAL_LIBRARY_SIZE],
+    }
+    expression = token_expression(cast(Batch, original))  # (n,)
     (genes,) = torch.nonzero(
         (token_ids >= N_SPECIALS) & (segments_of(token_ids) == 0), as_tuple=True
     )
