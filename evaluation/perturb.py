@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix
 from scipy.stats import false_discovery_control
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
@@ -36,7 +36,7 @@ from dataset.reading.cells import Cells, open_cells
 from evaluation.annotated_file import AnnotationError
 from evaluation.matched_genes import detection_and_rank, matched_random
 from evaluation.perturbation_plot import draw
-from evaluation.query_cells import Profile, QueryGenes
+from evaluation.query_cells import Profile, QueryGenes, take
 from evaluation.token_states import check_reads_tokens, token_states
 from evaluation.trained_model import TrainedModel
 
@@ -126,11 +126,11 @@ def perturb(
     sets = {_name(genes): genes_of(model, genes) for genes in perturbations}
     opened, rng = open_cells(query, counts=counts), np.random.default_rng(seed)
     aligned = QueryGenes(model, opened, 0.5)
-    profile = _take(opened, aligned, _rows(opened, cells, max_cells, rng))
+    profile = take(opened, aligned, _rows(opened, cells, max_cells, rng))
     before = look(model, profile)
     toward = None
     if goal is not None:
-        goal_state = look(model, _take(opened, aligned, _rows(opened, goal, max_cells, rng)))
+        goal_state = look(model, take(opened, aligned, _rows(opened, goal, max_cells, rng)))
         toward = normalize(_cell_means(goal_state, model).mean(dim=0), dim=0)
     tested = {gene for genes in sets.values() for gene in genes}
     how_seen = detection_and_rank(model, profile)
@@ -301,16 +301,6 @@ def _rows(
             hint = nearest(value, sorted(set(column)))
             raise AnnotationError(f"obs column {key!r}: no cell has {value!r}{hint}")
     return np.sort(rng.permutation(rows)[:most])
-
-
-def _take(cells: Cells, genes: QueryGenes, rows: NDArray[np.int64]) -> Profile:
-    parts, sizes = [], []
-    for first, block in cells.blocks():
-        here = rows[(rows >= first) & (rows < first + block.shape[0])] - first
-        counts, size = block[here], np.asarray(block[here].sum(axis=1), dtype=np.float64).ravel()
-        parts.append(genes.align((counts, size))[0])
-        sizes.append(size)
-    return csr_matrix(vstack(parts, "csr")), np.concatenate(sizes)
 
 
 def _means(states: Tensor, cell: Tensor, n_cells: int) -> Tensor:
