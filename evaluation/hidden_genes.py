@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from torch import Tensor
+from scipy.special import gammaincinv, logsumexp
 
 from dataset.batches import BatchReader, BatchRows, to_device
 from dataset.log_expression import TARGET_SUM
@@ -23,7 +23,9 @@ from evaluation.annotated_file import AnnotationError
 from evaluation.trained_model import TrainedModel
 from training.updates import cut_to_budget, samples_of
 
-MAX_COUNT = 64  # below it the expectation is summed count by count
+MAX_COUNT = 256  # below it the expectation is summed count by count
+N_QUANTILES = 64
+AT_ONCE = 2**16  # hidden genes of cells whose expectations are summed
 
 
 @dataclass(frozen=True)
@@ -113,53 +115,51 @@ def decode(
     encoded = model.encode(
         [(csr_matrix(cells.shown, dtype=np.int32), cells.size)], cells.conditions, cells.positions
     )
-    learner, reader, found = model.learner, BatchReader(encoded), np.empty(len(cells.cell))
+    learner, reader, mean = model.learner, BatchReader(encoded), np.empty(len(cells.cell))
+    size = np.maximum(cells.size, 1)
     objective = next(o for o in learner.objectives if o.decodes)
-    samples, starts = (
-        samples_of(learner, encoded),
-        np.searchsorted(cells.cell, [*range(len(cells) + 1)]),
-    )
+    samples = samples_of(learner, encoded)
     order: BatchRows = np.arange(len(cells)) if samples is None else samples.sets()
+    starts = np.searchsorted(cells.cell, np.arange(len(cells) + 1))
     for rows in cut_to_budget(order, np.ones(len(cells), dtype=np.int64), batch_size):
         batch = to_device(reader.read(rows), model.device)
         decoded = objective.decode(learner.network(batch), learner.heads[objective.kind], batch)
-        log_share, index = decoded.log_share.cpu(), batch["cell_index"].cpu().numpy()
-        asked = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in index])
-        is_shown = torch.from_numpy(cells.is_shown[index])
-        of_shown = log_share.masked_fill(~is_shown, -torch.inf).logsumexp(dim=1)
-        size = torch.from_numpy(cells.size[index]).clamp(min=1)
-        row = torch.arange(len(index)).repeat_interleave(
-            torch.from_numpy(starts[index + 1] - starts[index])
-        )
-        gene = torch.from_numpy(cells.gene[asked])
-        log_mean = (size.log() - of_shown)[row] + log_share[row, gene].double()
-        theta = decoded.log_theta.cpu().double().exp()[gene]
-        scale = (TARGET_SUM / size)[row]
-        found[asked] = expected_log(log_mean.exp(), theta, scale).numpy()
-    return found
+        index = batch["cell_index"].cpu().numpy()
+        for log_share, i in zip(decoded.log_share.double().cpu().numpy(), index, strict=True):
+            asked = slice(starts[i], starts[i + 1])
+            of_shown = logsumexp(log_share[cells.is_shown[i]])
+            mean[asked] = size[i] * np.exp(log_share[cells.gene[asked]] - of_shown)
+    theta = decoded.log_theta.double().exp().cpu().numpy()
+    each = mean, theta[cells.gene], (TARGET_SUM / size)[cells.cell]
+    parts = zip(*(np.array_split(x, -(-len(mean) // AT_ONCE) or 1) for x in each), strict=True)
+    return np.concatenate([expected_log(*part) for part in parts])
 
 
-def expected_log(mean: Tensor, theta: Tensor, scale: Tensor) -> Tensor:
-    """Return the mean of ``log1p(scale * count)`` under negative binomials; shapes broadcast.
+def expected_log(
+    mean: NDArray[np.float64], theta: NDArray[np.float64], scale: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the mean of ``log1p(scale * count)`` under negative binomials, ``(m,)``.
 
     Summed up to ``MAX_COUNT`` where the mean is at most an eighth of it, what lies beyond at that
-    count. Of larger ones ``log1p`` of the geometric mean of the gamma distribution that the rates
-    have, ``mean * exp(digamma(theta)) / theta``.
+    count. Larger counts are taken for their rates, at quantiles of the gamma distribution that
+    rates have.
 
     Parameters
     ----------
     mean, theta
-        Of the negative binomial, the latter its inverse dispersion.
+        Of the negative binomials, the latter their inverse dispersion, ``(m,)``.
     scale
-        Expression of one count.
+        Expression of one count, ``(m,)``.
     """
-    mean, theta, scale = torch.broadcast_tensors(mean, theta, scale)
-    p = (-theta * torch.log1p(mean / theta)).exp()  # of no count
-    ratio, seen, total = mean / (theta + mean), p.clone(), torch.zeros_like(mean)
+    p = np.exp(-theta * np.log1p(mean / theta))  # of no count
+    ratio, seen, total = mean / (theta + mean), p.copy(), np.zeros_like(mean)
     for count in range(1, MAX_COUNT):
         p = p * ratio * ((count - 1 + theta) / count)
-        total += p * torch.log1p(scale * count)
+        total += p * np.log1p(scale * count)
         seen += p
-    total += (1 - seen).clamp(min=0) * torch.log1p(scale * MAX_COUNT)
-    geometric = (mean.log() + torch.digamma(theta) - theta.log()).exp()
-    return torch.where(mean <= MAX_COUNT / 8, total, torch.log1p(scale * geometric))
+    total += np.maximum(1 - seen, 0) * np.log1p(scale * MAX_COUNT)
+    (large,) = np.nonzero(mean > MAX_COUNT / 8)
+    quantiles = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
+    rate = (mean / theta)[large, None] * gammaincinv(theta[large, None], quantiles)
+    total[large] = np.log1p(scale[large, None] * rate).mean(axis=1)
+    return total

@@ -49,9 +49,6 @@ from models.ranked_tokens import segments_of
 # Added to the log-variance of a posterior, which would start as wide as the prior: the decoder
 # would hear too little of the cell to learn from it, and the divergence be paid for nothing.
 NARROW = -4.0
-# Log-dispersions differ by far more than the weights of a layer do, and Adam moves each by about
-# the learning rate: they are learned in steps this much larger.
-DISPERSION_STEP = 10.0
 TARGET = "masked_counts_target"  # of each token in the batch: the count that was there, or -1
 
 
@@ -123,7 +120,7 @@ class MaskedCountsConfig(Objective):
         """Return the decoder's negative binomials at the mean of the latent."""
         assert isinstance(head, CountDecoder)
         latent = head.encode(encoded.cell_embedding)
-        return Decoded(head.log_share(latent.mean, batch), head.log_theta)
+        return Decoded(head.log_share(latent.mean, batch), head.log_theta[N_SPECIALS:])
 
     def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
         """Return the loss, and its part that is not the prior's: both in nats, means over cells.
@@ -144,7 +141,7 @@ class MaskedCountsConfig(Objective):
         tensors = cast("dict[str, Tensor]", batch)
         size = tensors[ORIGINAL_LIBRARY_SIZE][:, :1].clamp(min=1)
         log_mean = head.log_share(latent.sample, batch) + size.log()  # (b, g)
-        log_theta = head.log_theta
+        log_theta = head.log_theta[N_SPECIALS:]
         of_zero = nll_of_zero(log_mean, log_theta).sum(dim=1)
         (token,) = torch.nonzero(batch["token_ids"] >= N_SPECIALS, as_tuple=True)
         cell, gene = cell_of_token(batch)[token], batch["token_ids"][token] - N_SPECIALS
@@ -207,7 +204,7 @@ class CountDecoder(nn.Module):
     """The latent of a cell embedding, and two layers from there to the mean of each gene."""
 
     hidden_probability: Tensor  # (g,), of each gene in training
-    by_gene = ("to_genes.weight", "to_genes.bias", "dispersion")
+    by_gene = ("to_genes.weight", "to_genes.bias", "log_theta")
 
     def __init__(
         self, config: MaskedCountsConfig, d_model: int, dropout: float, facts: DataFacts
@@ -225,7 +222,8 @@ class CountDecoder(nn.Module):
         self.from_latent = nn.Linear(config.d_latent, d)
         self.layers = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(d, d), nn.GELU())
         self.to_genes = nn.Linear(d, facts.vocabulary.n_tokens)
-        self.dispersion = nn.Parameter(torch.zeros(facts.vocabulary.n_tokens))
+        # Close to Poisson: the loss of counts that vary more says so by itself.
+        self.log_theta = nn.Parameter(torch.full((facts.vocabulary.n_tokens,), 2.0))
 
     def encode(self, cell_embedding: Tensor) -> Latent:
         """Return the posterior of each cell, from its embedding ``(b, d)``."""
@@ -239,11 +237,6 @@ class CountDecoder(nn.Module):
             self.prior.assignment(divergences),
             self.prior.divergence(divergences),
         )
-
-    @property
-    def log_theta(self) -> Tensor:
-        """Log of the inverse dispersion of each gene, ``(g,)``; close to Poisson at the start."""
-        return 2 - DISPERSION_STEP * self.dispersion[N_SPECIALS:]
 
     def log_share(self, latent: Tensor, batch: Batch) -> Tensor:
         """Return the log of each gene's share of the cell's mean count, ``(b, g)``.

@@ -4,10 +4,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.sparse import csr_matrix
+from scipy.stats import nbinom
 
+from dataset.batches import BatchReader, to_device
 from dataset.config import PreprocessConfig
 from dataset.encode import encode
+from dataset.vocabulary import N_SPECIALS
 from evaluation import denoise, impute
 from evaluation.hidden_genes import decode, hide
 from evaluation.trained_model import TrainedModel
@@ -105,6 +109,27 @@ def test_the_decoder_is_shown_what_is_shown(planted):
     np.testing.assert_array_equal(decode(model, hide(csr_matrix(other), is_shown)), found)
     few = decode(model, hide(counts, is_shown), batch_size=1)  # one set at a time
     np.testing.assert_allclose(few, found, rtol=1e-4)
+
+
+def test_what_the_decoder_says_is_the_mean_of_its_distribution(planted):
+    run, path = planted
+    model = TrainedModel(run, device="cpu", needs_classes=False)
+    counts = csr_matrix(ad.read_h5ad(path)[:12, list(model.vocabulary.gene_ids)].X)
+    is_shown = np.random.default_rng(0).random((12, N_GENES)) < 0.7
+    cells = hide(counts, is_shown)
+    encoded = model.encode([(csr_matrix(cells.shown, dtype=np.int32), cells.size)])
+    batch = to_device(BatchReader(encoded).read([np.arange(12)]), "cpu")  # one set
+    head = model.learner.heads["masked_counts"]
+    with torch.no_grad():
+        latent = head.encode(model.learner.network(batch).cell_embedding)
+        share = head.log_share(latent.mean, batch).exp().double().numpy()
+        theta = head.log_theta[N_SPECIALS:].exp().double().numpy()[:, None]
+    expected, count = [], np.arange(3000)
+    for i, j in zip(cells.cell, cells.gene, strict=True):
+        mean = cells.size[i] * share[i, j] / share[i, is_shown[i]].sum()
+        p = nbinom.pmf(count, theta[j], theta[j] / (theta[j] + mean))
+        expected.append((p * np.log1p(count * 10_000 / cells.size[i])).sum())
+    np.testing.assert_allclose(decode(model, cells), expected, rtol=1e-2)
 
 
 def test_commands_write_table_genes_and_figure(planted, tmp_path, capsys):

@@ -2,7 +2,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from scipy.sparse import csr_matrix
 from scipy.stats import nbinom
 
@@ -35,14 +34,12 @@ def test_what_is_hidden_is_in_no_size(rng):
 def test_the_expected_logarithm_is_that_of_scipy(theta):
     mean = np.array([1e-4, 0.1, 1.0, 4.0, 7.9, 8.1, 40.0, 1000.0])
     scale = np.array([20.0, 3.0, 10.0, 0.5, 2.0, 2.0, 5.0, 1.0])
-    found = expected_log(*(torch.tensor(x) for x in (mean, theta, scale))).numpy()
+    found = expected_log(mean, np.full(8, theta), scale)
     count = np.arange(60_000)
     p = nbinom.pmf(count, theta, theta / (theta + mean[:, None]))
     expected = (p * np.log1p(scale[:, None] * count)).sum(axis=1)
-    np.testing.assert_allclose(found[:5], expected[:5], rtol=2e-2)
-    np.testing.assert_allclose(found[:4], expected[:4], rtol=1e-3)
-    if theta > 1:  # a gene so strong and so uneven is estimated too low
-        np.testing.assert_allclose(found, expected, rtol=5e-2)
+    np.testing.assert_allclose(found[:6], expected[:6], rtol=1e-3)
+    np.testing.assert_allclose(found, expected, rtol=1e-2 if theta > 1 else 4e-2)
     assert (found < np.log1p(scale * mean)).all()
 
 
