@@ -51,7 +51,7 @@ from training.distributed import (
     wrap,
 )
 from training.folds import config_of_each_fold
-from training.init_from import init_from, initialize_from_train_cells
+from training.init_from import check_held_out, init_from, initialize_from_train_cells
 from training.monitor import monitored, rating
 from training.optim import clip_gradients, freeze, learning_rate, make_optimizer, set_learning_rate
 from training.predict import Fitted, predict
@@ -114,6 +114,7 @@ def build_training(
     if not is_resumed:
         initialize_from_train_cells(learner.network, config, data, clock)
         if config.init_from is not None:
+            check_held_out(config.init_from, data)
             matched = init_from(learner, config.init_from, data.facts)
     factors = dict.fromkeys(learner.gene_embeddings, optim.gene_embedding_lr)
     for name in learner.network.first_layers(optim.frozen_layers):

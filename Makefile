@@ -22,7 +22,8 @@ setup: $(READY)
 # ---------------------------------------------------------------- demo
 NAME := baron_human
 DATA := data/$(NAME)_rank/meta.json
-RUNS := majority logistic_regression linear_svm knn gradient_boosting mlp rank_transformer committee
+RUNS := majority logistic_regression linear_svm knn gradient_boosting mlp rank_transformer committee \
+        finetune scgpt cellplm
 DONE := $(RUNS:%=runs/%_$(NAME)/metrics.json) \
         runs/rank_transformer_$(NAME)_seed1/metrics.json runs/rank_transformer_$(NAME)_seed2/metrics.json
 BOOKS := runs/notebooks
@@ -41,12 +42,19 @@ demo: runs/annotated.h5ad runs/folds/RESULTS.md
 $(DATA): configs/preprocess/$(NAME)_rank.yaml | $(READY)
 	$(call papermill,01_preprocess_sc_data.ipynb,$(BOOKS)/01_preprocess_sc_data.ipynb,-p config $<)
 
+data/%/meta.json: configs/preprocess/%.yaml | $(READY) $(DATA)
+	$(call papermill,01_preprocess_sc_data.ipynb,$(BOOKS)/01_$*.ipynb,-p config $<)
+
 runs/%/metrics.json: configs/train/%.yaml | $(READY) $(DATA)
 	$(BIN)/python 02_train_model.py --config $<
 
 MEMBERS := logistic_regression_$(NAME) gradient_boosting_$(NAME) mlp_$(NAME) \
            rank_transformer_$(NAME) rank_transformer_$(NAME)_seed1 rank_transformer_$(NAME)_seed2
 runs/committee_$(NAME)/metrics.json: $(MEMBERS:%=runs/%/metrics.json)
+
+runs/pretrain_$(NAME)/metrics.json: | data/$(NAME)_unlabeled/meta.json
+runs/finetune_$(NAME)/metrics.json: runs/pretrain_$(NAME)/metrics.json
+runs/scgpt_$(NAME)/metrics.json: | data/$(NAME)_values/meta.json
 
 runs/rank_transformer_$(NAME)_seed%/metrics.json: configs/train/rank_transformer_$(NAME).yaml | $(READY) $(DATA)
 	$(BIN)/python 02_train_model.py --config $< name=rank_transformer_$(NAME)_seed$* seed=$*
@@ -77,7 +85,7 @@ runs/folds/RESULTS.md: $(RUNS_OF_FOLDS)
 .PHONY: folds
 
 clean:
-	rm -rf data/$(NAME)_rank data/$(NAME)_folds data/counts/$(NAME)_* runs
+	rm -rf data/$(NAME)_rank data/$(NAME)_folds data/$(NAME)_unlabeled data/$(NAME)_values data/counts/$(NAME)_* runs
 
 # ---------------------------------------------------------------- comparators
 # make comparators   their packages, in an environment of their own: CellTypist cannot be trained
@@ -98,15 +106,18 @@ comparators: $(COMPARATORS_READY)
 # ---------------------------------------------------------------- the table over all sets
 # make results CELLS=folder   every model on every set; stopped, the same command resumes
 # The files are in that folder; without it there is the demo's set alone. COMPARATORS= leaves the
-# comparators and their packages out.
+# comparators and their packages out, LANGUAGES= scGPT's and CellPLM's networks.
 CELLS ?= data/cells
 SETS := baron_human_folds baron_human_to_mouse pbmc3k_rank zeisel_fine_rank pbmc_3tech_folds \
         worm_embryo_batch starmap_folds mixology_technology
 HISTORIES := worm_embryo_batch_history worm_embryo_batch_shuffled
+LANGUAGES := values cells
+ABLATIONS := pbmc3k_rank zeisel_fine_rank worm_embryo_batch
 CELLS_FOUND := $(wildcard $(CELLS)/*.h5ad)
 ifeq ($(CELLS_FOUND),)
 SETS := $(NAME)_rank
 HISTORIES :=
+ABLATIONS :=
 endif
 
 SEEDS := 0 1 2
@@ -125,8 +136,13 @@ results: runs/results/RESULTS.md
 	@echo "The table is in $<"
 	$(if $(CELLS_FOUND),,@echo "It is of the demo's set alone, for there are no cells in $(CELLS): make results CELLS=folder")
 
+# A link to the folder of this call, whatever it was before
+.PHONY: data/cells
 data/cells:
-	mkdir -p data && ln -s "$(abspath $(CELLS))" $@
+	@mkdir -p data
+	@[ "$(abspath $(CELLS))" -ef $@ ] || { [ ! -d $@ ] || [ -L $@ ]; } || \
+		{ echo "$@ is a folder: expected a link to the one that CELLS= names; move it away"; exit 1; }
+	@[ "$(abspath $(CELLS))" -ef $@ ] || ln -sfn "$(abspath $(CELLS))" $@
 
 $(BOOKS)/01_%.ipynb: configs/preprocess/%.yaml | $(READY) $(if $(CELLS_FOUND),data/cells)
 	$(call papermill,01_preprocess_sc_data.ipynb,$@,-p config $<)
@@ -143,13 +159,46 @@ $(SETS:%=runs/results/%/compared): runs/results/%/compared: runs/results/%/finis
 	set -e; for model in $(COMPARATORS); do $(COMPARATORS_VENV)/bin/python $(train) configs/train/$${model}.yaml name=$$model; done
 	touch $@
 
+# Other languages than ranks, each with the epochs of the networks above: scGPT's genes with values,
+# CellPLM's cells as tokens, and a committee of all three, beside one of the three seeds of ranks
+$(BOOKS)/01_%_values.ipynb: configs/preprocess/%.yaml $(BOOKS)/01_%.ipynb
+	$(call papermill,01_preprocess_sc_data.ipynb,$@,-p config $< -y "overrides: ['name=$*_values'$(comma) 'tokenizer={kind: gene_values}']")
+
+$(BOOKS)/01_%_log1p.ipynb: configs/preprocess/%.yaml $(BOOKS)/01_%.ipynb
+	$(call papermill,01_preprocess_sc_data.ipynb,$@,-p config $< -y "overrides: ['name=$*_log1p'$(comma) 'tokenizer={kind: gene_values$(comma) values: log1p}']")
+
+train_on = 02_train_model.py data=data/$(1) runs_dir=runs/results/$* tracking.group=$* --config
+VALUES := configs/train/scgpt_$(NAME).yaml
+committee = $(BIN)/python $(train) configs/train/committee_$(NAME).yaml name=$(1) 'model.members=[$(subst $(empty) $(empty),$(comma),$(2:%=runs/results/$*/%))]'
+
+$(SETS:%=runs/results/%/languages): runs/results/%/languages: $(BOOKS)/01_%_values.ipynb runs/results/%/finished
+	set -e; for seed in $(SEEDS); do \
+		$(BIN)/python $(call train_on,$*_values) $(VALUES) name=values_seed$$seed seed=$$seed; \
+		$(BIN)/python $(train) configs/train/cellplm_$(NAME).yaml name=cells_seed$$seed seed=$$seed model.sample_key=null; done
+	$(call committee,committee_of_ranks,$(SEEDS:%=transformer_seed%))
+	$(call committee,committee_of_languages,transformer_seed0 values_seed1 cells_seed2)
+	touch $@
+
+# What of a language matters, on three sets: rank positions, soft bins, values that are no bins; and
+# pretraining on the train cells, its epochs taken from those of the fine-tuning
+$(ABLATIONS:%=runs/results/%/ablated): runs/results/%/ablated: $(BOOKS)/01_%_log1p.ipynb runs/results/%/languages
+	set -e; for seed in $(SEEDS); do \
+		$(BIN)/python $(train) $(NETWORK) name=rank_set_seed$$seed seed=$$seed model.rank_position=none; \
+		$(BIN)/python $(call train_on,$*_values) $(VALUES) name=soft_bins_seed$$seed seed=$$seed model.value_embedding=soft_bins; \
+		$(BIN)/python $(call train_on,$*_log1p) $(VALUES) name=log1p_seed$$seed seed=$$seed; \
+		$(BIN)/python $(train) $(NETWORK) name=$*_seed$$seed seed=$$seed runs_dir=runs/pretrained test=false \
+			'objectives=[{kind: masked_gene}]' optim.gene_embedding_lr=1 optim.max_epochs=15; \
+		$(BIN)/python $(train) $(NETWORK) name=pretrained_seed$$seed seed=$$seed init_from=runs/pretrained/$*_seed$$seed optim.max_epochs=10; done
+	touch $@
+
 $(HISTORIES:%=runs/results/%/finished): runs/results/%/finished: $(BOOKS)/01_%.ipynb
 	set -e; for seed in $(SEEDS); do $(BIN)/python $(train) $(NETWORK) \
 		name=transformer_$(lastword $(subst _, ,$*))_seed$$seed seed=$$seed; done
 	touch $@
 
 runs/results/RESULTS.md: $(patsubst %,runs/results/%/finished,$(SETS) $(HISTORIES)) \
-                         $(if $(strip $(COMPARATORS)),$(SETS:%=runs/results/%/compared))
+                         $(if $(strip $(COMPARATORS)),$(SETS:%=runs/results/%/compared)) \
+                         $(if $(strip $(LANGUAGES)),$(SETS:%=runs/results/%/languages) $(ABLATIONS:%=runs/results/%/ablated))
 	$(call papermill,03_compile_evaluation_metrics.ipynb,$(BOOKS)/03_results.ipynb,-p runs "runs/results/*" -p output $@)
 
 .PHONY: results

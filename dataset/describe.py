@@ -96,6 +96,9 @@ def describe(
             "found": store.found,
             "n_cells": store.n_cells,
             "n_genes": store.n_genes,
+            # If not, library sizes are over those that were left.
+            "all_genes": config.gene_map is None
+            and (len(store.files) == 1 or config.genes == "union"),
         },
         "label_key": config.label_key,
         "batch_key": config.batch_key or config.split.key,

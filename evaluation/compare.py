@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,9 +19,9 @@ from evaluation import CELL_SCORES, METRICS, SCALED
 from evaluation.bootstrap import Metric, interval, resampled_scores
 from evaluation.classification import macro_f1, per_class
 from evaluation.group_runs import ReadRun, find_runs, group_by_judged_cells, group_by_model
+from evaluation.model import Model
 from evaluation.outcome import MARGIN, RARE, UNSEEN, Outcome, outcome
 from evaluation.pool_folds import pool_folds
-from training.runs import Run
 
 # Chosen by the first, ties by the second (lower is better).
 CHOSEN_BY = ("macro_f1", "log_loss")
@@ -33,79 +32,6 @@ LOWER_IS_BETTER = ("log_loss", "log_loss_scaled", "ece", "ece_scaled", "brier")
 OVER_TYPES = ("balanced_accuracy", "macro_f1", "macro_f1_common")
 MEANS = (*CELL_SCORES, "log_loss_scaled")
 COST = ("seconds", "peak_memory_mb", "n_parameters")
-
-
-@dataclass(frozen=True)
-class Model:
-    """Runs that differ in their seed only.
-
-    Attributes
-    ----------
-    name
-        What their names have in common.
-    runs
-        In the order of their seeds, and of the folds of each.
-    test
-        Probabilities of every run, ``(n_cells, n_classes)``, cells in the order of the comparison.
-    scaled
-        The same at the temperature of the run's val cells.
-    temperatures
-        Of every run; above 1 it was too sure of itself.
-    val
-        Scores on the val cells, means over seeds, log-loss at these temperatures.
-    """
-
-    name: str
-    runs: list[Run]
-    test: list[np.ndarray]
-    scaled: list[np.ndarray]
-    temperatures: list[float]
-    val: dict[str, float]
-
-    @property
-    def seeds(self) -> list[int]:
-        """Of its runs."""
-        return list(dict.fromkeys(run.config.seed for run in self.runs))
-
-    @property
-    def folds(self) -> list[str]:
-        """Names of the folds of its data, in order; none where cells were held out once."""
-        fold = self.runs[0].fold
-        return [] if fold is None else fold.of
-
-    @property
-    def role(self) -> str:
-        """``network``, ``committee``, ``baseline`` or ``comparator``."""
-        return self.runs[0].config.model.role
-
-    @property
-    def is_transductive(self) -> bool:
-        """Whether it was fitted on the cells that it predicts too, without their labels."""
-        return self.runs[0].config.is_transductive
-
-    @property
-    def is_transformer(self) -> bool:
-        """Whether it is a network with attention."""
-        return getattr(self.runs[0].config.model, "attends", False)
-
-    @property
-    def is_without_attention(self) -> bool:
-        """Whether it is a network, but no transformer: the control of what attention adds."""
-        return not getattr(self.runs[0].config.model, "attends", True)
-
-    @property
-    def history(self) -> Literal["none", "previous", "shuffled"]:
-        """Whether a cell's tokens tell of the time point before, or of another cell's."""
-        previous = self.runs[0].meta["tokenizer"].get("previous")
-        if self.role != "network" or previous is None:
-            return "none"
-        return "shuffled" if previous["shuffle"] else "previous"
-
-    def cost(self, key: str) -> float:
-        """Mean over seeds of a key of ``COST``, of all folds; NaN if it is not known."""
-        found = [run.metrics.get(key) for run in self.runs]
-        values = [v if isinstance(v, int | float) else np.nan for v in found]
-        return float(np.sum(values) / len(self.seeds) if key == "seconds" else np.mean(values))
 
 
 @dataclass(frozen=True)
@@ -176,8 +102,9 @@ class Comparison:
 
     @property
     def best_network(self) -> Model | None:
-        """The best transformer on val."""
-        return next((model for model in self.models if model.is_transformer), None)
+        """The best transformer on val, but for those with shuffled histories."""
+        own = (model for model in self.models if not model.is_shuffled)
+        return next((model for model in own if model.is_transformer), None)
 
     @property
     def best_without_attention(self) -> Model | None:
@@ -263,6 +190,7 @@ class Comparison:
                 "transductive": model.is_transductive,
                 "history": model.history,
                 "seeds": " ".join(map(str, model.seeds)),
+                "epochs": model.epochs,
                 "val_macro_f1": model.val["macro_f1"],
                 "temperature": np.mean(model.temperatures),
             }

@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from evaluation.calibration import reliability
 from evaluation.classification import confusion
-from evaluation.compare import LOWER_IS_BETTER, Comparison, Model
+from evaluation.compare import LOWER_IS_BETTER, Comparison
+from evaluation.model import Model
 from evaluation.outcome import RARE
 from evaluation.plot_text import plain
 from evaluation.run_plots import FEWEST, MANY, NAME, draw_confusion

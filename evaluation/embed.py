@@ -7,7 +7,6 @@ cells, ``varm["X_nanocell"]`` the genes of the run's vocabulary: each the mean o
 which the network read it, NaN where it read it in none; ``var["n_cells"]`` says in how many.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,40 +17,27 @@ import pandas as pd
 import torch
 
 from configs.user_error import UserError
-from dataset.reading.cells import open_cells
 from dataset.store.atomic import atomic_file
 from evaluation.annotate import EMBEDDING_KEY
 from evaluation.annotated_file import AnnotationError, check_output
-from evaluation.query_cells import QueryGenes
-from evaluation.token_states import check_reads_tokens, token_states
-from evaluation.trained_model import TrainedModel
+from evaluation.token_query import TokenQuery
+from evaluation.token_states import token_states
 
 Of = Literal["genes", "cls"]
 
 
-def embed(
-    run: str | Path,
-    query: str | Path,
-    *,
-    of: Of = "genes",
-    counts: str = "auto",
-    min_match_rate: float = 0.5,
-    batch_size: int = 64,
-    device: str = "auto",
-) -> ad.AnnData:
+def embed(query: TokenQuery, *, of: Of = "genes", batch_size: int = 64) -> ad.AnnData:
     """Embed the cells of a file, and the genes in them.
 
     Parameters
     ----------
-    run
-        Folder of a finished run of a transformer.
     query
-        ``.h5ad`` file of cells.
+        The run and the file.
     of
         What a cell's embedding is: the mean over its ``genes`` after the second-to-last layer, as
         Geneformer's, or the final state of ``cls``.
-    counts, min_match_rate, batch_size, device
-        As in ``annotate``.
+    batch_size
+        Cells computed at a time.
 
     Returns
     -------
@@ -60,25 +46,21 @@ def embed(
 
     Raises
     ------
-    AnnotationError, CellFileError, RunFolderError
-        If the genes do not match, or run or file cannot be used.
+    AnnotationError
+        If ``of`` is neither.
     """
     if of not in get_args(Of):
         raise AnnotationError(f"of: found {of!r}; expected one of {', '.join(get_args(Of))}")
-    model = TrainedModel(run, device=device, needs_classes=False)
-    check_reads_tokens(model)
-    cells = open_cells(query, counts=counts)
-    genes = QueryGenes(model, cells, min_match_rate)
+    model, cells = query.model, query.cells
     d, n_genes = model.learner.network.d_model, model.vocabulary.n_genes
     cell_embedding = np.zeros((cells.n_cells, d), dtype=np.float32)
     total = torch.zeros(n_genes, d, dtype=torch.float64)
     n_cells = torch.zeros(n_genes, dtype=torch.int64)
-    for first, block in cells.blocks():
-        library_size = np.asarray(block.sum(axis=1), dtype=np.float64).ravel()
-        profile = genes.align((block, library_size))
-        for found in token_states(model, *profile, batch_size=batch_size):
+    for rows, profile in query.blocks(query.rows):
+        conditions = query.conditions[rows]
+        for found in token_states(model, *profile, conditions, batch_size=batch_size):
             embedded = found.cell_means() if of == "genes" else found.encoded.cell_embedding
-            cell_embedding[first + found.rows] = embedded.float().cpu().numpy()
+            cell_embedding[rows[found.rows]] = embedded.float().cpu().numpy()
             gene, states = found.gene.cpu(), found.states.double().cpu()
             total.index_add_(0, gene, states)
             n_cells += torch.bincount(gene, minlength=n_genes)
@@ -102,24 +84,21 @@ def embed(
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line, embed, write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.embed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("query", type=Path, help=".h5ad of cells")
+    parser = TokenQuery.parser("evaluation.embed", __doc__)
     parser.add_argument("output", type=Path, help=".h5ad to write")
     parser.add_argument("--of", default="genes", choices=get_args(Of), help="a cell's embedding")
     given = parser.parse_args(arguments)
     try:
-        check_output(given.output, given.query)
-        embedded = embed(given.run, given.query, of=given.of)
+        check_output(given.output, Path(given.query))
+        query = TokenQuery.from_command_line(given)
+        embedded = embed(query, of=given.of)
         with atomic_file(given.output) as partial:
             embedded.write_h5ad(partial)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for message in query.messages:
+        print(message)
     print(f"{given.output}: {embedded.n_obs:,} cells, {embedded.n_vars:,} genes")
     return 0
 

@@ -11,7 +11,7 @@ of the cells, are judged beside it: a class of highly expressed genes needs no n
 Legend: ``g`` genes, ``n`` cells, ``d`` width.
 """
 
-import argparse
+import csv
 import gzip
 import sys
 from collections.abc import Collection, Mapping
@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
@@ -29,33 +28,21 @@ from sklearn.preprocessing import StandardScaler
 
 from configs.user_error import UserError
 from dataset.log_expression import log_expression
-from dataset.nearest_names import nearest
-from dataset.reading.cells import open_cells
+from dataset.nearest_names import nearest, shortened
 from dataset.vocabulary import N_SPECIALS
 from evaluation.annotate import EMBEDDING_KEY
 from evaluation.annotated_file import AnnotationError
 from evaluation.embed import embed
-from evaluation.query_cells import Profile, QueryGenes
-from evaluation.trained_model import TrainedModel
+from evaluation.query_cells import Profile
+from evaluation.token_query import TokenQuery
 from models.baselines.features import mean_and_std
 from models.gene_svd import gene_svd
 
 FEWEST = 10  # genes of the class: with fewer a fold's area under the curve says nothing
 
 
-def gene_features(
-    run: str | Path, query: str | Path, *, counts: str = "auto", device: str = "auto"
-) -> dict[str, pd.DataFrame]:
+def gene_features(query: TokenQuery) -> dict[str, pd.DataFrame]:
     """Return what is known of the genes that a network reads in some cells, by name of the source.
-
-    Parameters
-    ----------
-    run
-        Folder of a finished run of a transformer.
-    query
-        ``.h5ad`` file of cells.
-    counts, device
-        As in ``annotate``.
 
     Returns
     -------
@@ -63,22 +50,12 @@ def gene_features(
     an ``svd`` of the cells as wide as the network, the network's ``input`` embeddings, and
     ``in context`` their mean state after the second-to-last layer.
     """
-    embedded = embed(run, query, counts=counts, device=device)
-    model = TrainedModel(run, device="cpu", needs_classes=False)
-    cells = open_cells(query, counts=counts)
-    genes = QueryGenes(model, cells, 0.5)
-    blocks = [
-        genes.align((block, np.asarray(block.sum(axis=1), dtype=np.float64).ravel()))
-        for _, block in cells.blocks()
-    ]
-    counts_of, sizes = zip(*blocks, strict=True)
-    profile = csr_matrix(vstack(counts_of, "csr")), np.concatenate(sizes)
-    d = model.learner.network.d_model
-    rng = np.random.default_rng(0)
+    embedded, profile = embed(query), query.take(query.rows)
+    network, rng = query.model.learner.network, np.random.default_rng(0)
     found = {
         "statistics": gene_statistics(profile),
-        "svd": gene_svd(*profile, n_components=d, rng=rng),
-        "input": model.learner.network.token_embedding.detach().numpy()[N_SPECIALS:],
+        "svd": gene_svd(*profile, n_components=network.d_model, rng=rng),
+        "input": network.token_embedding.detach().cpu().numpy()[N_SPECIALS:],
         "in context": embedded.varm[EMBEDDING_KEY],
     }
     is_read = embedded.var["n_cells"].to_numpy() > 0
@@ -150,19 +127,32 @@ def classify_genes(
 
 
 def read_gene_list(path: Path, name: str | None = None) -> list[str]:
-    """Read genes, one a line, or with ``name`` that set of a .gmt file (name, link, genes).
+    """Read genes, the first column of a list or csv, or of a .gmt (name, link, genes) a set.
+
+    Parameters
+    ----------
+    path
+        Of the file; it may be gzipped.
+    name
+        Of the set of a .gmt; None: the file is a list.
 
     Raises
     ------
     AnnotationError
-        If there is no such set.
+        If there is no such set, or sets are there and none is named.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         lines = [line.rstrip("\n").split("\t") for line in file if line.strip()]
-    if name is None:
-        return [line[0].strip() for line in lines]
     sets = {line[0]: line[2:] for line in lines}
+    if name is None and any(sets.values()):
+        raise AnnotationError(
+            f"{path}: has lines of three or more columns, as a .gmt of sets has, and no set is "
+            f"named; name one with --set, or give a list of one gene a line; sets: "
+            f"{shortened(list(sets))}"
+        )
+    if name is None:
+        return [row[0].strip() for row in csv.reader(line[0] for line in lines) if row]
     if name not in sets:
         raise AnnotationError(f"{path}: has no set {name!r}{nearest(name, sets, 'sets')}")
     return sets[name]
@@ -170,25 +160,22 @@ def read_gene_list(path: Path, name: str | None = None) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.gene_classes",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("query", help=".h5ad of cells")
-    parser.add_argument("genes", type=Path, help="symbols or ids, one a line, or a .gmt(.gz)")
+    parser = TokenQuery.parser("evaluation.gene_classes", __doc__)
+    parser.add_argument("genes", type=Path, help="symbols or ids: a list, .csv or .gmt (.gz)")
     parser.add_argument("--set", help="name of the gene set, of a .gmt")
     given = parser.parse_args(arguments)
     try:
         named = set(read_gene_list(given.genes, given.set))
-        vocabulary = TrainedModel(given.run, device="cpu", needs_classes=False).vocabulary
-        pairs = zip(vocabulary.gene_ids, vocabulary.gene_symbols, strict=True)
+        query = TokenQuery.from_command_line(given)
+        known = query.model.vocabulary
+        pairs = zip(known.gene_ids, known.gene_symbols, strict=True)
         members = [gene for gene, symbol in pairs if named & {gene, symbol}]
-        table = classify_genes(gene_features(given.run, given.query), members)
+        table = classify_genes(gene_features(query), members)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for message in query.messages:
+        print(message)
     print(table.to_string(float_format="{:.3f}".format))
     return 0
 

@@ -3,28 +3,39 @@
 Its prediction for a cell depends on the cells that it sees beside it, and which they are is
 chance: the same cells are predicted again in other sets of their samples, drawn anew, and in
 larger and smaller ones, down to each cell by itself.
+
+    python -m evaluation.other_sets runs/my_run
+
+Reads the val cells that the run was chosen on.
 """
 
+import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from dataset.store.encoded_folder import EncodedSplit
+from configs.user_error import UserError
+from dataset.store.encoded_folder import EncodedFolder, EncodedSplit
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature
-from evaluation.trained_model import TrainedModel
+from evaluation.trained_model import DEVICES, TrainedModel
 from training.distributed import Ranks
 from training.predict import predict_cells
+from training.same_run import SAME_CELLS
 from training.updates import Samples, samples_of
+
+SIZES = (1, 16, 64, 256)
 
 
 def predict_in_other_sets(
     model: TrainedModel,
     cells: EncodedSplit,
     *,
-    sizes: Sequence[int] = (1, 16, 64, 256),
+    sizes: Sequence[int] = SIZES,
     n_draws: int = 3,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -35,7 +46,7 @@ def predict_in_other_sets(
     model
         A network that looks at sets of cells.
     cells
-        Of the folder that it was trained on, such as ``EncodedFolder(data).split("val")``.
+        Of the folder that it was trained on, such as ``val_cells(model)``.
     sizes
         Most cells of a set; the run's own number of them is always tried too.
     n_draws
@@ -82,3 +93,66 @@ def _probabilities(model: TrainedModel, cells: EncodedSplit, sets: list[np.ndarr
     alone = Ranks(rank=0, world_size=1, device=torch.device(model.device))
     found = predict_cells(model.learner, cells, alone, batch_size=512, sets=sets)
     return apply_temperature(found["probabilities"], model.temperature)
+
+
+def val_cells(model: TrainedModel, data: str | None = None) -> EncodedSplit:
+    """Return a run's val cells, from the encoded folder that it was trained on.
+
+    Parameters
+    ----------
+    model
+        The run.
+    data
+        Where the folder is; None: where it was.
+
+    Raises
+    ------
+    AnnotationError, EncodedFolderError
+        If the folder holds other cells, or is not there.
+    """
+    folder = EncodedFolder(data or model.config.data)
+    if other := [key for key in SAME_CELLS if folder.meta[key] != model.run.meta[key]]:
+        raise AnnotationError(
+            f"{folder.path}: is not the folder that {model.run.path} was trained on (another "
+            f"{', '.join(other)}); name that one with --data"
+        )
+    return folder.split("val")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.other_sets",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("--data", help="its encoded folder, where that has moved")
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="most cells of a set")
+    parser.add_argument("--n-draws", type=int, default=3, help="of sets of each size")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--output", type=Path, help=".csv to write the table to")
+    given = parser.parse_args(arguments)
+    if min(*given.sizes, given.n_draws) < 1:
+        parser.error("--sizes and --n-draws take numbers of at least 1")
+    try:
+        model = TrainedModel(given.run, device=given.device)
+        table = predict_in_other_sets(
+            model,
+            val_cells(model, given.data),
+            sizes=given.sizes,
+            n_draws=given.n_draws,
+            seed=given.seed,
+        )
+        if given.output is not None:
+            table.to_csv(given.output, index=False)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table.to_string(index=False, float_format="{:.4f}".format))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

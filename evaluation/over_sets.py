@@ -7,8 +7,9 @@ val, against the best baseline and the best comparator on val.
 
 import pandas as pd
 
-from evaluation.compare import Comparison, Model
+from evaluation.compare import Comparison
 from evaluation.controls import with_controls
+from evaluation.model import Model
 from evaluation.outcome import RARE
 from evaluation.verdicts import difference_text
 
@@ -93,7 +94,8 @@ def ours_verdicts(comparisons: list[Comparison]) -> list[str]:
 
 def _ours_verdict(comparison: Comparison) -> str:
     not_ours = {"baseline", "comparator"}
-    ours = next((model for model in comparison.models if model.role not in not_ours), None)
+    own = (model for model in comparison.models if not model.is_shuffled)
+    ours = next((model for model in own if model.role not in not_ours), None)
     if ours is None or comparison.best_baseline is None:
         missing = "baseline" if ours else "network or committee"
         return f"{comparison.dataset}: no {missing} was run on it."

@@ -9,12 +9,12 @@ mean over them with the mean of cells in a goal state. Deliberate differences: c
 and encoded anew, so that it works for every tokenizer and for what reads the counts behind the
 tokens; a deleted gene's count is 0, an overexpressed one's just enough to rank first; library
 sizes stay, so that other genes keep their expression. The null are random genes that are detected
-as often and rank as high in the same cells, as many as are perturbed, and not all genes.
+as often and rank as high in the same cells, as many as are perturbed, and not all genes; those of
+the other perturbations may be among them.
 
 Legend: ``n`` cells, ``m`` genes of them that the network reads, ``c`` classes, ``d`` width.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,16 +32,19 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from configs.user_error import UserError
 from dataset.nearest_names import nearest
-from dataset.reading.cells import Cells, open_cells
+from dataset.reading.cells import Cells
+from dataset.vocabulary import Vocabulary
 from evaluation.annotated_file import AnnotationError
-from evaluation.matched_genes import detection_and_rank, matched_random
+from evaluation.matched_genes import detection_and_rank, matched_random, medians_of
 from evaluation.perturbation_plot import draw
-from evaluation.query_cells import Profile, QueryGenes, take
-from evaluation.token_states import check_reads_tokens, token_states
+from evaluation.query_cells import Profile
+from evaluation.token_query import TokenQuery
+from evaluation.token_states import cell_means, token_states
 from evaluation.trained_model import TrainedModel
 
 Mode = Literal["delete", "overexpress"]
 STATISTICS = ("gene_shift", "class_shift", "goal_shift")
+FDR = 0.05  # below which the figure says that a perturbation shifts more than random ones
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,14 @@ class Perturbation:
         Mean change of each class's probability, one row a perturbation; empty without classes.
     null
         The statistics of the matched random perturbations, indexed by the one they are matched to.
+    messages
+        What keeps the table from saying more.
     """
 
     table: pd.DataFrame
     classes: pd.DataFrame
     null: pd.DataFrame
+    messages: list[str]
 
 
 class State(NamedTuple):
@@ -74,30 +80,26 @@ class State(NamedTuple):
     key: Tensor  # (m,), cell * n_genes + gene, ascending
     states: Tensor  # (m, d), of the genes
     probabilities: NDArray[np.float64] | None  # (n, c), calibrated
+    conditions: NDArray[np.int64] | None  # (n, k), that the network was told; None: all unknown
 
 
 def perturb(
-    run: str | Path,
-    query: str | Path,
+    query: TokenQuery,
     perturbations: Sequence[str | Sequence[str]],
     *,
     mode: Mode = "delete",
     cells: tuple[str, str] | None = None,
     goal: tuple[str, str] | None = None,
     max_cells: int = 100,
-    n_null: int = 50,
-    counts: str = "auto",
+    n_null: int = 200,
     seed: int = 0,
-    device: str = "auto",
 ) -> Perturbation:
     """Perturb genes in cells of a file, and as many random ones for comparison.
 
     Parameters
     ----------
-    run
-        Folder of a finished run of a transformer; of a pretraining there are no class shifts.
     query
-        ``.h5ad`` file of cells.
+        The run, and the file of cells; of a pretraining there are no class shifts.
     perturbations
         Each a gene, by id or symbol, or several that are perturbed together.
     mode
@@ -108,32 +110,39 @@ def perturb(
     max_cells
         More cells than this, of either, are sampled.
     n_null
-        Matched random perturbations of each; the smallest p is ``1 / (n_null + 1)``.
-    counts, device
-        As in ``annotate``.
+        Matched random perturbations of each, fewer where the network reads fewer genes; the
+        smallest p is ``1 / (n_null + 1)``.
     seed
         Of the samples and of the random genes.
 
     Raises
     ------
-    AnnotationError, CellFileError, RunFolderError
-        If a gene or a state is not known, or run or file cannot be used.
+    AnnotationError, CellFileError
+        If a gene or a state is not known, or too few genes are there to compare with.
     """
     if mode not in get_args(Mode):
         raise AnnotationError(f"mode: found {mode!r}; expected one of {', '.join(get_args(Mode))}")
-    model = TrainedModel(run, device=device, needs_classes=False)
-    check_reads_tokens(model)
-    sets = {_name(genes): genes_of(model, genes) for genes in perturbations}
-    opened, rng = open_cells(query, counts=counts), np.random.default_rng(seed)
-    aligned = QueryGenes(model, opened, 0.5)
-    profile = take(opened, aligned, _rows(opened, cells, max_cells, rng))
-    before = look(model, profile)
+    if min(max_cells, n_null) < 1:
+        raise AnnotationError(
+            f"max_cells, n_null: found {max_cells}, {n_null}; expected at least 1 of each"
+        )
+    model, rng = query.model, np.random.default_rng(seed)
+    n_genes = model.vocabulary.n_genes
+    sets = {_name(genes): genes_of(model.vocabulary, genes) for genes in perturbations}
+
+    def sampled(state: tuple[str, str] | None) -> tuple[Profile, State]:
+        at = _rows(query.cells, state, max_cells, rng)
+        profile = query.take(at)
+        return profile, look(model, profile, query.conditions[at])
+
+    profile, before = sampled(cells)
     toward = None
     if goal is not None:
-        goal_state = look(model, take(opened, aligned, _rows(opened, goal, max_cells, rng)))
-        toward = normalize(_cell_means(goal_state, model).mean(dim=0), dim=0)
-    tested = {gene for genes in sets.values() for gene in genes}
+        (counts, _), seen = sampled(goal)
+        means = cell_means(seen.states, seen.key // n_genes, counts.shape[0])
+        toward = normalize(means.mean(dim=0), dim=0)
     how_seen = detection_and_rank(model, profile)
+    how_seen[~np.isin(np.arange(n_genes), before.key % n_genes)] = np.nan  # that it never reads
     measured: dict[tuple[int, ...], tuple[dict[str, float], NDArray]] = {}
 
     def measure(genes: tuple[int, ...]) -> tuple[dict[str, float], NDArray]:
@@ -145,7 +154,7 @@ def perturb(
     rows, classes, null = [], [], []
     for genes in sets.values():
         row, changes = measure(genes)
-        random = matched_random(genes, how_seen, n_null, tested, rng)
+        random = matched_random(genes, how_seen, n_null, rng)
         of_null = pd.DataFrame([measure(matched)[0] for matched in random])
         for statistic in STATISTICS:
             if statistic in row:
@@ -163,13 +172,14 @@ def perturb(
         table,
         pd.DataFrame(classes, index=table.index, columns=pd.Index(names)),
         pd.concat(dict(zip(table.index, null, strict=True)), names=["perturbed"]).droplevel(1),
+        _out_of_reach(len(table), min(map(len, null)), n_null),
     )
 
 
 def perturb_counts(
     profile: Profile, genes: Sequence[int], mode: Mode, medians: NDArray[np.floating]
 ) -> Profile:
-    """Return the profile with these genes at 0, or each at just enough to rank above all others.
+    """Return the profile with these genes at 0, or each raised to just rank above all others.
 
     Parameters
     ----------
@@ -192,26 +202,32 @@ def perturb_counts(
         top = value.max(axis=1).toarray().ravel()  # (n,)
         n = len(top)
         first = np.floor(top[:, None] * medians[list(genes)]).astype(changed.dtype) + 1
+        first = np.maximum(first, counts[:, list(genes)].toarray())  # none is lowered
         place = np.tile(list(genes), n), np.arange(n + 1) * len(genes)
         changed = csr_matrix(changed + csr_matrix((first.ravel(), *place), shape=counts.shape))
         changed.sort_indices()
     return changed, library_size
 
 
-def look(model: TrainedModel, profile: Profile) -> State:
-    """Return cells as the network sees them."""
+def look(
+    model: TrainedModel, profile: Profile, conditions: NDArray[np.int64] | None = None
+) -> State:
+    """Return cells as the network sees them, told their conditions."""
     n_genes = model.vocabulary.n_genes
     found = [
         (
             torch.from_numpy(part.rows)[part.cell.cpu()] * n_genes + part.gene.cpu(),
             part.states.cpu(),
         )
-        for part in token_states(model, *profile)
+        for part in token_states(model, *profile, conditions)
     ]
     key = torch.cat([key for key, _ in found])
     order = key.argsort()
-    probabilities = model.predict([profile])[0] if hasattr(model, "temperature") else None
-    return State(key[order], torch.cat([states for _, states in found])[order], probabilities)
+    probabilities = None
+    if hasattr(model, "temperature"):
+        probabilities, _ = model.predict([profile], conditions=conditions)
+    states = torch.cat([states for _, states in found])[order]
+    return State(key[order], states, probabilities, conditions)
 
 
 def shifts(
@@ -247,7 +263,8 @@ def shifts(
             none["goal_shift"] = 0.0
         n_classes = 0 if before.probabilities is None else before.probabilities.shape[1]
         return none, np.zeros(n_classes)
-    after = look(model, (perturbed[0][rows], perturbed[1][rows]))
+    conditions = None if before.conditions is None else before.conditions[rows]
+    after = look(model, (perturbed[0][rows], perturbed[1][rows]), conditions)
     n_genes = model.vocabulary.n_genes
     key = torch.from_numpy(rows)[after.key // n_genes] * n_genes + after.key % n_genes
     place = torch.searchsorted(before.key, key).clamp(max=len(before.key) - 1)
@@ -255,8 +272,8 @@ def shifts(
     cell = (after.key // n_genes)[remains]
     old, new = before.states[place[remains]], after.states[remains]  # (m, d)
     moved = 1 - cosine_similarity(old, new)
-    old_means, new_means = (_means(states, cell, len(rows)) for states in (old, new))
-    per_cell = _means(moved[:, None], cell, len(rows))[:, 0]
+    old_means, new_means = (cell_means(states, cell, len(rows)) for states in (old, new))
+    per_cell = cell_means(moved[:, None], cell, len(rows))[:, 0]
     found = {"n_cells": len(rows), "gene_shift": float(per_cell.mean())}
     change = np.zeros(0)
     if before.probabilities is not None and after.probabilities is not None:
@@ -269,20 +286,28 @@ def shifts(
     return found, change
 
 
-def genes_of(model: TrainedModel, genes: str | Sequence[str]) -> tuple[int, ...]:
-    """Return the genes of these ids or symbols, by their index in the vocabulary."""
-    names = [genes] if isinstance(genes, str) else list(genes)
-    known = {s: i for i, s in enumerate(model.vocabulary.gene_symbols)}
-    known |= {g: i for i, g in enumerate(model.vocabulary.gene_ids)}
-    if unknown := [name for name in names if name not in known]:
-        hint = nearest(unknown[0], list(known))
-        raise AnnotationError(f"gene {unknown[0]!r}: is not in the run's vocabulary{hint}")
-    return tuple(known[name] for name in names)
+def genes_of(vocabulary: Vocabulary, genes: str | Sequence[str]) -> tuple[int, ...]:
+    """Return the genes of these ids or symbols, each once, by their index in the vocabulary.
 
-
-def medians_of(model: TrainedModel) -> NDArray[np.floating]:
-    """Return what the tokenizer divides counts by to rank them, ``(n_genes,)``; else 1."""
-    return model.facts.learned.get("medians", np.ones(model.vocabulary.n_genes))
+    Raises
+    ------
+    AnnotationError
+        If a name is of no gene, or a symbol is of several.
+    """
+    by_symbol: dict[str, list[int]] = {}
+    for i, symbol in enumerate(vocabulary.gene_symbols):
+        by_symbol.setdefault(symbol, []).append(i)
+    known = by_symbol | {gene: [i] for i, gene in enumerate(vocabulary.gene_ids)}
+    found = []
+    for name in [genes] if isinstance(genes, str) else genes:
+        if name not in known:
+            hint = nearest(name, known, "genes")
+            raise AnnotationError(f"gene {name!r}: is not in the run's vocabulary{hint}")
+        if len(known[name]) > 1:
+            ids = ", ".join(vocabulary.gene_ids[i] for i in known[name])
+            raise AnnotationError(f"gene {name!r}: is the symbol of {ids}; give one of these ids")
+        found += known[name]
+    return tuple(dict.fromkeys(found))
 
 
 def _name(genes: str | Sequence[str]) -> str:
@@ -298,44 +323,52 @@ def _rows(
         column = cells.column(key).astype(str).to_numpy()
         rows = np.flatnonzero(column == value)
         if not len(rows):
-            hint = nearest(value, sorted(set(column)))
+            hint = nearest(value, sorted(set(column)), "values")
             raise AnnotationError(f"obs column {key!r}: no cell has {value!r}{hint}")
     return np.sort(rng.permutation(rows)[:most])
 
 
-def _means(states: Tensor, cell: Tensor, n_cells: int) -> Tensor:
-    """Return the mean over the genes of each cell, ``(n, d)``; 0 without any."""
-    total = states.new_zeros(n_cells, states.shape[1]).index_add(0, cell, states)
-    return total / torch.bincount(cell, minlength=n_cells).clamp(min=1)[:, None]
-
-
-def _cell_means(state: State, model: TrainedModel) -> Tensor:
-    cell = state.key // model.vocabulary.n_genes
-    return _means(state.states, cell, int(cell.max()) + 1)
+def _out_of_reach(n: int, n_random: int, n_null: int) -> list[str]:
+    """Say so where one of ``n`` perturbations cannot be told from random ones."""
+    least = n / (n_random + 1)  # of a single one that shifts more than all random ones
+    if least < FDR:
+        return []
+    advice = "perturb fewer genes: these cells have no others that could be random ones"
+    if n_random == n_null:
+        advice = f"take n_null {round(n / FDR):,}, or perturb fewer genes"
+    return [
+        f"n_null: with {n_random:,} random perturbations beside each of {n:,}, the FDR of a "
+        f"single one that shifts more than all random ones is {least:.3f}; for {FDR:g} {advice}"
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line, perturb, write table and figure."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.perturb",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("query", help=".h5ad of cells")
+    parser = TokenQuery.parser("evaluation.perturb", __doc__)
     parser.add_argument("output", type=Path, help=".csv to write; the figure is beside it")
     parser.add_argument("--genes", nargs="+", required=True, help="A, or A+B for both at once")
     parser.add_argument("--mode", choices=get_args(Mode), default="delete")
     parser.add_argument("--cells", metavar="COLUMN=VALUE", help="that are perturbed")
     parser.add_argument("--goal", metavar="COLUMN=VALUE", help="cells of the goal state")
+    parser.add_argument("--max-cells", type=int, default=100, help="more of either are sampled")
+    parser.add_argument("--n-null", type=int, default=200, help="random perturbations of each")
+    parser.add_argument("--seed", type=int, default=0, help="of samples and random genes")
     given = parser.parse_args(arguments)
     states = [s and tuple(s.split("=", 1)) for s in (given.cells, given.goal)]
     if any(s and len(s) != 2 for s in states):
         parser.error("--cells and --goal take COLUMN=VALUE")
     try:
         asked = [g.split("+") if "+" in g else g for g in given.genes]
+        query = TokenQuery.from_command_line(given)
         found = perturb(
-            given.run, given.query, asked, mode=given.mode, cells=states[0], goal=states[1]
+            query,
+            asked,
+            mode=given.mode,
+            cells=states[0],
+            goal=states[1],
+            max_cells=given.max_cells,
+            n_null=given.n_null,
+            seed=given.seed,
         )
         found.table.join(found.classes.add_prefix("change of ")).to_csv(given.output)
         draw(found.table, found.classes, found.null).savefig(
@@ -344,6 +377,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for message in (*query.messages, *found.messages):
+        print(message)
     print(found.table.to_string(float_format="{:.4f}".format))
     return 0
 

@@ -25,7 +25,7 @@ from dataset.store.csr_file import CsrFile, CsrWriter, Rows
 from dataset.vocabulary import GeneMatch
 from evaluation.annotated_file import AnnotationError
 from evaluation.trained_model import TrainedModel
-from training.updates import Samples, cut_to_budget
+from training.updates import cut_to_budget, read_samples
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +67,19 @@ class QueryGenes:
         rows_columns = (np.flatnonzero(known), self.match.columns[known])
         shape = cells.n_genes, model.vocabulary.n_genes
         self._align = csr_matrix((ones, rows_columns), shape=shape)  # 0 or 1
+        self._knows_all_genes = model.run.meta["source"].get("all_genes", True)
 
     def align(self, profile: Profile) -> Profile:
-        """Return the profile in vocabulary order; library sizes stay those over all genes."""
+        """Return the profile in vocabulary order.
+
+        Library sizes stay those over all genes, as in training; where training knew only genes
+        that several files share, or that a ``gene_map`` has, they become those over these.
+        """
         counts, library_size = profile
         aligned = csr_matrix(counts @ self._align)
         aligned.sort_indices()
+        if not self._knows_all_genes:
+            library_size = np.asarray(aligned.sum(axis=1), dtype=np.float64).ravel()
         return aligned, library_size
 
 
@@ -151,7 +158,8 @@ def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> Gen
             f"{cells.files[0].path}: has {match.match_rate:.1%} of the model's genes, at least "
             f"{min_match_rate:.0%} are needed. The model knows genes such as "
             f"{', '.join(match.missing[:8])}; the file has {', '.join(cells.gene_ids[:8])}. Are "
-            "they of the same species, and named the same way?"
+            "they of the same species, and named the same way? (A gene_map gives genes the names "
+            "of its first column.)"
         )
     return match
 
@@ -195,8 +203,9 @@ def read_obs(model: TrainedModel, cells: Cells, messages: list[str]) -> QueryObs
         messages.append(f"condition {key!r}: {n_unknown:,} of {n:,} cells have {why}")
     sets, wanted = None, model.cell_sets
     if wanted is not None:
-        samples = Samples(conditions[:, list(known).index(wanted.condition)], wanted.max_cells)
-        sets = samples.sets(None if wanted.condition in found else np.arange(n))
+        samples = read_samples(wanted, list(known), conditions)
+        is_unknown = wanted.condition is not None and wanted.condition not in found
+        sets = samples.sets(np.arange(n) if is_unknown else None)
     return QueryObs(conditions, _positions(model, cells), sets)
 
 

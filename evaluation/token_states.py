@@ -34,9 +34,23 @@ class TokenStates(NamedTuple):
 
     def cell_means(self) -> Tensor:
         """Return the mean state of each cell's genes, ``(n, d)``; 0 without any."""
-        total = self.states.new_zeros(len(self.rows), self.states.shape[1])
-        n_genes = torch.bincount(self.cell, minlength=len(self.rows)).clamp(min=1)
-        return total.index_add(0, self.cell, self.states) / n_genes[:, None]
+        return cell_means(self.states, self.cell, len(self.rows))
+
+
+def cell_means(states: Tensor, cell: Tensor, n_cells: int) -> Tensor:
+    """Return the mean over the genes of each cell, ``(n_cells, d)``; 0 without any.
+
+    Parameters
+    ----------
+    states
+        Of the genes, ``(m, d)``.
+    cell
+        That each of them is of, ``(m,)``.
+    n_cells
+        Cells, those without genes included.
+    """
+    total = states.new_zeros(n_cells, states.shape[1]).index_add(0, cell, states)
+    return total / torch.bincount(cell, minlength=n_cells).clamp(min=1)[:, None]
 
 
 def check_reads_tokens(model: TrainedModel) -> None:
@@ -56,7 +70,12 @@ def check_reads_tokens(model: TrainedModel) -> None:
 
 @torch.no_grad()
 def token_states(
-    model: TrainedModel, counts: csr_matrix, library_size: NDArray, *, batch_size: int = 64
+    model: TrainedModel,
+    counts: csr_matrix,
+    library_size: NDArray,
+    conditions: NDArray[np.int64] | None = None,
+    *,
+    batch_size: int = 64,
 ) -> Iterator[TokenStates]:
     """Encode cells and yield the states of their genes, a batch at a time.
 
@@ -68,10 +87,12 @@ def token_states(
         Raw counts, ``(n_cells, n_genes)``, columns in vocabulary order.
     library_size
         Counts of each cell over all its genes, ``(n_cells,)``.
+    conditions
+        Codes known to the run, ``(n_cells, k)``; None: all unknown.
     batch_size
         Cells computed at a time; cells of like length come together.
     """
-    cells = model.encode([(counts, library_size)])
+    cells = model.encode([(counts, library_size)], conditions)
     reader, order = BatchReader(cells), np.argsort(cells.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 
-from evaluation.compare import Comparison, Model
+from evaluation.compare import Comparison
+from evaluation.model import Model
 from evaluation.outcome import RARE
 
 NEEDED = {
@@ -60,7 +61,7 @@ def verdict(comparison: Comparison) -> str:
     if len(comparison.common):
         sentences.append(
             f"{start} {network.name} ({seeds}) has a macro-F1 of {by_name[network.name]:.3f} "
-            f"over {_types(comparison)} and the best baseline, {baseline.name}, "
+            f"over {types_text(comparison)} and the best baseline, {baseline.name}, "
             f"{by_name[baseline.name]:.3f}: {difference_text(comparison, found)}."
         )
     else:
@@ -73,8 +74,8 @@ def verdict(comparison: Comparison) -> str:
         other = comparison.difference(network, baseline, metric)
         sentences.append(f"{start}: {difference_text(comparison, other)}.")
     if (comparator := comparison.best_comparator) is not None:
-        against = _against(comparison, network, comparator)
-        sentences.append(f"Against the best comparator, {comparator.name}: {against}.")
+        found_against = against(comparison, network, comparator)
+        sentences.append(f"Against the best comparator, {comparator.name}: {found_against}.")
     return " ".join([*sentences, attention_verdict(comparison, network)])
 
 
@@ -86,8 +87,14 @@ def attention_verdict(comparison: Comparison, network: Model) -> str:
             "What attention adds cannot be said: the control is missing, a network without it "
             "such as that of configs/train/mlp_baron_human.yaml."
         )
+    if network.epochs != control.epochs:
+        return (
+            f"What attention adds cannot be said: {network.name} went through the train cells "
+            f"{network.epochs} times and {control.name}, which has no attention, "
+            f"{control.epochs} times; train one of them again with the other's optim.max_epochs."
+        )
     start = f"What attention adds, {network.name} against {control.name}, which has none"
-    return f"{start}: {_against(comparison, network, control)}."
+    return f"{start}: {against(comparison, network, control)}."
 
 
 def _answer(comparison: Comparison, network: Model, outcome: str) -> str:
@@ -95,7 +102,7 @@ def _answer(comparison: Comparison, network: Model, outcome: str) -> str:
     control = comparison.best_without_attention
     if outcome != "better":
         return outcome
-    if control is None:
+    if control is None or control.epochs != network.epochs:
         return "attention unknown"
     attention = comparison.difference(network, control, "macro_f1_common")["outcome"]
     return {"better": "better", "cannot tell": "attention unknown"}.get(attention, "network")
@@ -117,7 +124,7 @@ def history_verdict(comparison: Comparison) -> str:
             found = comparison.difference(own, kinds["shuffled"], "macro_f1_common")
             text = (
                 f"{comparison.dataset}: {HISTORY[found['outcome']]}. In macro-F1 over "
-                f"{_types(comparison)} {own.name} against the same with histories shuffled "
+                f"{types_text(comparison)} {own.name} against the same with histories shuffled "
                 f"between cells: {difference_text(comparison, found)}"
             )
             if "none" in kinds:
@@ -127,18 +134,20 @@ def history_verdict(comparison: Comparison) -> str:
     return ""
 
 
-def _types(comparison: Comparison) -> str:
+def types_text(comparison: Comparison) -> str:
+    """Name the types that ``macro_f1_common`` is over."""
     n = len(comparison.common)
     types = "type" if n == 1 else "types"
     return f"the {n} {types} with at least {RARE} test cells"
 
 
-def _against(comparison: Comparison, network: Model, other: Model) -> str:
+def against(comparison: Comparison, model: Model, other: Model) -> str:
+    """Return the differences of two models in each score that decides, in words."""
     scores = {"accuracy": "in accuracy", "log_loss_scaled": "in log-loss, both scaled on val"}
     if len(comparison.common):
-        scores = {"macro_f1_common": f"in macro-F1 over {_types(comparison)}"} | scores
+        scores = {"macro_f1_common": f"in macro-F1 over {types_text(comparison)}"} | scores
     found = [
-        f"{text} {difference_text(comparison, comparison.difference(network, other, metric))}"
+        f"{text} {difference_text(comparison, comparison.difference(model, other, metric))}"
         for metric, text in scores.items()
     ]
     return "; ".join(found)

@@ -45,9 +45,11 @@ class CellPLMConfig(ExpressionConfig):
     n_layers: int = Field(default=2, ge=1)
     n_heads: int = Field(default=4, ge=1)
     d_feed_forward: int | None = Field(default=None, ge=1, description="null: 2 x d_model")
-    sample_key: str = Field(
+    sample_key: str | None = Field(
+        default=None,
         description="obs column of the sample or field of view whose cells are looked at "
-        "together; one of the condition_keys of the encoded folder"
+        "together, one of the condition_keys of the encoded folder; null: all cells of a split "
+        "are of one sample",
     )
     cells_per_set: int = Field(
         default=128, ge=1, description="most cells that are looked at together"

@@ -90,7 +90,8 @@ class TrainCells(NamedTuple):
 class CellSets(NamedTuple):
     """Cells that a network looks at together: some of one sample, or field of view."""
 
-    condition: str  # the obs column of the sample; one of the folder's condition_keys
+    # The obs column of the sample, one of the folder's condition_keys; None: there is one sample.
+    condition: str | None
     max_cells: int  # of a set; samples with more are cut
 
 
@@ -117,11 +118,12 @@ class NetworkConfig(Config):
 
     def check_data(self, facts: DataFacts) -> None:
         """Raise a ConfigError if the data lack what the network looks at."""
-        if (sets := self.cell_sets) is not None and sets.condition not in facts.conditions:
+        condition = self.cell_sets.condition if self.cell_sets else None
+        if condition is not None and condition not in facts.conditions:
             raise ConfigError(
-                f"model: takes sets of cells by the obs column {sets.condition!r}, and the cells "
+                f"model: takes sets of cells by the obs column {condition!r}, and the cells "
                 f"were encoded with condition_keys: {list(facts.conditions)}; name one of them, "
-                f"or encode again with condition_keys: [{sets.condition}]"
+                f"or encode again with condition_keys: [{condition}]"
             )
         if self.reads_positions and not facts.position_keys:
             raise ConfigError(

@@ -10,6 +10,8 @@ without positions. Deliberate differences:
 - ``<cls>`` has no value, and is never asked for one
 - a condition may be unknown, of a donor whom training had not: it then adds nothing. So that this
   is not new to the network, training forgets the conditions of a share ``dropout`` of the cells
+- ``batch_norm_by`` (DSBN) normalizes the genes' tokens before conditions are added, and not
+  ``<cls>``: it is the same in all cells, and normalized by domain would say which one it is
 
 For the shape of the whole-human scGPT say ``d_model: 512, n_layers: 12, n_heads: 8,
 d_feed_forward: 512, gene_init: random, cls_init: learned``.
@@ -19,6 +21,7 @@ Legend: ``b`` cells, ``n`` tokens of all cells, ``d`` width.
 
 from typing import Literal, cast
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
@@ -27,12 +30,20 @@ from torch import Tensor, nn
 from configs.base import ConfigError
 from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
+from models.domain_batch_norm import DomainBatchNorm
 from models.expression_network import ExpressionConfig, ExpressionNetwork
 from models.flops import Flop, training_flop
-from models.network import Encoded
+from models.network import Encoded, Network, TrainCells
 from models.packing import Cells, cells_of
 from models.transformer import Encoder
-from models.value_embedding import IS_KNOWN, ValueEmbedding, ValueKind, has_value, value_scale
+from models.value_embedding import (
+    HIDDEN,
+    IS_KNOWN,
+    ValueEmbedding,
+    ValueKind,
+    has_value,
+    value_scale,
+)
 
 
 class ValueTransformerConfig(ExpressionConfig):
@@ -49,6 +60,12 @@ class ValueTransformerConfig(ExpressionConfig):
         default=[],
         description="obs columns that each cell's tokens are told, some of the folder's "
         "condition_keys",
+    )
+    batch_norm_by: str | None = Field(
+        default=None,
+        description="obs column, one of the folder's condition_keys, such as the donor: a "
+        "cell's embedded genes are batch-normalized by the statistics of its own (DSBN), or over "
+        "all if that is unknown; null: they are not",
     )
     cls_init: Literal["learned", "expression"] = Field(
         default="expression",
@@ -67,16 +84,22 @@ class ValueTransformerConfig(ExpressionConfig):
                 f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}: "
                 "change one of them"
             )
+        if self.batch_norm_by is not None and self.cls_init == "expression":
+            raise ValueError(
+                f"batch_norm_by {self.batch_norm_by!r} and cls_init 'expression': <cls> would "
+                "start with what is not normalized; say cls_init: learned"
+            )
         return self
 
     def check_data(self, facts: DataFacts) -> None:
         """Raise a ConfigError if tokens have no values, or cells lack a condition."""
         value_scale(facts)
-        if missing := [key for key in self.conditions if key not in facts.conditions]:
+        wanted = [*self.conditions, *([self.batch_norm_by] if self.batch_norm_by else [])]
+        if missing := [key for key in wanted if key not in facts.conditions]:
             raise ConfigError(
-                f"model.conditions: {', '.join(missing)}; the cells were encoded with "
-                f"condition_keys: {list(facts.conditions)}; name some of them, or encode again "
-                f"with condition_keys: {self.conditions}"
+                f"model.conditions, model.batch_norm_by: {', '.join(missing)}; the cells were "
+                f"encoded with condition_keys: {list(facts.conditions)}; name some of them, or "
+                f"encode again with condition_keys: {list(dict.fromkeys(wanted))}"
             )
 
     def encoder_shape(self) -> dict[str, int]:
@@ -93,6 +116,14 @@ class ValueTransformerConfig(ExpressionConfig):
         """Return the network for the vocabulary, values and conditions of these data."""
         return ValueTransformer(self, facts)
 
+    def start(self, network: Network, train: TrainCells, rng: np.random.Generator) -> None:
+        """Fit on the train cells, after the genes, the running statistics: a bank needs them."""
+        super().start(network, train, rng)
+        assert isinstance(network, ValueTransformer)
+        if network.batch_norm is not None:
+            with torch.no_grad():
+                network.train().embed(train.batch(100))
+
 
 class ValueTransformer(ExpressionNetwork):
     """Embedding and encoder of the genes, values and conditions of each cell."""
@@ -108,6 +139,9 @@ class ValueTransformer(ExpressionNetwork):
             nn.Embedding(1 + len(facts.conditions[key]), d, padding_idx=0)
             for key in config.conditions
         )
+        by = config.batch_norm_by
+        self.domain = None if by is None else list(facts.conditions).index(by)
+        self.batch_norm = None if by is None else DomainBatchNorm(len(facts.conditions[by]), d)
         self.expression_norm = nn.LayerNorm(d) if config.cls_init == "expression" else None
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = Encoder(
@@ -144,22 +178,31 @@ class ValueTransformer(ExpressionNetwork):
 
     def embed(self, batch: Batch) -> Tensor:
         """Sum what is known of each token: gene, value, the cell's conditions, ``(n, d)``."""
-        x = self.gene_embedding(batch["token_ids"])
-        values = self.value_embedding(batch["values"].float())
-        x = x + values * has_value(batch)[:, None]
+        batch, cell = self.forget_conditions(batch), cell_of_token(batch)
+        x, is_gene = self.gene_embedding(batch["token_ids"]), has_value(batch)
+        x = x + self.value_embedding(batch["values"].float()) * is_gene[:, None]
+        if self.batch_norm is not None:
+            is_known = is_gene & (batch["values"] != HIDDEN)
+            normed = self.batch_norm(x, batch["conditions"][cell, self.domain], is_known)
+            x = torch.where(is_gene[:, None], normed, x)
         if self.columns:
-            x = x + self.embed_conditions(batch)[cell_of_token(batch)]
+            x = x + self.embed_conditions(batch)[cell]
         if self.expression_norm is not None:
             total = self.expression_norm(self.sum_expression(batch, segment=0))  # (b, d)
             x = x.index_add(0, batch["offsets"][:-1], total)
         return x
 
+    def forget_conditions(self, batch: Batch) -> Batch:
+        """Return the cells, in training some of them without their conditions."""
+        if not (self.training and (self.columns or self.batch_norm is not None)):
+            return batch
+        codes = batch["conditions"]  # (b, k)
+        is_told = torch.rand(len(codes), 1, device=codes.device) >= self.config.dropout
+        return {**batch, "conditions": torch.where(is_told, codes, -1)}
+
     def embed_conditions(self, batch: Batch) -> Tensor:
         """Sum the embeddings of each cell's conditions, ``(b, d)``."""
         codes = 1 + batch["conditions"][:, self.columns]  # (b, k), 0: unknown
-        if self.training:
-            is_told = torch.rand(len(codes), 1, device=codes.device) >= self.config.dropout
-            codes = codes * is_told
         embedded = [table(codes[:, i]) for i, table in enumerate(self.condition_embeddings)]
         return torch.stack(embedded).sum(dim=0)
 

@@ -1,6 +1,7 @@
 """``make results``: which sets, models and seeds it runs, as its dry run prints them."""
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -14,12 +15,26 @@ SETS = {
     "baron_human_folds", "baron_human_to_mouse", "pbmc3k_rank", "zeisel_fine_rank",
     "pbmc_3tech_folds", "worm_embryo_batch", "starmap_folds", "mixology_technology",
 }  # fmt: skip
+ABLATIONS = {"pbmc3k_rank", "zeisel_fine_rank", "worm_embryo_batch"}
+MEMBERS = {
+    "committee_of_ranks": [f"transformer_seed{i}" for i in range(3)],
+    "committee_of_languages": ["transformer_seed0", "values_seed1", "cells_seed2"],
+}
 HISTORIES = {"worm_embryo_batch_history", "worm_embryo_batch_shuffled"}
 
 
 def dry_run(cells: Path, *words: str) -> str:
     command = ["make", "--dry-run", "--always-make", "results", f"CELLS={cells}", *words]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def trainings(said: str) -> list[dict[str, str]]:
+    """Return the settings of every training that is printed; of one in a loop once."""
+    found = []
+    for command in re.findall(r"02_train_model\.py ([^;\n]+)", said.replace("\\\n", " ")):
+        words = shlex.split(command.replace("--config ", "--config="))
+        found.append(dict(word.split("=", 1) for word in words))
+    return found
 
 
 @pytest.fixture
@@ -41,11 +56,11 @@ def test_every_set_is_encoded_trained_and_compared(with_cells):
 
 def test_every_set_has_every_model_and_three_seeds(with_cells):
     for name in SETS:
-        lines = [line for line in with_cells.splitlines() if f"runs/results/{name} " in line]
-        text = "\n".join(lines)
-        for model in ("name=transformer_seed", "name=mlp_seed", "name=committee"):
-            assert text.count(model) == 1, (name, model)
-        assert text.count("name=$model") == 2  # baselines, comparators
+        of_set = [run for run in trainings(with_cells) if run["tracking.group"] == name]
+        names = [run["name"] for run in of_set]
+        for model in ("transformer_seed$seed", "mlp_seed$seed", "committee"):
+            assert names.count(model) == 1, (name, model)
+        assert names.count("$model") == 2  # baselines, comparators
     loops = re.findall(r"for (?:seed|model) in ([^;]+);", with_cells)
     assert sorted(set(loops)) == [
         "0 1 2",
@@ -69,10 +84,15 @@ def test_the_configs_are_there_and_take_these_settings(with_cells):
     assert network.model.model_dump(include=same) == without.model.model_dump(include=same)
     assert without.model.kind == "residual_mlp"
     rest = {"optim", "objectives", "augment", "monitor"}
-    for name in ("rank_transformer_baron_human", "mlp_baron_human"):  # one recipe for all
-        demo = TrainConfig.load(configs / "train" / f"{name}.yaml")
-        assert demo.model_dump(include=rest) == network.model_dump(include=rest)
-        assert demo.model == (network if name.startswith("rank") else without).model
+    demo = {
+        name: TrainConfig.load(configs / "train" / f"{name}_baron_human.yaml")
+        for name in ("rank_transformer", "mlp", "scgpt", "cellplm")
+    }
+    for config in demo.values():  # one recipe for all
+        assert config.model_dump(include=rest) == network.model_dump(include=rest)
+        assert config.model.model_dump(include=same) == network.model.model_dump(include=same)
+    assert demo["rank_transformer"].model == network.model
+    assert demo["mlp"].model == without.model
     members = re.search(r"'(model\.members=\[.+?\])'", with_cells)[1]
     committee = TrainConfig.load(configs / "train" / "committee_baron_human.yaml", [members])
     assert [Path(m).name for m in committee.members] == [
@@ -83,11 +103,49 @@ def test_the_configs_are_there_and_take_these_settings(with_cells):
         assert PreprocessConfig.load(configs / "preprocess" / f"{name}.yaml").name == name
 
 
+def test_languages_and_ablations_are_of_the_networks_epochs(with_cells):
+    trained = trainings(with_cells)
+    models = {(run["tracking.group"], run["name"]): run for run in trained}
+    for name in SETS:
+        assert models[name, "values_seed$seed"]["data"] == f"data/{name}_values"
+        assert models[name, "cells_seed$seed"]["model.sample_key"] == "null"
+        members = "transformer_seed0,{0}values_seed1,{0}cells_seed2".format(
+            f"runs/results/{name}/"
+        )
+        assert models[name, "committee_of_languages"]["model.members"].endswith(f"{members}]")
+        assert "transformer_seed2" in models[name, "committee_of_ranks"]["model.members"]
+    pretrained = {key[0] for key in models if key[1] == "pretrained_seed$seed"}
+    assert pretrained == ABLATIONS
+    for name in ABLATIONS:
+        before, after = models[name, f"{name}_seed$seed"], models[name, "pretrained_seed$seed"]
+        assert after["init_from"] == "runs/pretrained/" + before["name"]
+        assert before["runs_dir"] == "runs/pretrained"  # it classifies nothing: in no table
+        epochs = [int(run["optim.max_epochs"]) for run in (before, after)]
+        assert (
+            sum(epochs) == TrainConfig.load(ROOT / "configs/train/example.yaml").optim.max_epochs
+        )
+    for run in trained:
+        if run["name"] not in ("$model", "committee"):
+            settings = [f"{key}={value}" for key, value in run.items() if key != "--config"]
+            config = TrainConfig.load(
+                ROOT / run["--config"], [w for w in settings if "$" not in w]
+            )
+            assert config.is_network or config.members
+
+
+def test_languages_can_be_left_out(tmp_path):
+    (tmp_path / "some.h5ad").touch()
+    said = dry_run(tmp_path, "LANGUAGES=")
+    assert "values_seed" not in said
+    assert "pretrained" not in said
+    assert said.count("name=committee") == len(SETS)
+
+
 def test_comparators_can_be_left_out(tmp_path):
     (tmp_path / "some.h5ad").touch()
     said = dry_run(tmp_path, "COMPARATORS=")
     assert ".venv_comparators" not in said
-    assert said.count("name=committee") == len(SETS)
+    assert said.count("name=committee ") == len(SETS)
 
 
 def test_without_the_files_it_is_the_demos_set_and_a_sentence(tmp_path):

@@ -18,6 +18,7 @@ from dataset.sources import synthetic_cells
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation.calibration import apply_temperature
 from models.learner import Learner
+from models.network import CellSets
 from models.objectives.classify import ClassifyConfig
 from tests.made_up import facts
 from tests.new_family.house import build_house, run_python
@@ -26,7 +27,7 @@ from tests.two_processes import run_on_two
 from training.distributed import Ranks
 from training.predict import predict_cells
 from training.runs import Run
-from training.updates import Samples, rows_of_updates, samples_of
+from training.updates import Samples, read_samples, rows_of_updates, samples_of
 
 TOY = ("toy_set_network", "models", "models/__init__.py", "ToySetNetworkConfig")
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
@@ -137,6 +138,15 @@ class _Unchecked(Run):
 
     def __init__(self, path: Path) -> None:
         self.path, self.class_names = path, [f"type_{i}" for i in range(4)]
+
+
+def test_without_a_condition_all_cells_are_of_one_sample():
+    conditions = np.arange(20).reshape(10, 2)
+    samples = read_samples(CellSets(None, 4), ["donor", "field"], conditions)
+    assert sorted(map(len, samples.sets())) == [3, 3, 4]
+    alone = read_samples(CellSets(None, 4), [], np.empty((10, 0), dtype=np.int64))
+    assert all(map(np.array_equal, samples.sets(), alone.sets()))
+    assert len(read_samples(CellSets("field", 4), ["donor", "field"], conditions).sets()) == 10
 
 
 def test_updates_are_those_that_were_meant(data):

@@ -8,6 +8,7 @@ from scipy.sparse import csr_matrix, vstack
 from configs.base import ConfigError
 from dataset.store.encoded_folder import EncodedFolder
 from models.baselines.base import BaselineConfig, LabeledCells
+from models.comparators.base import package
 from training.clock import Clock
 from training.config import TrainConfig
 from training.predict import Fitted
@@ -20,6 +21,8 @@ def fit_baseline(config: TrainConfig, data: EncodedFolder) -> Fitted:
             f"model: {config.model.kind} needs labels, and these cells were encoded without any "
             "(label_key: null)"
         )
+    for module in getattr(config.model, "modules", ()):
+        package(module)
     if config.is_transductive:
         return _fit_transductive(config, data)
     train, val = (

@@ -21,6 +21,7 @@ from dataset.store.encoded_folder import EncodedFolder
 from dataset.vocabulary import N_SPECIALS, Vocabulary
 from models.learner import Learner
 from models.network import Network, TrainCells
+from training.budget import epochs
 from training.clock import Clock
 from training.config import TrainConfig
 from training.runs import Run
@@ -63,9 +64,9 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
 
     Returns
     -------
-    A report: ``path``; ``copied``, how many of the learner's weights have a match; ``n_weights``;
-    ``genes_matched`` and ``n_genes``, of the vocabulary at hand; ``not_found`` and
-    ``other_shape``, names of weights that keep their own initial values.
+    A report: ``path``; ``epochs`` of that run's training; ``copied``, how many of the learner's
+    weights have a match; ``n_weights``; ``genes_matched`` and ``n_genes``, of the vocabulary at
+    hand; ``not_found`` and ``other_shape``, names of weights that keep their own initial values.
 
     Raises
     ------
@@ -102,6 +103,7 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
         )
     report = {
         "path": str(path),
+        "epochs": epochs(run),
         "copied": len(copied),
         "n_weights": len(ours),
         "genes_matched": len(rows) - N_SPECIALS,
@@ -115,6 +117,35 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
         ", ".join(not_found + other_shape) or "none",
     )  # fmt: skip
     return report
+
+
+def check_held_out(path: str | Path, data: EncodedFolder) -> None:
+    """Refuse weights that have seen cells which are test cells here.
+
+    Cells are told by their names, where both runs are of a file in common.
+
+    Raises
+    ------
+    ConfigError
+        If a test cell of ``data`` is none of the run's own test cells.
+    RunFolderError
+        If the folder is no finished run.
+    """
+    run, meta = Run(path), data.meta
+    if all(run.metrics[key] == meta[key] for key in ("data_sha256", "split_sha256")):
+        return
+    files, theirs = ({f["sha256"] for f in m["source"]["files"]} for m in (meta, run.meta))
+    if files.isdisjoint(theirs):
+        return
+    held_out = run.predictions("test").cell_names.tolist() if run.config.test else []
+    names = np.asarray(data.split("test").cell_names).tolist()
+    if seen := sorted(set(names) - set(held_out)):
+        why = "" if run.config.test else "; with test: false it has none"
+        raise ConfigError(
+            f"init_from: {len(seen):,} of the {len(names):,} test cells of {data.path}, such as "
+            f"{seen[0]}, are no test cells of {path}, which may have learned from them{why}; "
+            "train that run with the same split of the cells"
+        )
 
 
 def shared_rows(ours: Vocabulary, theirs: Vocabulary) -> tuple[Tensor, np.ndarray]:

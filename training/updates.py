@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dataset.batches import BatchRows, EncodedCells, flat
 from dataset.store.encoded_folder import EncodedSplit
 from models.learner import Learner
+from models.network import CellSets
 from training.distributed import Ranks
 
 POOL_BATCHES = 50
@@ -49,8 +50,16 @@ def samples_of(learner: Learner, cells: EncodedSplit | EncodedCells) -> Samples 
     """Return the samples of these cells; None if the network looks at each cell by itself."""
     if (sets := learner.config.cell_sets) is None:
         return None
-    column = list(learner.facts.conditions).index(sets.condition)
-    return Samples(np.asarray(cells.conditions)[:, column], sets.max_cells)
+    return read_samples(sets, list(learner.facts.conditions), np.asarray(cells.conditions))
+
+
+def read_samples(
+    sets: CellSets, condition_keys: list[str], conditions: NDArray[np.int64]
+) -> Samples:
+    """Return the samples of cells by their ``conditions``, ``(n, k)``, a column for each key."""
+    if sets.condition is None:
+        return Samples(np.zeros(len(conditions), dtype=np.int64), sets.max_cells)
+    return Samples(conditions[:, condition_keys.index(sets.condition)], sets.max_cells)
 
 
 def rows_of_updates(

@@ -5,6 +5,8 @@ TensorFlow's ``ExponentialMovingAverage``. The average then spans about a tenth 
 far, until it spans ``1 / (1 - decay)`` of them. With .99 from the first update on, a run of 80
 updates would be 45 % its random start; dividing by ``1 - decay**t``, as Adam does for its moments,
 would forget the start but weigh the first updates, whose weights are of no use, like the last.
+
+Running statistics, as of batch normalization, are averaged like the weights they were taken under.
 """
 
 from collections.abc import Iterator
@@ -17,8 +19,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def start_average(model: nn.Module) -> dict[str, Tensor]:
-    """Copy the weights that are trained, by name; of a shard its own part."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    """Copy the weights that are trained and the statistics, by name; of a shard its own part."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and name not in frozen
+    }
 
 
 def update_average(average: dict[str, Tensor], model: nn.Module, step: int, decay: float) -> None:
@@ -48,7 +55,7 @@ def _swap(average: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def _pairs(average: dict[str, Tensor], model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    weights = dict(model.named_parameters())
+    weights = dict(model.named_parameters()) | dict(model.named_buffers())
     return [(_local(mean), _local(weights[name].detach())) for name, mean in average.items()]
 
 

@@ -16,6 +16,8 @@ class ComparatorConfig(BaselineConfig):
     ----------
     packages
         What its fit depends on, as pip calls it; a run records their versions.
+    modules
+        The same as Python imports it, before the clock of its fit starts.
     is_transductive
         Whether it looks at the cells to be predicted, without labels, while it is fitted. It then
         has ``fit_predict`` in place of ``fit`` and ``from_arrays``, knows no other cells, and is
@@ -24,6 +26,7 @@ class ComparatorConfig(BaselineConfig):
 
     role: ClassVar[str] = "comparator"
     packages: ClassVar[tuple[str, ...]]
+    modules: ClassVar[tuple[str, ...]]
     is_transductive: ClassVar[bool] = False
 
     def fit_predict(

@@ -31,6 +31,7 @@ class CellTypistConfig(ComparatorConfig):
     """As its tutorial trains a model: nothing is tuned."""
 
     packages: ClassVar[tuple[str, ...]] = ("celltypist",)
+    modules: ClassVar[tuple[str, ...]] = ("celltypist",)
     kind: Literal["celltypist"] = "celltypist"
 
     def fit(

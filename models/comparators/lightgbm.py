@@ -25,6 +25,7 @@ class LightGBMConfig(ComparatorConfig):
     """Its own default trees; their number is tuned on val by log-loss."""
 
     packages: ClassVar[tuple[str, ...]] = ("lightgbm",)
+    modules: ClassVar[tuple[str, ...]] = ("lightgbm",)
     kind: Literal["lightgbm"] = "lightgbm"
     n_top_genes: int = Field(default=2000, ge=1, description="highly variable genes in train")
 

@@ -22,6 +22,7 @@ class ScANVIConfig(ComparatorConfig):
     """scVI on all cells, then scANVI from it with the labels of train; val is not looked at."""
 
     packages: ClassVar[tuple[str, ...]] = ("scvi-tools", "scanpy")
+    modules: ClassVar[tuple[str, ...]] = ("scvi", "anndata", "scanpy", "skmisc.loess")
     is_transductive: ClassVar[bool] = True
     kind: Literal["scanvi"] = "scanvi"
     n_top_genes: int = Field(default=2000, ge=1, description="highly variable genes")
@@ -35,7 +36,6 @@ class ScANVIConfig(ComparatorConfig):
     ) -> np.ndarray:
         """Return class probabilities of all cells, ``(n_cells, n_classes)``."""
         scvi, anndata, scanpy = package("scvi"), package("anndata"), package("scanpy")
-        package("skmisc.loess")
         scvi.settings.seed = seed
         adata = anndata.AnnData(cells.counts)
         adata.obs["batch"] = batches

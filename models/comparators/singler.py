@@ -29,6 +29,7 @@ class SingleRConfig(ComparatorConfig):
     """By default: ten markers of each type against each other one, and fine-tuning."""
 
     packages: ClassVar[tuple[str, ...]] = ("singler", "scranpy")
+    modules: ClassVar[tuple[str, ...]] = ("singler", "scranpy")
     kind: Literal["singler"] = "singler"
 
     def fit(self, train: LabeledCells, val: LabeledCells, n_classes: int, seed: int) -> "SingleR":
@@ -38,7 +39,6 @@ class SingleRConfig(ComparatorConfig):
         temperature, fitted on val, as of the linear SVM. The type that is named is SingleR's own.
         """
         singler = package("singler")
-        package("scranpy")
         expression = log_normalize(train.counts, train.library_size)
         found = singler.train_single(
             expression.T.tocsr().astype(np.float64),

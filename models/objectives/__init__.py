@@ -6,6 +6,7 @@ from pydantic import Field
 
 from models.objectives.cell_value import CellValueConfig
 from models.objectives.classify import ClassifyConfig
+from models.objectives.condition_adversary import ConditionAdversaryConfig
 from models.objectives.elastic_similarity import ElasticSimilarityConfig
 from models.objectives.generate_values import GenerateValuesConfig
 from models.objectives.masked_counts import MaskedCountsConfig
@@ -23,7 +24,8 @@ ObjectiveConfig = Annotated[
     | MaskedValueConfig
     | CellValueConfig
     | GenerateValuesConfig
-    | ElasticSimilarityConfig,
+    | ElasticSimilarityConfig
+    | ConditionAdversaryConfig,
     Field(discriminator="kind"),
 ]
 

@@ -24,7 +24,6 @@ from dataset.sources import synthetic_cells
 from dataset.store.atomic import FolderError
 from dataset.store.count_store import CountStore, StoreError
 from dataset.store.encoded_folder import EncodedFolder
-from tests.made_up import Presence
 
 
 @pytest.fixture
@@ -78,7 +77,10 @@ def arrays(folder):
         {"quality_control": {"min_genes": 9, "mitochondrial_prefix": "GENE1"}},
         {"quality_control": {"scrublet": True, "min_genes": 5}, "batch_key": "donor"},
         {"label_key": "donor", "split": {"key": None}, "condition_keys": ["time"]},
-        {"time_key": "time", "tokenizer": {"previous": {"n_ancestors": 3, "n_components": 4}}},
+        {
+            "time_key": "time",
+            "tokenizer": {"kind": "rank", "previous": {"n_ancestors": 3, "n_components": 4}},
+        },
     ],
 )
 def test_a_second_encoding_opens_no_file(config_of, tmp_path, changed):
@@ -115,12 +117,11 @@ def test_another_tokenizer_of_the_demos_cells_opens_no_file(tmp_path, monkeypatc
     """The demo as it stands, in a folder of its own; then the download is taken away."""
     file = Path("configs/preprocess/baron_human_rank.yaml").resolve()
     monkeypatch.chdir(tmp_path)
-    config = PreprocessConfig.load(file)
-    first = run(config)
+    first = run(PreprocessConfig.load(file))
     shutil.rmtree("data/downloads")
     monkeypatch.setattr("dataset.sources._pip_download", None)
-    second = run(config.model_copy(update={"name": "presence", "tokenizer": Presence()}))
-    assert sorted(second.split("train").arrays) == ["is_rare", "token_ids"]
+    second = run(PreprocessConfig.load(file, ["name=values", "tokenizer={kind: gene_values}"]))
+    assert sorted(second.split("train").arrays) == ["counts", "token_ids", "values"]
     assert second.meta["split_sha256"] == first.meta["split_sha256"]
     assert second.meta["source"] == first.meta["source"]
     assert (first.path / "counts" / "counts.npy").stat().st_nlink == 3

@@ -52,6 +52,7 @@ def write_run(tmp_path):
         data_sha256="cells",
         split_sha256="split",
         previous=None,
+        tokenizer=None,
         donors=("d1", "d2", "d3"),
         n_cells=200,
         class_names=CLASSES,
@@ -69,7 +70,7 @@ def write_run(tmp_path):
         config |= {"seed": seed, **(settings or {})}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         hashes = {"data_sha256": data_sha256, "split_sha256": split_sha256}
-        is_network = kind in ("rank_transformer", "residual_mlp")
+        is_network = kind in ("rank_transformer", "residual_mlp", "value_transformer")
         metrics = {
             "version": RUN_VERSION,
             **hashes,
@@ -105,7 +106,7 @@ def write_run(tmp_path):
         (folder / "metrics.json").write_text(json.dumps(metrics))
         meta = {
             "name": data,
-            "tokenizer": {"kind": "rank", "n_tokens": 8, "previous": previous},
+            "tokenizer": tokenizer or {"kind": "rank", "n_tokens": 8, "previous": previous},
             "schema_version": SCHEMA_VERSION,
             "n_tokens": 9,
             "n_segments": 1,
@@ -225,16 +226,36 @@ def planted_cells(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="session")
-def planted_run(planted_cells, make_run):
-    """Train the smoke config on them; return the run folder."""
+def encode_planted(planted_cells, name, **more):
     config = PreprocessConfig(
-        name="planted",
+        name=name,
         input=str(planted_cells),
         label_key="cell_type",
         quality_control={"min_genes": 5},
         split={"key": "donor"},
-        tokenizer={"kind": "rank", "n_tokens": 60},
         data_dir=str(planted_cells.parent),
+        **more,
     )
-    return make_run("planted", "smoke", "optim.max_epochs=5", data=encode(config, progress=False))
+    return encode(config, progress=False)
+
+
+@pytest.fixture(scope="session")
+def planted_run(planted_cells, make_run):
+    """Train the smoke config on them; return the run folder."""
+    tokenizer = {"kind": "rank", "n_tokens": 60}
+    data = encode_planted(planted_cells, "planted", tokenizer=tokenizer)
+    return make_run("planted", "smoke", "optim.max_epochs=5", data=data)
+
+
+@pytest.fixture(scope="session")
+def planted_values(planted_cells):
+    """Encode 40 of their genes with values, and their donors; return the folder."""
+    tokenizer = {"kind": "gene_values", "n_top_genes": 40}
+    return encode_planted(planted_cells, "values", tokenizer=tokenizer, condition_keys=["donor"])
+
+
+@pytest.fixture(scope="session")
+def told_donors(planted_values, make_run):
+    """Train a network that is told the donor; return the run folder."""
+    words = ["model.conditions=[donor]", "model.d_model=32", "optim.max_epochs=1"]
+    return make_run("told_donors", "scgpt_baron_human", *words, data=planted_values)

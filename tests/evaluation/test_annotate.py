@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
+from dataset.encode import encode
 from dataset.reading import cell_table
 from dataset.reading.cells import Cells
 from dataset.store.encoded_folder import EncodedFolder
@@ -91,6 +92,22 @@ def test_cells_of_another_species_are_read_by_their_orthologs(network_run, query
     found = annotate(network_run, renamed, tmp_path / "b.h5ad", gene_map=genes)
     np.testing.assert_array_equal(found.probabilities, own.probabilities)
     assert "mGENE0" in ad.read_h5ad(tmp_path / "b.h5ad").var_names  # the file keeps its names
+
+
+def test_a_run_that_knows_some_genes_gives_cells_the_library_size_of_these(
+    preprocess_config, make_run, tmp_path
+):
+    cells = ad.read_h5ad(preprocess_config.input)
+    some = cells.var_names[::2]
+    pd.DataFrame({"a": some, "b": some}).to_csv(tmp_path / "genes.csv", index=False)
+    settings = {"gene_map": str(tmp_path / "genes.csv"), "data_dir": str(tmp_path)}
+    data = encode(preprocess_config.model_copy(update=settings), progress=False)
+    run = make_run("some_genes", "logistic_regression_baron_human", data=data)
+    expected = Run(run).predictions("test")
+    cells[expected.cell_names].write_h5ad(tmp_path / "query.h5ad")  # with all its genes
+    found = annotate(run, tmp_path / "query.h5ad", tmp_path / "annotated.h5ad")
+    calibrated = apply_temperature(expected.probabilities, Run(run).metrics["temperature"])
+    np.testing.assert_allclose(found.probabilities, calibrated, atol=1e-5)
 
 
 def test_missing_genes_are_counted(network_run, query, tmp_path):

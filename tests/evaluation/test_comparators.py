@@ -56,6 +56,7 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(ScANVIConfig, "fit_predict", fit_predict)
     monkeypatch.setattr(ScANVIConfig, "packages", ())
+    monkeypatch.setattr(ScANVIConfig, "modules", ())
     return given
 
 

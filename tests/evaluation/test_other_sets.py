@@ -1,14 +1,17 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from dataset.batches import EncodedCells
+from dataset.store.encoded_folder import EncodedFolder
 from dataset.vocabulary import CLS
 from evaluation.annotated_file import AnnotationError
-from evaluation.other_sets import predict_in_other_sets
+from evaluation.other_sets import main, predict_in_other_sets
+from evaluation.trained_model import TrainedModel
 from models.network import CellSets
 
 ROWS = np.full((24, 1), CLS)
@@ -73,3 +76,24 @@ def test_a_model_without_sets_is_refused():
     alone = model(run=SimpleNamespace(is_network=False, path="runs/knn"))
     with pytest.raises(AnnotationError, match="runs/knn: looks at each cell by itself"):
         predict_in_other_sets(alone, CELLS)
+
+
+def test_one_call_prints_a_table_of_the_val_cells(
+    planted_values, make_run, encoded_folder, tmp_path, capsys
+):
+    small = ["model.d_model=16", "model.sample_key=donor", "optim.max_epochs=1"]
+    run = make_run("planted_sets", "cellplm_baron_human", *small, data=planted_values)
+    words = [str(run), "--sizes", "1", "5", "--n-draws", "1", "--device", "cpu"]
+    capsys.readouterr()
+    assert main([*words, "--output", str(tmp_path / "moved.csv")]) == 0
+    assert "probability_moved" in capsys.readouterr().out
+    found = pd.read_csv(tmp_path / "moved.csv")
+    assert found["cells_per_set"][:2].tolist() == [1, 5]
+    model = TrainedModel(run, device="cpu")
+    cells = EncodedFolder(planted_values).split("val")
+    expected = predict_in_other_sets(model, cells, sizes=(1, 5), n_draws=1)
+    pd.testing.assert_frame_equal(found, expected)
+    assert found["probability_moved"][0] > 0
+    assert main([*words, "--data", str(encoded_folder)]) == 2
+    said = capsys.readouterr().err
+    assert "(another data_sha256, split_sha256, tokenizer); name that one with --data" in said

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from dataset.batches import BatchReader, to_device
+from evaluation.annotate import annotate
 from evaluation.annotated_file import AnnotationError
 from evaluation.embed import embed, main
+from evaluation.perturb import look
+from evaluation.token_query import TokenQuery
 from evaluation.token_states import check_reads_tokens, second_to_last, token_states
 from evaluation.trained_model import TrainedModel
 
@@ -63,9 +66,28 @@ def test_cells_and_genes_are_written(planted_run, planted_cells, tmp_path, model
     np.testing.assert_allclose(found.varm["X_nanocell"][at], expected, atol=1e-5)
     means = torch.cat([part.cell_means() for part in parts]).numpy()
     np.testing.assert_allclose(found.obsm["X_nanocell"], means, atol=1e-5)
-    cls = embed(planted_run, planted_cells, of="cls")
+    cls = embed(TokenQuery(planted_run, planted_cells), of="cls")
     expected = torch.cat([part.encoded.cell_embedding for part in parts]).numpy()
     np.testing.assert_allclose(cls.obsm["X_nanocell"], expected, atol=1e-5)
+
+
+def test_a_network_is_told_the_conditions_as_in_04(told_donors, planted_cells, tmp_path, capsys):
+    query = TokenQuery(told_donors, planted_cells, device="cpu")
+    annotation = annotate(told_donors, planted_cells, tmp_path / "annotated.h5ad")
+    found = embed(query, of="cls")
+    np.testing.assert_allclose(found.obsm["X_nanocell"], annotation.embedding, atol=1e-5)
+    rows = np.arange(3, 160, 20)  # two of each donor, of whom the run knows some
+    assert len(np.unique(query.conditions[rows])) > 1
+    seen = look(query.model, query.take(rows), query.conditions[rows])
+    np.testing.assert_allclose(seen.probabilities, annotation.probabilities[rows], atol=1e-5)
+    nobody = look(query.model, query.take(rows))
+    assert np.abs(nobody.probabilities - seen.probabilities).max() > 1e-4
+    words = [str(told_donors), str(planted_cells), str(tmp_path / "out.h5ad"), "--device", "cpu"]
+    assert main(words) == 0
+    (said,) = [m for m in annotation.messages if "condition 'donor'" in m]
+    assert said in capsys.readouterr().out
+    assert main([*words, "--min-match-rate", "1.1"]) == 2
+    assert "at least 110% are needed" in capsys.readouterr().err
 
 
 def test_runs_without_tokens_are_refused(
@@ -74,6 +96,6 @@ def test_runs_without_tokens_are_refused(
     with pytest.raises(AnnotationError, match="is no network; expected the run of one"):
         check_reads_tokens(TrainedModel(baseline_run))
     with pytest.raises(AnnotationError, match="of: found 'all'; expected one of genes, cls"):
-        embed(planted_run, planted_cells, of="all")
+        embed(TokenQuery(planted_run, planted_cells), of="all")
     assert main([str(tmp_path), str(planted_cells), str(tmp_path / "out.h5ad")]) == 2
     assert "error:" in capsys.readouterr().err

@@ -200,9 +200,9 @@ def fields(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(fields, make_run):
-    """Train with positions and without."""
+    """Train with positions, and without them or fields of view."""
     words = (
-        "model.sample_key=fov", "model.d_model=32", "model.cells_per_set=40",
+        "model.d_model=32", "model.cells_per_set=40",
         "optim.max_epochs=20", "optim.lr=3e-3", "optim.batch_size=40",
     )  # fmt: skip
     return {
@@ -210,10 +210,11 @@ def runs(fields, make_run):
             f"cellplm_{kind}",
             "cellplm_starmap",
             f"model.cell_position={kind}",
+            f"model.sample_key={sample_key}",
             *words,
             data=fields / "cells",
         )
-        for kind in ("sinusoidal", "none")
+        for kind, sample_key in (("sinusoidal", "fov"), ("none", "null"))
     }
 
 
@@ -226,11 +227,12 @@ def test_a_type_that_only_the_position_tells_is_learned(runs):
     assert scores["none"] < 0.65  # chance is a half
 
 
-def test_new_cells_get_the_answer_of_training(fields, runs, tmp_path):
+@pytest.mark.parametrize("kind", ["sinusoidal", "none"])
+def test_new_cells_get_the_answer_of_training(fields, runs, tmp_path, kind):
     data = EncodedFolder(fields / "cells")
     cells = ad.read_h5ad(fields / "cells.h5ad")[data.split("test").cell_names]
     cells.write_h5ad(tmp_path / "test.h5ad")
-    annotate(runs["sinusoidal"], tmp_path / "test.h5ad", tmp_path / "annotated.h5ad")
+    annotate(runs[kind], tmp_path / "test.h5ad", tmp_path / "annotated.h5ad")
     found = ad.read_h5ad(tmp_path / "annotated.h5ad").obsm["X_nanocell"]
-    expected = np.load(runs["sinusoidal"] / "predictions_test.npz")["embeddings"]
+    expected = np.load(runs[kind] / "predictions_test.npz")["embeddings"]
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -24,11 +24,15 @@
 # papermill 01_preprocess_sc_data.ipynb out.ipynb -p config configs/preprocess/<yours>.yaml
 # ```
 #
+# Any key of the config can be set beside it, to encode the same cells by another tokenizer for
+# instance: `-y "overrides: ['name=my_values', 'tokenizer={kind: gene_values}']"`.
+#
 # The work is done by the functions in `dataset/`; this notebook calls them and shows what they
 # did. A folder that was already encoded from the same cells and config is kept as it is.
 
 # %% tags=["parameters"]
 config = "configs/preprocess/baron_human_rank.yaml"
+overrides = []  # such as ["tokenizer.n_tokens=512"]
 overwrite = False
 
 # %%
@@ -47,7 +51,7 @@ from evaluation import preprocessing_plots as plots
 from evaluation.cell_map import add_components, draw_map
 
 set_matplotlib_formats("png")  # shows a figure also where no backend is chosen
-settings = PreprocessConfig.load(config)
+settings = PreprocessConfig.load(config, overrides)
 print(settings.to_yaml())
 
 # %% [markdown]

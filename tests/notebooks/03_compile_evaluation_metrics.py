@@ -44,7 +44,7 @@ from IPython.display import Markdown, display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from evaluation import comparison_plots as plots
-from evaluation import embedding_plots, fold_scores, over_sets, results
+from evaluation import embedding_plots, fold_scores, languages, over_sets, results
 from evaluation.compare import compare_runs
 from evaluation.embedding import embedded_cells, embedded_runs, separation
 from evaluation.markdown import escape
@@ -118,6 +118,18 @@ for comparison in comparisons:
 for comparison in comparisons:
     display(results.difference_summary(comparison))
     display(plots.differences(comparison) or "nothing to compare with the best baseline")
+
+# %% [markdown]
+# ## Which way of turning a cell into tokens
+#
+# Where networks of several tokenizers were trained: those that went through the train cells as
+# often as the best on val, the first, pretraining included. Look for a difference whose interval
+# leaves out 0.
+
+# %%
+for comparison in comparisons:
+    if len(found := languages.language_summary(comparison)):
+        display(found)
 
 # %% [markdown]
 # ## Type by type
@@ -197,5 +209,5 @@ command = (
 )
 written = results.write_results(comparisons, output, command)
 print("written:", *written)
-for sentence in verdicts(comparisons):
+for sentence in [*verdicts(comparisons), *languages.language_verdicts(comparisons)]:
     display(Markdown(f"**{escape(sentence)}**"))

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,16 +8,18 @@ from dataset.vocabulary import N_SPECIALS, Vocabulary
 from models.rank_transformer import RankTransformerConfig
 from tests import made_up
 from training import init_from as module
-from training.init_from import init_from, shared_rows
+from training.config import OptimConfig
+from training.init_from import check_held_out, init_from, shared_rows
 
 
 class OtherRun:
     """Stands for a finished run of a network with other genes."""
 
     is_network = True
+    metrics = {"init_from": {"epochs": 3}}
 
     def __init__(self, model, gene_ids):
-        self.config = type("Config", (), {"model": model.network.config})
+        self.config = SimpleNamespace(model=model.network.config, optim=OptimConfig(max_epochs=4))
         self.facts = made_up.facts()
         object.__setattr__(self.facts, "vocabulary", Vocabulary(gene_ids, gene_ids))
         self.arrays = {name: t.numpy().copy() for name, t in model.state_dict().items()}
@@ -71,6 +75,7 @@ def test_weights_come_by_name_and_genes_by_id(small, monkeypatch):
     n = len(before)
     assert (report["copied"], report["n_weights"]) == (n, n)
     assert (report["genes_matched"], report["n_genes"]) == (14, 17)
+    assert report["epochs"] == 7
     assert report["not_found"] == report["other_shape"] == []
 
 
@@ -97,3 +102,37 @@ def test_a_run_that_nothing_can_come_from_is_refused(small, monkeypatch):
     run.is_network = False
     with pytest.raises(module.ConfigError, match="expected the run of a network"):
         init_from(small(0), "runs/other", made_up.facts())
+
+
+def meta(cells="cells", split="split", files=("file",)):
+    hashes = {"data_sha256": cells, "split_sha256": split}
+    return hashes | {"source": {"files": [{"sha256": name} for name in files]}}
+
+
+def held_out(monkeypatch, of_run, test):
+    """Check cells "a" and "b" as test against a run with those test cells; None: test: false."""
+
+    def predictions(split):
+        assert split == "test"
+        return SimpleNamespace(cell_names=np.array(test))
+
+    run = SimpleNamespace(
+        metrics=of_run, meta=of_run, config=SimpleNamespace(test=test is not None),
+        predictions=predictions,
+    )  # fmt: skip
+    monkeypatch.setattr(module, "Run", lambda path: run)
+    split = SimpleNamespace(cell_names=np.array(["a", "b"]))
+    data = SimpleNamespace(meta=meta(), path="data/cells", split={"test": split}.get)
+    check_held_out("runs/other", data)
+
+
+def test_weights_that_have_seen_a_test_cell_are_refused(monkeypatch):
+    held_out(monkeypatch, meta(), None)  # the same split
+    held_out(monkeypatch, meta(split="other"), ["b", "c", "a"])
+    held_out(monkeypatch, meta(cells="other", files=["another"]), ["c"])
+    said = "1 of the 2 test cells of data/cells, such as a, are no test cells of runs/other, which"
+    for of_run in (meta(split="other"), meta(cells="unlabeled", files=["more", "file"])):
+        with pytest.raises(module.ConfigError, match=said):
+            held_out(monkeypatch, of_run, ["b", "c"])
+    with pytest.raises(module.ConfigError, match="with test: false it has none; train that run"):
+        held_out(monkeypatch, meta(split="other"), None)

@@ -72,6 +72,26 @@ def test_inside_the_block_the_model_has_the_average_and_its_own_tensors(network)
         assert np.array_equal(found.numpy(), expected)
 
 
+def test_running_statistics_are_averaged_like_weights():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    network.register_buffer("constant", torch.ones(1), persistent=False)  # no checkpoint has it
+    average = start_average(network)
+    assert average.keys() == network.state_dict().keys() - {"1.num_batches_tracked"}
+    expected = network[1].running_mean.numpy().copy()
+    for step in range(1, 21):
+        network(torch.randn(8, 3))
+        update_average(average, network, step, 0.7)
+        kept = min(0.7, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * network[1].running_mean.numpy()
+    np.testing.assert_allclose(average["1.running_mean"], expected, atol=1e-6)
+    own = network[1].running_mean.clone()
+    with averaged(average, network):
+        np.testing.assert_allclose(network[1].running_mean, expected, atol=1e-6)
+    assert torch.equal(network[1].running_mean, own)
+    assert (own - average["1.running_mean"]).abs().max() > 1e-3
+
+
 def test_frozen_weights_have_no_average_of_their_own(network):
     network[0].requires_grad_(False)
     assert start_average(network).keys() == {"1.weight", "1.bias", "2.weight", "2.bias"}
