@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from dataset.store.encoded_folder import EncodedSplit
 
 NOT_PER_TOKEN = {
-    "offsets", "lengths", "library_size", "labels", "conditions", "cell_index", "positions",
-    "sets",
+    "offsets", "lengths", "library_size", "original_library_size", "labels", "conditions",
+    "cell_index", "positions", "sets",
 }  # fmt: skip
 # Cells of a split that are computed at once, by their index in it: (b,), or whole sets of them.
 BatchRows = NDArray[np.int64] | list[NDArray[np.int64]]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from dataset.batches import flat
 from dataset.choose_cells import categories, condition_codes, read_positions
@@ -162,6 +162,17 @@ def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> Gen
             "of its first column.)"
         )
     return match
+
+
+def take(cells: Cells, genes: QueryGenes, rows: NDArray[np.int64]) -> Profile:
+    """Read some cells in the genes of a vocabulary; ``rows`` are those of the query, ascending."""
+    parts, sizes = [], []
+    for first, block in cells.blocks():
+        here = rows[(rows >= first) & (rows < first + block.shape[0])] - first
+        counts, size = block[here], np.asarray(block[here].sum(axis=1), dtype=np.float64).ravel()
+        parts.append(genes.align((counts, size))[0])
+        sizes.append(size)
+    return csr_matrix(vstack(parts, "csr")), np.concatenate(sizes)
 
 
 def read_obs(model: TrainedModel, cells: Cells, messages: list[str]) -> QueryObs:

@@ -25,7 +25,12 @@ Draw = Callable[[int], Tensor]
 N_STREAMS = 100  # of each objective that hides: those beside it draw from others
 # What objectives hide of a batch, and where it stands in the batch as it was before any did
 ORIGINAL_TOKENS, ORIGINAL_COUNTS = "original_token_ids", "original_counts"
-ORIGINALS = {"token_ids": ORIGINAL_TOKENS, "counts": ORIGINAL_COUNTS, "values": "original_values"}
+ORIGINALS = {
+    "token_ids": ORIGINAL_TOKENS,
+    "counts": ORIGINAL_COUNTS,
+    "values": "original_values",
+    "library_size": "original_library_size",
+}
 
 
 class Bank(NamedTuple):
@@ -34,6 +39,13 @@ class Bank(NamedTuple):
     embeddings: Tensor  # (m, d) float16
     labels: Tensor  # (m,) int64, all labeled; -1 where no train cell is
     cell_index: Tensor  # (m,) int64, of the cell in the train split, as in ``Batch``
+
+
+class Decoded(NamedTuple):
+    """Negative binomials of the counts of ``b`` cells, for all ``g`` genes of the vocabulary."""
+
+    log_share: Tensor  # (b, g), log of the mean count as a share of the cell's; sums to 1
+    log_theta: Tensor  # (g,), log of the inverse dispersion
 
 
 class Objective(Config):
@@ -47,11 +59,14 @@ class Objective(Config):
         Whether it changes what the network is shown: ``hide`` is called, for val and test too.
     is_scored
         Whether it predicts something, which is scored on val and can choose an epoch.
+    decodes
+        Whether it says how many counts each gene has in a cell, by ``decode``.
     """
 
     reads_tokens: ClassVar[bool] = False
     hides: ClassVar[bool] = False
     is_scored: ClassVar[bool] = True
+    decodes: ClassVar[bool] = False
     kind: str
     weight: float = Field(default=1.0, gt=0, description="of its loss among the objectives'")
 
@@ -101,6 +116,10 @@ class Objective(Config):
         objectives predict under one name is their mean.
         """
         return {}
+
+    def decode(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Decoded:
+        """Return how many counts each gene of each cell is expected to have."""
+        raise NotImplementedError
 
     def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
         """Return the scores of a split's predictions, by name; not those of ``probabilities``."""

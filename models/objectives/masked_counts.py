@@ -10,6 +10,11 @@ the evidence lower bound of a denoising autoencoder, in nats a gene. Deliberate 
 - the divergence costs nothing up to ``free_nats`` a cell (Kingma et al. 2016, section C.8), as
   there, but is not weighted beyond its place in the bound
 - a batch that the decoder does not know is the mean of those it knows
+- what is hidden is gone from the cell's library size too, as it is of cells that lack those genes
+
+To impute genes that other cells do not measure, such as the cells of a tissue of which a panel of
+genes was counted, ``measured_genes`` hides of every train cell what they lack
+(``evaluation/impute.py``).
 
 A hidden gene's token becomes ``<mask>``: a network that reads tokens sees how many there are. A
 cell's genes beyond the end of its row count as not detected: encode with as many tokens as a cell
@@ -18,6 +23,7 @@ has genes. So do those that ``augment.token_dropout`` left out of a train cell: 
 Legend: ``b`` cells, ``n`` tokens of all cells, ``g`` genes, ``v`` vocabulary, ``z`` latent width.
 """
 
+from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
@@ -28,11 +34,19 @@ from torch import Tensor, nn
 from configs.base import ConfigError
 from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
-from dataset.vocabulary import N_SPECIALS
+from dataset.vocabulary import N_SPECIALS, Vocabulary
 from models.gaussian_mixture import GaussianMixture
 from models.negative_binomial import nll_of_counts, nll_of_zero
 from models.network import Encoded, Network
-from models.objectives.base import Draw, Objective, check_genes, mask_genes, original_of
+from models.objectives.base import (
+    Decoded,
+    Draw,
+    Objective,
+    check_genes,
+    mask_genes,
+    original_of,
+)
+from models.ranked_tokens import segments_of
 
 # Added to the log-variance of a posterior, which would start as wide as the prior: the decoder
 # would hear too little of the cell to learn from it, and the divergence be paid for nothing.
@@ -45,6 +59,11 @@ class MaskedCountsConfig(Objective):
 
     kind: Literal["masked_counts"] = "masked_counts"
     hidden_fraction: float = Field(default=0.25, gt=0, lt=1, description="genes of a cell hidden")
+    measured_genes: tuple[str, ...] | None = Field(
+        default=None,
+        description="ids or symbols of the genes of a panel, for a network that is to impute the "
+        "others: those are hidden from it always, and of the panel's hidden_fraction; null: all",
+    )
     d_latent: int = Field(default=32, ge=1)
     n_components: int = Field(default=16, ge=1, description="of the latent's mixture prior")
     free_nats: float = Field(
@@ -56,6 +75,7 @@ class MaskedCountsConfig(Objective):
         "the encoded folder, so that the latent need not know it; null: none",
     )
     hides: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
 
     def head(self, network: Network, dropout: float, facts: DataFacts) -> "CountDecoder":
         """Return the latent and its decoder."""
@@ -69,30 +89,42 @@ class MaskedCountsConfig(Objective):
         return CountDecoder(self, network.d_model, dropout, facts)
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
-        """Replace tokens by ``<mask>`` without their counts."""
+        """Replace tokens by ``<mask>`` without their counts, which leave the library size too."""
         original = original_of(batch)
-        is_hidden = (original["token_ids"] >= N_SPECIALS) & (draw(0) < self.hidden_fraction)
-        target = torch.where(is_hidden, original["counts"], -1.0)
-        return cast(Batch, {**mask_genes(batch, is_hidden), TARGET: target})
+        token_ids, counts = original["token_ids"], original["counts"]
+        hidden = hidden_probability(self, facts.vocabulary).to(counts.device)
+        is_hidden = (token_ids >= N_SPECIALS) & (
+            draw(0) < hidden[(token_ids - N_SPECIALS).clamp(min=0)]
+        )
+        library_size = left_of_library(original, torch.where(is_hidden, 0, counts))
+        target = torch.where(is_hidden, counts, -1.0)
+        masked = mask_genes(batch, is_hidden)
+        return cast(Batch, {**masked, "library_size": library_size, TARGET: target})
 
     def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
         """Return the negative evidence lower bound of each cell, in nats a gene, ``(b,)``."""
         assert isinstance(head, CountDecoder)
         latent = head.encode(encoded.cell_embedding)
-        nll = self._hidden_nll(head, latent, batch) / self.hidden_fraction  # of all genes
+        nll = self._nll(head, latent, batch)
         return (nll + latent.divergence.clamp(min=self.free_nats)) / head.n_genes
 
     def predict(self, encoded: Encoded, head: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the latent's mean, the probability of each component, and the two losses."""
         assert isinstance(head, CountDecoder)
         latent = head.encode(encoded.cell_embedding)
-        nll = self._hidden_nll(head, latent, batch) / (self.hidden_fraction * head.n_genes)
+        nll = self._nll(head, latent, batch) / head.n_genes
         return {
             "masked_counts_latent": latent.mean,
             "masked_counts_component": latent.assignment,
             "masked_counts_nll": nll,
             "masked_counts_divergence": latent.divergence,
         }
+
+    def decode(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Decoded:
+        """Return the decoder's negative binomials at the mean of the latent."""
+        assert isinstance(head, CountDecoder)
+        latent = head.encode(encoded.cell_embedding)
+        return Decoded(head.log_share(latent.mean, batch), head.log_theta[N_SPECIALS:])
 
     def score(self, predictions: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
         """Return the loss, and its part that is not the prior's: both in nats, means over cells.
@@ -104,24 +136,63 @@ class MaskedCountsConfig(Objective):
             "masked_counts_divergence": float(predictions["masked_counts_divergence"].mean()),
         }
 
-    def _hidden_nll(self, head: "CountDecoder", latent: "Latent", batch: Batch) -> Tensor:
-        """Negative log-likelihood of the hidden genes of each cell, ``(b,)``.
+    def _nll(self, head: "CountDecoder", latent: "Latent", batch: Batch) -> Tensor:
+        """Negative log-likelihood of all genes of each cell, ``(b,)``, from the hidden ones.
 
-        All genes without a count are hidden by ``hidden_fraction``.
+        Each hidden gene stands for as many as are not hidden: it counts by the inverse of its
+        probability. All genes without a count are hidden by theirs, and count once.
         """
-        log_mean = head.decode(latent.sample, batch)  # (b, g)
+        original = original_of(batch)
+        size = original["library_size"][:, :1].clamp(min=1)
+        log_mean = head.log_share(latent.sample, batch) + size.log()  # (b, g)
         log_theta = head.log_theta[N_SPECIALS:]
         of_zero = nll_of_zero(log_mean, log_theta).sum(dim=1)
-        token_ids = original_of(batch)["token_ids"]
-        (token,) = torch.nonzero(token_ids >= N_SPECIALS, as_tuple=True)
-        cell, gene = cell_of_token(batch)[token], token_ids[token] - N_SPECIALS
+        (token,) = torch.nonzero(original["token_ids"] >= N_SPECIALS, as_tuple=True)
+        cell, gene = cell_of_token(batch)[token], original["token_ids"][token] - N_SPECIALS
         target = cast("dict[str, Tensor]", batch)[TARGET][token]
         of_gene = log_mean[cell, gene], log_theta[gene]
         of_zero = of_zero.index_add(0, cell, -nll_of_zero(*of_gene))  # these were detected
         hidden = target >= 0
         of_gene = of_gene[0][hidden], of_gene[1][hidden]
-        of_count = nll_of_counts(target[hidden], *of_gene)
-        return (self.hidden_fraction * of_zero).index_add(0, cell[hidden], of_count)
+        of_count = nll_of_counts(target[hidden], *of_gene) / head.hidden_probability[gene[hidden]]
+        return of_zero.index_add(0, cell[hidden], of_count)
+
+
+@lru_cache(maxsize=8)
+def hidden_probability(config: MaskedCountsConfig, vocabulary: Vocabulary) -> Tensor:
+    """Return the probability by which each gene of a cell is hidden, ``(g,)``.
+
+    Raises
+    ------
+    ConfigError
+        If no gene would ever be shown.
+    """
+    hidden = torch.full((vocabulary.n_genes,), config.hidden_fraction)
+    if config.measured_genes is not None:
+        measured = vocabulary.match(config.measured_genes).columns
+        if not (measured >= 0).any():
+            raise ConfigError(
+                f"objectives: masked_counts: none of the {len(measured)} measured_genes is a gene "
+                f"of the encoded folder, which has such as {', '.join(vocabulary.gene_ids[:5])}; "
+                "name genes as it does"
+            )
+        shown = torch.zeros(len(hidden), dtype=torch.bool)
+        shown[measured[measured >= 0]] = True
+        hidden[~shown] = 1
+    return hidden
+
+
+def left_of_library(batch: Batch, shown: Tensor) -> Tensor:
+    """Return the library sizes, ``(b, s)``, of cells of which these counts, ``(n,)``, are shown.
+
+    Counts that are in no token are shown in the same proportion.
+    """
+    size = batch["library_size"]
+    segment = segments_of(batch["token_ids"]).clamp(max=size.shape[1] - 1)
+    place = cell_of_token(batch) * size.shape[1] + segment
+    zeros = torch.zeros_like(size).flatten()
+    before, after = (zeros.index_add(0, place, c).view_as(size) for c in (batch["counts"], shown))
+    return size * after / before.clamp(min=1)
 
 
 class Latent(NamedTuple):
@@ -136,6 +207,7 @@ class Latent(NamedTuple):
 class CountDecoder(nn.Module):
     """The latent of a cell embedding, and two layers from there to the mean of each gene."""
 
+    hidden_probability: Tensor  # (g,), of each gene in training
     by_gene = ("to_genes.weight", "to_genes.bias", "log_theta")
 
     def __init__(
@@ -143,6 +215,8 @@ class CountDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.n_genes, d = facts.vocabulary.n_genes, d_model
+        hidden = hidden_probability(config, facts.vocabulary)
+        self.register_buffer("hidden_probability", hidden.clone(), persistent=False)
         self.to_posterior = nn.Linear(d, 2 * config.d_latent)
         self.prior = GaussianMixture(config.n_components, config.d_latent)
         key = config.batch_key
@@ -168,12 +242,14 @@ class CountDecoder(nn.Module):
             self.prior.divergence(divergences),
         )
 
-    def decode(self, latent: Tensor, batch: Batch) -> Tensor:
-        """Return the log of each gene's mean count, ``(b, g)``, for these latents ``(b, z)``."""
+    def log_share(self, latent: Tensor, batch: Batch) -> Tensor:
+        """Return the log of each gene's share of the cell's mean count, ``(b, g)``.
+
+        For these latents ``(b, z)``.
+        """
         told = self._batch_vector(batch)
         x = self.layers(self.from_latent(latent) + told) + told
-        share = self.to_genes(x).float()[:, N_SPECIALS:].log_softmax(dim=1)
-        return share + batch["library_size"][:, :1].clamp(min=1).log()
+        return self.to_genes(x).float()[:, N_SPECIALS:].log_softmax(dim=1)
 
     def _batch_vector(self, batch: Batch) -> Tensor | float:
         """Return what the decoder is told of each cell's batch, ``(b, d)``; 0: nothing."""

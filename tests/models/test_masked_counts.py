@@ -6,11 +6,12 @@ from sklearn.metrics import adjusted_rand_score
 
 from configs.base import ConfigError
 from dataset.batches import Batch
-from dataset.vocabulary import CLS, N_SPECIALS
+from dataset.vocabulary import CLS, N_SPECIALS, SEP
 from models.cellplm import CellPLMConfig
 from models.network import Encoded
-from models.objectives.base import ORIGINAL_TOKENS, with_original
-from models.objectives.masked_counts import NARROW, TARGET, MaskedCountsConfig
+from models.objectives.base import ORIGINAL_TOKENS, original_of, with_original
+from models.objectives.masked_counts import NARROW, TARGET, MaskedCountsConfig, left_of_library
+from models.objectives.whole_cell import expression_of_genes
 from models.residual_mlp import ResidualMLPConfig
 from tests.made_up import facts, learner
 from training.counter_random import draw_for
@@ -49,7 +50,9 @@ def counts(rng):
 
 def test_a_share_of_the_genes_loses_its_counts(rng):
     batch = batch_of(rng.poisson(2.0, (300, N_GENES)))
-    hidden = MaskedCountsConfig(hidden_fraction=0.3).hide(batch, draw_for(batch, 5), facts())
+    known = facts(**SIZES)
+    objective, batch = MaskedCountsConfig(hidden_fraction=0.3), with_original(batch)
+    hidden = objective.hide(batch, draw_for(batch, 5), known)
     target = hidden[TARGET]
     assert (target[batch["token_ids"] < N_SPECIALS] == -1).all()
     is_hidden = target >= 0
@@ -58,6 +61,47 @@ def test_a_share_of_the_genes_loses_its_counts(rng):
     assert torch.equal(hidden["counts"][~is_hidden], batch["counts"][~is_hidden])
     is_gene = batch["token_ids"] >= N_SPECIALS
     assert is_hidden.sum() / is_gene.sum() == pytest.approx(0.3, abs=0.02)
+    left = [counts.sum() for counts in hidden["counts"].split(batch["lengths"])]
+    torch.testing.assert_close(hidden["library_size"][:, 0], torch.stack(left))
+    assert torch.equal(original_of(hidden)["library_size"], batch["library_size"])
+
+
+def test_counts_in_no_token_are_hidden_in_proportion():
+    """Of two profiles each has a library size of its own."""
+    batch = {
+        "token_ids": torch.tensor([CLS, 4, 5, SEP, 4, 6]),
+        "counts": torch.tensor([0.0, 6, 2, 0, 5, 5]),
+        "offsets": torch.tensor([0, 6]),
+        "library_size": torch.tensor([[16.0, 10.0]]),  # half of the first is in no token
+    }
+    shown = torch.tensor([0.0, 6, 0, 0, 0, 5])
+    assert left_of_library(batch, shown).tolist() == [[12.0, 5.0]]
+    nothing = batch | {"counts": torch.zeros(6)}
+    assert left_of_library(nothing, torch.zeros(6)).tolist() == [[0.0, 0.0]]
+
+
+def test_of_a_panel_the_other_genes_are_always_hidden(rng):
+    counts = rng.poisson(2.0, (300, N_GENES))
+    panel = ("gene3", "gene7", "gene8", "of another species")
+    objective = MaskedCountsConfig(hidden_fraction=0.4, measured_genes=panel)
+    model = learner(ResidualMLPConfig(d_model=8), [objective], **SIZES).eval()
+    batch = batch_of(counts)
+    hidden = model.hide(batch, draw_for(batch, 5))
+    is_shown, gene = hidden["counts"] > 0, batch["token_ids"] - N_SPECIALS
+    assert set(gene[is_shown].tolist()) == {3, 7, 8}
+    assert is_shown.sum() / torch.isin(gene, gene[is_shown]).sum() == pytest.approx(0.6, abs=0.06)
+    weight = 1 / model.heads["masked_counts"].hidden_probability
+    assert weight[[3, 4, 8]].tolist() == pytest.approx([2.5, 1, 2.5])
+    unknown = MaskedCountsConfig(measured_genes=("of another species",))
+    with pytest.raises(ConfigError, match="none of the 1 measured_genes is a gene"):
+        learner(ResidualMLPConfig(d_model=8), [unknown], **SIZES)
+
+
+def test_another_objective_still_has_the_whole_cell(counts):
+    batch, objective = with_original(batch_of(counts)), MaskedCountsConfig(hidden_fraction=0.6)
+    hidden = objective.hide(batch, draw_for(batch, 5), facts(**SIZES))
+    expected = np.log1p(counts * (10_000 / counts.sum(axis=1, keepdims=True)))
+    np.testing.assert_allclose(expression_of_genes(hidden, N_GENES), expected, rtol=1e-5)
 
 
 def test_the_loss_is_the_bound_in_nats_a_gene(counts):
@@ -77,7 +121,7 @@ def test_the_loss_is_the_bound_in_nats_a_gene(counts):
     told = told[[0, 1, 2, 0, 1, 2, 0, 1]]
     x = head.layers(head.from_latent(latent.mean) + told) + told
     share = head.to_genes(x)[:, N_SPECIALS:].softmax(dim=1)
-    mean = (share * batch["library_size"]).detach().numpy()
+    mean = share.detach().numpy() * counts.sum(axis=1, keepdims=True)
     theta = head.log_theta[N_SPECIALS:].exp().detach().numpy()
     nll = -nbinom.logpmf(counts, theta, theta / (theta + mean))
     weight = np.where(counts > 0, 0.0, 0.4)
@@ -104,6 +148,7 @@ def test_the_mean_over_draws_is_the_likelihood_of_all_genes(counts):
             for i in range(400)
         ]
         everything = objective.model_copy(update={"hidden_fraction": 1.0})
+        head.hidden_probability.fill_(1)
         whole = everything.hide(with_original(batch), draw_for(batch, 0), model.facts)
         expected = everything.loss(encoded, head, whole)
     torch.testing.assert_close(torch.stack(draws).mean(dim=0), expected, rtol=0.05, atol=0)
