@@ -5,7 +5,7 @@ Expression is log1p of counts per 10,000 counts of the genes that are shown, of 
 what is predicted: nobody is told how many counts were hidden. Of a decoder's negative binomial for
 a gene's count the expected log expression is taken, as baselines are means of log expression too:
 the logarithm of the mean count would be larger. The genes that are hidden are in no token: a
-network that reads tokens was trained with ``<mask>`` in their place, and is at a disadvantage here.
+network that reads tokens was trained with ``<mask>`` in their place, and does worse here.
 
 Legend: ``n`` cells, ``g`` genes of the vocabulary, ``m`` genes of cells that are to be predicted.
 """
