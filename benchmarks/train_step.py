@@ -88,7 +88,10 @@ def make_model(
     )
     genes = tuple(f"gene{i}" for i in range(n_vocabulary - N_SPECIALS))
     names = [f"type{i}" for i in range(n_classes)]
-    facts = DataFacts(Vocabulary(genes, genes), names, row_length, n_segments=1, learned={})
+    facts = DataFacts(
+        Vocabulary(genes, genes), names, row_length, n_segments=1, learned={},
+        tokenizer={"kind": "rank"},
+    )  # fmt: skip
     return Learner(config, [ClassifyConfig(d_hidden=16)], facts)
 
 
