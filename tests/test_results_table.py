@@ -1,5 +1,6 @@
 """``make results``: which sets, models and seeds it runs, as its dry run prints them."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -25,7 +26,10 @@ HISTORIES = {"worm_embryo_batch_history", "worm_embryo_batch_shuffled"}
 
 def dry_run(cells: Path, *words: str) -> str:
     command = ["make", "--dry-run", "--always-make", "results", f"CELLS={cells}", *words]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    # Not with the variables of the make that runs this test, such as another VENV.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=env)
+    return done.stdout
 
 
 def trainings(said: str) -> list[dict[str, str]]:
