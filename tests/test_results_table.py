@@ -27,7 +27,8 @@ HISTORIES = {"worm_embryo_batch_history", "worm_embryo_batch_shuffled"}
 def dry_run(cells: Path, *words: str) -> str:
     command = ["make", "--dry-run", "--always-make", "results", f"CELLS={cells}", *words]
     # Not with the variables of the make that runs this test, such as another VENV.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    ours = ("MAKE", "MFLAGS", "PYTHON", "VENV")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=env)
     return done.stdout
 
