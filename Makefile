@@ -128,8 +128,10 @@ COMMITTEE := logistic_regression gradient_boosting $(SEEDS:%=transformer_seed%) 
 
 comma := ,
 empty :=
-train = 02_train_model.py data=data/$* runs_dir=runs/results/$* tracking.group=$* --config
-members = [$(subst $(empty) $(empty),$(comma),$(strip $(COMMITTEE:%=runs/results/$*/%)))]
+train_on = 02_train_model.py data=data/$(1) runs_dir=runs/results/$* tracking.group=$* --config
+train = $(call train_on,$*)
+members = [$(subst $(empty) $(empty),$(comma),$(strip $(1:%=runs/results/$*/%)))]
+committee = $(BIN)/python $(train) configs/train/committee_$(NAME).yaml name=$(1) 'model.members=$(call members,$(2))'
 
 results: runs/results/RESULTS.md
 	@echo
@@ -152,7 +154,7 @@ $(SETS:%=runs/results/%/finished): runs/results/%/finished: $(BOOKS)/01_%.ipynb
 	set -e; for seed in $(SEEDS); do \
 		$(BIN)/python $(train) $(NETWORK) name=transformer_seed$$seed seed=$$seed; \
 		$(BIN)/python $(train) $(NETWORK) name=mlp_seed$$seed seed=$$seed $(WITHOUT_ATTENTION); done
-	$(BIN)/python $(train) configs/train/committee_$(NAME).yaml name=committee 'model.members=$(members)'
+	$(call committee,committee,$(COMMITTEE))
 	touch $@
 
 $(SETS:%=runs/results/%/compared): runs/results/%/compared: runs/results/%/finished $(COMPARATORS_READY)
@@ -167,9 +169,7 @@ $(BOOKS)/01_%_values.ipynb: configs/preprocess/%.yaml $(BOOKS)/01_%.ipynb
 $(BOOKS)/01_%_log1p.ipynb: configs/preprocess/%.yaml $(BOOKS)/01_%.ipynb
 	$(call papermill,01_preprocess_sc_data.ipynb,$@,-p config $< -y "overrides: ['name=$*_log1p'$(comma) 'tokenizer={kind: gene_values$(comma) values: log1p}']")
 
-train_on = 02_train_model.py data=data/$(1) runs_dir=runs/results/$* tracking.group=$* --config
 VALUES := configs/train/scgpt_$(NAME).yaml
-committee = $(BIN)/python $(train) configs/train/committee_$(NAME).yaml name=$(1) 'model.members=[$(subst $(empty) $(empty),$(comma),$(2:%=runs/results/$*/%))]'
 
 $(SETS:%=runs/results/%/languages): runs/results/%/languages: $(BOOKS)/01_%_values.ipynb runs/results/%/finished
 	set -e; for seed in $(SEEDS); do \

@@ -11,7 +11,6 @@ cells (``evaluation/hidden_baselines.py``). Writes the scores, beside them the c
 gene, ``scores_genes.csv``, and its figure, ``scores.png``.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,11 +21,13 @@ from scipy.sparse import csr_matrix
 from configs.user_error import UserError
 from dataset.store.encoded_folder import EncodedFolder
 from evaluation.annotated_file import AnnotationError
+from evaluation.command_line import command_line
 from evaluation.hidden_baselines import baselines
 from evaluation.hidden_genes import check_decodes, decode, hide
 from evaluation.hidden_plot import draw
 from evaluation.hidden_scores import DECODER, Judged, judge
 from evaluation.trained_model import TrainedModel
+from evaluation.trained_on import trained_on
 
 MAX_TRAIN_CELLS = 5000
 
@@ -34,6 +35,7 @@ MAX_TRAIN_CELLS = 5000
 def denoise(
     run: str | Path,
     *,
+    data: str | None = None,
     fraction: float = 0.2,
     max_cells: int = 1000,
     seed: int = 0,
@@ -45,6 +47,8 @@ def denoise(
     ----------
     run
         Folder of a finished run whose objectives decode counts.
+    data
+        The encoded folder that it was trained on; None: where it was.
     fraction
         Of the genes of a cell that are hidden.
     max_cells
@@ -63,35 +67,23 @@ def denoise(
         raise AnnotationError(f"fraction: found {fraction}; expected one between 0 and 1")
     model = TrainedModel(run, device=device, needs_classes=False)
     check_decodes(model)
-    data, rng = open_data(model), np.random.default_rng(seed)
-    split = data.split(model.run.splits[-1])
+    folder, rng = trained_on(model.run, data), np.random.default_rng(seed)
+    split = folder.split(model.run.splits[-1])
     rows = np.sort(rng.permutation(len(split))[:max_cells])
-    n_genes = data.vocabulary.n_genes
+    n_genes = folder.vocabulary.n_genes
 
     def hiding(n_cells: int) -> NDArray[np.bool_]:
         return rng.random((n_cells, n_genes), dtype=np.float32) >= fraction
 
-    counts = data.counts(np.asarray(split.rows)[rows])
+    counts = folder.counts(np.asarray(split.rows)[rows])
     cells = hide(counts, hiding(len(rows)))
     positions = None if split.positions is None else np.asarray(split.positions)[rows]
     cells = cells.told(np.maximum(split.conditions[rows], -1), positions)
-    others = baselines(train_counts(data, rng), hiding, rng)
+    others = baselines(train_counts(folder, rng), hiding, rng)
     predictions = {DECODER: decode(model, cells)}
     predictions |= {name: method(cells) for name, method in others.items()}
-    names = np.asarray(data.vocabulary.gene_ids)
+    names = np.asarray(folder.vocabulary.gene_ids)
     return judge(cells.cell, cells.gene, cells.truth, predictions, names, seed=seed)
-
-
-def open_data(model: TrainedModel) -> EncodedFolder:
-    """Open the encoded folder that a run was trained on."""
-    data = EncodedFolder(model.config.data)
-    for name in ("data_sha256", "split_sha256"):
-        if data.meta[name] != model.run.metrics[name]:
-            raise AnnotationError(
-                f"{data.path}: was encoded anew since {model.run.path} was trained on it (other "
-                f"{name}); train again, or bring the folder back"
-            )
-    return data
 
 
 def train_counts(data: EncodedFolder, rng: np.random.Generator) -> csr_matrix:
@@ -110,17 +102,13 @@ def write(found: Judged, output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line, denoise, write table and figure."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.denoise",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="folder of a finished run")
+    parser = command_line("evaluation.denoise", __doc__)
     parser.add_argument("output", type=Path, help=".csv to write; the figure is beside it")
+    parser.add_argument("--data", help="its encoded folder, where that has moved")
     parser.add_argument("--fraction", type=float, default=0.2, help="of a cell's genes hidden")
     given = parser.parse_args(arguments)
     try:
-        write(denoise(given.run, fraction=given.fraction), given.output)
+        write(denoise(given.run, data=given.data, fraction=given.fraction), given.output)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

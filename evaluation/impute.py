@@ -14,7 +14,6 @@ genes has no chance. Writes the scores, beside them the correlation of each gene
 ``scores_genes.csv``, and its figure, ``scores.png``.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -24,18 +23,21 @@ from numpy.typing import NDArray
 from configs.user_error import UserError
 from dataset.reading.cells import open_cells
 from evaluation.annotated_file import AnnotationError
-from evaluation.denoise import open_data, train_counts, write
+from evaluation.command_line import command_line
+from evaluation.denoise import train_counts, write
 from evaluation.hidden_baselines import baselines
 from evaluation.hidden_genes import check_decodes, decode, hide
 from evaluation.hidden_scores import DECODER, Judged, judge
 from evaluation.query_cells import QueryGenes, read_obs, take
 from evaluation.trained_model import TrainedModel
+from evaluation.trained_on import trained_on
 
 
 def impute(
     run: str | Path,
     query: str | Path,
     *,
+    data: str | None = None,
     folds: int = 5,
     max_cells: int = 1000,
     counts: str = "auto",
@@ -50,6 +52,8 @@ def impute(
         Folder of a finished run whose objectives decode counts.
     query
         ``.h5ad`` file of cells.
+    data
+        The encoded folder that the run was trained on; None: where it was.
     folds
         Of the genes that run and query share; each is hidden once.
     max_cells
@@ -76,11 +80,11 @@ def impute(
             f"folds: found {folds}, of {len(shared):,} genes that {query} shares with "
             f"{model.run.path}; expected from 2 to half as many as genes"
         )
-    data, obs = open_data(model), read_obs(model, cells, [])
+    folder, obs = trained_on(model.run, data), read_obs(model, cells, [])
     rows = np.sort(rng.permutation(cells.n_cells)[:max_cells])
     profile, _ = take(cells, aligned, rows)
     positions = None if obs.positions is None else obs.positions[rows]
-    train, n_genes = train_counts(data, rng), data.vocabulary.n_genes
+    train, n_genes = train_counts(folder, rng), folder.vocabulary.n_genes
     parts, predicted = [], []
     for fold in np.array_split(rng.permutation(shared), folds):
         shown, wanted = (np.isin(np.arange(n_genes), g) for g in (shared, fold))
@@ -99,24 +103,21 @@ def impute(
         for name in ("cell", "gene", "truth")
     )
     predictions = {name: np.concatenate([p[name] for p in predicted]) for name in predicted[0]}
-    names = np.asarray(data.vocabulary.gene_ids)
+    names = np.asarray(folder.vocabulary.gene_ids)
     return judge(cell, gene, truth, predictions, names, seed=seed)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line, impute, write table and figure."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.impute",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="folder of a finished run")
+    parser = command_line("evaluation.impute", __doc__)
     parser.add_argument("query", help=".h5ad of cells")
     parser.add_argument("output", type=Path, help=".csv to write; the figure is beside it")
+    parser.add_argument("--data", help="the run's encoded folder, where that has moved")
     parser.add_argument("--folds", type=int, default=5, help="of the shared genes")
     given = parser.parse_args(arguments)
     try:
-        write(impute(given.run, given.query, folds=given.folds), given.output)
+        found = impute(given.run, given.query, data=given.data, folds=given.folds)
+        write(found, given.output)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,6 @@ larger and smaller ones, down to each cell by itself.
 Reads the val cells that the run was chosen on.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +18,14 @@ import pandas as pd
 import torch
 
 from configs.user_error import UserError
-from dataset.store.encoded_folder import EncodedFolder, EncodedSplit
+from dataset.store.encoded_folder import EncodedSplit
 from evaluation.annotated_file import AnnotationError
 from evaluation.calibration import apply_temperature
+from evaluation.command_line import command_line
 from evaluation.trained_model import DEVICES, TrainedModel
+from evaluation.trained_on import trained_on
 from training.distributed import Ranks
 from training.predict import predict_cells
-from training.same_run import SAME_CELLS
 from training.updates import Samples, samples_of
 
 SIZES = (1, 16, 64, 256)
@@ -46,7 +46,7 @@ def predict_in_other_sets(
     model
         A network that looks at sets of cells.
     cells
-        Of the folder that it was trained on, such as ``val_cells(model)``.
+        Of the folder that it was trained on, such as ``trained_on(run).split("val")``.
     sizes
         Most cells of a set; the run's own number of them is always tried too.
     n_draws
@@ -95,38 +95,9 @@ def _probabilities(model: TrainedModel, cells: EncodedSplit, sets: list[np.ndarr
     return apply_temperature(found["probabilities"], model.temperature)
 
 
-def val_cells(model: TrainedModel, data: str | None = None) -> EncodedSplit:
-    """Return a run's val cells, from the encoded folder that it was trained on.
-
-    Parameters
-    ----------
-    model
-        The run.
-    data
-        Where the folder is; None: where it was.
-
-    Raises
-    ------
-    AnnotationError, EncodedFolderError
-        If the folder holds other cells, or is not there.
-    """
-    folder = EncodedFolder(data or model.config.data)
-    if other := [key for key in SAME_CELLS if folder.meta[key] != model.run.meta[key]]:
-        raise AnnotationError(
-            f"{folder.path}: is not the folder that {model.run.path} was trained on (another "
-            f"{', '.join(other)}); name that one with --data"
-        )
-    return folder.split("val")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.other_sets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="folder of a finished run")
+    parser = command_line("evaluation.other_sets", __doc__)
     parser.add_argument("--data", help="its encoded folder, where that has moved")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="most cells of a set")
     parser.add_argument("--n-draws", type=int, default=3, help="of sets of each size")
@@ -140,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         model = TrainedModel(given.run, device=given.device)
         table = predict_in_other_sets(
             model,
-            val_cells(model, given.data),
+            trained_on(model.run, given.data).split("val"),
             sizes=given.sizes,
             n_draws=given.n_draws,
             seed=given.seed,

@@ -39,8 +39,9 @@ from evaluation.matched_genes import detection_and_rank, matched_random, medians
 from evaluation.perturbation_plot import draw
 from evaluation.query_cells import Profile
 from evaluation.token_query import TokenQuery
-from evaluation.token_states import cell_means, token_states
+from evaluation.token_states import token_states
 from evaluation.trained_model import TrainedModel
+from models.objectives.base import mean_of_cells
 
 Mode = Literal["delete", "overexpress"]
 STATISTICS = ("gene_shift", "class_shift", "goal_shift")
@@ -139,7 +140,7 @@ def perturb(
     toward = None
     if goal is not None:
         (counts, _), seen = sampled(goal)
-        means = cell_means(seen.states, seen.key // n_genes, counts.shape[0])
+        means = mean_of_cells(seen.states, seen.key // n_genes, counts.shape[0])
         toward = normalize(means.mean(dim=0), dim=0)
     how_seen = detection_and_rank(model, profile)
     how_seen[~np.isin(np.arange(n_genes), before.key % n_genes)] = np.nan  # that it never reads
@@ -272,8 +273,8 @@ def shifts(
     cell = (after.key // n_genes)[remains]
     old, new = before.states[place[remains]], after.states[remains]  # (m, d)
     moved = 1 - cosine_similarity(old, new)
-    old_means, new_means = (cell_means(states, cell, len(rows)) for states in (old, new))
-    per_cell = cell_means(moved[:, None], cell, len(rows))[:, 0]
+    old_means, new_means = (mean_of_cells(states, cell, len(rows)) for states in (old, new))
+    per_cell = mean_of_cells(moved, cell, len(rows))
     found = {"n_cells": len(rows), "gene_shift": float(per_cell.mean())}
     change = np.zeros(0)
     if before.probabilities is not None and after.probabilities is not None:

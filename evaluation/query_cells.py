@@ -164,15 +164,22 @@ def match_genes(model: TrainedModel, cells: Cells, min_match_rate: float) -> Gen
     return match
 
 
-def take(cells: Cells, genes: QueryGenes, rows: NDArray[np.int64]) -> Profile:
-    """Read some cells in the genes of a vocabulary; ``rows`` are those of the query, ascending."""
-    parts, sizes = [], []
+def profiles(
+    cells: Cells, genes: QueryGenes, rows: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], Profile]]:
+    """Yield some cells' rows and their profiles in the run's genes, a block at a time."""
     for first, block in cells.blocks():
-        here = rows[(rows >= first) & (rows < first + block.shape[0])] - first
-        counts, size = block[here], np.asarray(block[here].sum(axis=1), dtype=np.float64).ravel()
-        parts.append(genes.align((counts, size))[0])
-        sizes.append(size)
-    return csr_matrix(vstack(parts, "csr")), np.concatenate(sizes)
+        here = rows[(rows >= first) & (rows < first + block.shape[0])]
+        counts = block[here - first]
+        library_size = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+        yield here, genes.align((counts, library_size))
+
+
+def take(cells: Cells, genes: QueryGenes, rows: NDArray[np.int64]) -> Profile:
+    """Return the profiles of some cells, whose ``rows`` ascend."""
+    found = (profile for _, profile in profiles(cells, genes, rows))
+    counts, library_sizes = zip(*found, strict=True)
+    return csr_matrix(vstack(counts, "csr")), np.concatenate(library_sizes)
 
 
 def read_obs(model: TrainedModel, cells: Cells, messages: list[str]) -> QueryObs:

@@ -7,10 +7,10 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, vstack
 
 from dataset.reading.cells import open_cells
-from evaluation.query_cells import Profile, QueryGenes, read_obs
+from evaluation.command_line import command_line
+from evaluation.query_cells import Profile, QueryGenes, profiles, read_obs, take
 from evaluation.token_states import check_reads_tokens
 from evaluation.trained_model import DEVICES, TrainedModel
 
@@ -63,12 +63,7 @@ class TokenQuery:
     @staticmethod
     def parser(module: str, description: str | None) -> argparse.ArgumentParser:
         """Return a command line of run, query and how to read it; see ``from_command_line``."""
-        parser = argparse.ArgumentParser(
-            prog=f"python -m {module}",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument("run", help="folder of a finished run")
+        parser = command_line(module, description)
         parser.add_argument("query", help=".h5ad of cells")
         parser.add_argument("--counts", default="auto", help="X, raw or a layer")
         parser.add_argument("--gene-map", help="csv of orthologs, of cells of another species")
@@ -97,13 +92,8 @@ class TokenQuery:
 
     def blocks(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Profile]]:
         """Yield some cells' rows and their profiles in the run's genes, a block at a time."""
-        for first, block in self.cells.blocks():
-            here = rows[(rows >= first) & (rows < first + block.shape[0])]
-            counts = block[here - first]
-            library_size = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-            yield here, self._genes.align((counts, library_size))
+        return profiles(self.cells, self._genes, rows)
 
     def take(self, rows: NDArray[np.int64]) -> Profile:
         """Return the profiles of some cells, whose ``rows`` ascend."""
-        counts, library_sizes = zip(*(profile for _, profile in self.blocks(rows)), strict=True)
-        return csr_matrix(vstack(counts, "csr")), np.concatenate(library_sizes)
+        return take(self.cells, self._genes, rows)

@@ -21,6 +21,7 @@ from dataset.vocabulary import N_SPECIALS
 from evaluation.annotated_file import AnnotationError
 from evaluation.trained_model import TrainedModel
 from models.network import Encoded, Network
+from models.objectives.base import mean_of_cells
 
 
 class TokenStates(NamedTuple):
@@ -34,23 +35,7 @@ class TokenStates(NamedTuple):
 
     def cell_means(self) -> Tensor:
         """Return the mean state of each cell's genes, ``(n, d)``; 0 without any."""
-        return cell_means(self.states, self.cell, len(self.rows))
-
-
-def cell_means(states: Tensor, cell: Tensor, n_cells: int) -> Tensor:
-    """Return the mean over the genes of each cell, ``(n_cells, d)``; 0 without any.
-
-    Parameters
-    ----------
-    states
-        Of the genes, ``(m, d)``.
-    cell
-        That each of them is of, ``(m,)``.
-    n_cells
-        Cells, those without genes included.
-    """
-    total = states.new_zeros(n_cells, states.shape[1]).index_add(0, cell, states)
-    return total / torch.bincount(cell, minlength=n_cells).clamp(min=1)[:, None]
+        return mean_of_cells(self.states, self.cell, len(self.rows))
 
 
 def check_reads_tokens(model: TrainedModel) -> None:

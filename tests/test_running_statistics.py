@@ -1,11 +1,11 @@
 """Runs with running statistics, of domains: two processes, a resume, an average, and 04."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from dataset.config import PreprocessConfig
@@ -15,7 +15,7 @@ from dataset.store.encoded_folder import EncodedFolder
 from evaluation.annotate import annotate
 from evaluation.calibration import apply_temperature
 from tests.test_several_processes import weights_of
-from tests.two_processes import load_script, run_on_two, run_until
+from tests.two_processes import load_script, run_alone, run_on_two
 
 STOPPED_IN = 1
 
@@ -66,15 +66,7 @@ def runs(folder) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     script, command = load_script(), f"--config {folder}/config.yaml name="
 
-    def alone(line: str) -> None:
-        epoch, *arguments = line.split()
-        n_threads = torch.get_num_threads()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("OMP_NUM_THREADS", "1")  # as the two have; the script leaves it so
-            torch.set_num_threads(1)
-            assert run_until(script, int(epoch), arguments) in (0, 130)
-        torch.set_num_threads(n_threads)
-
+    alone = partial(run_alone, script)
     alone(f"-1 {command}one")
     alone(f"{STOPPED_IN} {command}one_then_two")
     run_on_two(

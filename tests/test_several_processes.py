@@ -1,16 +1,16 @@
 """What one process computes at once, two give, and parts: they only differ by rounding."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from safetensors.numpy import load_file
 
 from dataset.store.encoded_folder import EncodedFolder
-from tests.two_processes import load_script, run_on_two, run_until
+from tests.two_processes import load_script, run_alone, run_on_two
 from training.tracking import read_metrics
 
 # Sums of float32 in another order, over 12 updates of a learning rate of 3e-3: found were 3e-6.
@@ -49,15 +49,7 @@ def runs(tmp_path_factory, encoded_folder) -> Path:
     path.write_text(yaml.safe_dump(values))
     script, command = load_script(), f"--config {path} name="
 
-    def alone(line: str) -> None:
-        epoch, *arguments = line.split()
-        n_threads = torch.get_num_threads()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("OMP_NUM_THREADS", "1")  # as the two have; the script leaves it so
-            torch.set_num_threads(1)
-            assert run_until(script, int(epoch), arguments) in (0, 130)
-        torch.set_num_threads(n_threads)
-
+    alone = partial(run_alone, script)
     alone(f"-1 {command}one")
     alone(f"-1 {command}one_in_parts {IN_PARTS}")
     alone(f"{STOPPED_IN} {command}one_then_two {IN_PARTS}")

@@ -15,6 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+import torch
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -42,6 +45,20 @@ def run_until(script, epoch: int, arguments: list[str]) -> int:
         return script.main(arguments)
     finally:
         script.train_epoch = train_epoch
+
+
+def run_alone(script, line: str) -> None:
+    """Run the script in this process, on one thread, as each of two does.
+
+    The line is ``<epoch to be stopped in, or -1> <arguments of the script>``.
+    """
+    epoch, *arguments = line.split()
+    n_threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # the script leaves it so
+        torch.set_num_threads(1)
+        assert run_until(script, int(epoch), arguments) in (0, 130)
+    torch.set_num_threads(n_threads)
 
 
 def run_on_two(

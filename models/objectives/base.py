@@ -151,10 +151,11 @@ def mask_genes(batch: Batch, is_masked: Tensor) -> Batch:
     return {**hide_values(batch, is_masked), "token_ids": token_ids}
 
 
-def mean_of_cells(losses: Tensor, cell: Tensor, n_cells: int) -> Tensor:
-    """Average losses, of these cells ``(m,)`` each, over each cell ``(b,)``; 0 without any."""
-    total = losses.new_zeros(n_cells).index_add(0, cell, losses)
-    return total / torch.bincount(cell, minlength=n_cells).clamp(min=1)
+def mean_of_cells(values: Tensor, cell: Tensor, n_cells: int) -> Tensor:
+    """Average values ``(m, ...)``, of these cells ``(m,)``, over each, ``(b, ...)``; 0 of none."""
+    total = values.new_zeros(n_cells, *values.shape[1:]).index_add(0, cell, values)
+    n = torch.bincount(cell, minlength=n_cells).clamp(min=1)
+    return total / n.view(-1, *(1 for _ in values.shape[1:]))
 
 
 def check_classes(kind: str, facts: DataFacts) -> None:

@@ -9,19 +9,11 @@ from dataset.store.checksums import write_checksums
 from evaluation.compare import compare_runs
 from evaluation.languages import corrected, language_summary, language_verdicts, of_one_budget
 from evaluation.results import write_results
+from tests.made_up import LABELS, named
 from training.budget import epochs
 from training.runs import Run
 
-LABELS = np.arange(2000) % 4
 VALUES = {"kind": "gene_values"}
-
-
-def named(n_wrong, start=0):
-    """Return probabilities; so many cells from ``start`` on are named wrong."""
-    classes = LABELS.copy()
-    wrong = np.arange(start, start + n_wrong)
-    classes[wrong] = (classes[wrong] + 1) % 4
-    return 0.94 * np.eye(4)[classes] + 0.015
 
 
 @pytest.fixture

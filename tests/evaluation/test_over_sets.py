@@ -1,13 +1,12 @@
 """The table over several sets, against numbers worked out by hand."""
 
-import numpy as np
 import pytest
 
 from evaluation.compare import compare_runs
 from evaluation.over_sets import not_on_all, ours_verdicts, over_sets, over_sets_summary
 from evaluation.results import write_results
+from tests.made_up import LABELS, named
 
-LABELS = np.arange(2000) % 4
 # Cells, of 500 each type, that a model gets wrong: each wrong name is that of the next type. The
 # errors of a set are spread over the types alike, so that accuracy and macro-F1 are the same.
 WRONG = {
@@ -23,13 +22,6 @@ KIND = {
     "extra": "celltypist",
 }
 SECONDS = {"logreg": 3.0, "knn": 1.0, "net": 50.0, "committee": 54.0, "extra": 9.0}
-
-
-def named(n_wrong, start=0):
-    classes = LABELS.copy()
-    wrong = np.arange(start, start + n_wrong)
-    classes[wrong] = (classes[wrong] + 1) % 4
-    return 0.94 * np.eye(4)[classes] + 0.015
 
 
 @pytest.fixture
