@@ -130,6 +130,13 @@ class NetworkConfig(Config):
                 "position_keys: two obs columns, such as [x, y]"
             )
 
+    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
+        """Return what the last rows of a weight are called, such as the donors.
+
+        ``init_from`` moves those rows by name.
+        """
+        return {}
+
     def build(self, facts: DataFacts) -> Network:
         """Return the network for these data; the sizes of a vocabulary come from there."""
         raise NotImplementedError

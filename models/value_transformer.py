@@ -102,6 +102,18 @@ class ValueTransformerConfig(ExpressionConfig):
                 f"encode again with condition_keys: {list(dict.fromkeys(wanted))}"
             )
 
+    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
+        """Return the names of the conditions that are embedded or normalized by."""
+        found = {
+            f"condition_embeddings.{i}.weight": facts.conditions[key]
+            for i, key in enumerate(self.conditions)
+        }
+        if self.batch_norm_by is not None:
+            statistics = ("running_mean", "running_var", "num_batches_tracked")
+            domains = facts.conditions[self.batch_norm_by]
+            found |= {f"batch_norm.{name}": domains for name in statistics}
+        return found
+
     def encoder_shape(self) -> dict[str, int]:
         """Return the sizes of the encoder, those left out filled in."""
         return {

@@ -1,11 +1,12 @@
 """The weights that training begins with: fitted on the train cells, or those of another run.
 
-Weights of another run are matched by name and shape; those whose rows are tokens, such as gene
-embeddings, row by row through the gene ids, for the two vocabularies may differ. What has no match
-keeps its own initial weights.
+Weights of another run are matched by name and shape; those whose rows belong to genes, classes or
+conditions, such as donors, row by row by these names, for the two runs' may differ. What has no
+match keeps its own initial weights.
 """
 
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from configs.base import ConfigError
 from dataset.batches import Batch, BatchReader, to_device
 from dataset.store.data_facts import DataFacts
 from dataset.store.encoded_folder import EncodedFolder
-from dataset.vocabulary import N_SPECIALS, Vocabulary
 from models.learner import Learner
-from models.network import Network, TrainCells
+from models.network import Network, NetworkConfig, TrainCells
+from models.objectives.base import Objective
 from training.budget import epochs
 from training.clock import Clock
 from training.config import TrainConfig
@@ -65,8 +66,9 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
     Returns
     -------
     A report: ``path``; ``epochs`` of that run's training; ``copied``, how many of the learner's
-    weights have a match; ``n_weights``; ``genes_matched`` and ``n_genes``, of the vocabulary at
-    hand; ``not_found`` and ``other_shape``, names of weights that keep their own initial values.
+    weights have a match, of some rows at least; ``n_weights``; ``genes_matched`` and ``n_genes``,
+    of the vocabulary at hand; ``not_found`` and ``other_shape``, names of weights that keep their
+    own initial values.
 
     Raises
     ------
@@ -82,15 +84,18 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
         )
     theirs = run.weights()
     ours = learner.state_dict()
-    rows, their_rows = shared_rows(facts.vocabulary, run.facts.vocabulary)
+    names = row_names(learner, learner.config, learner.objectives, facts)
+    their_names = row_names(learner, run.config.model, run.config.objectives, run.facts)
     copied, not_found, other_shape = [], [], []
     with torch.no_grad():
         for name, weight in ours.items():
             if name not in theirs:
                 not_found.append(name)
-            elif name in learner.by_gene and theirs[name].shape[1:] == tuple(weight.shape[1:]):
+            elif name in names and theirs[name].shape[1:] == tuple(weight.shape[1:]):
+                n_unnamed = len(weight) - len(names[name])
+                rows, their_rows = shared_rows(names[name], their_names[name], n_unnamed)
                 weight[rows] = torch.from_numpy(theirs[name][their_rows])
-                copied.append(name)
+                (copied if len(rows) else not_found).append(name)
             elif theirs[name].shape == tuple(weight.shape):
                 weight.copy_(torch.from_numpy(theirs[name]))
                 copied.append(name)
@@ -101,19 +106,20 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
             f"init_from: no weight of {path} ({run.config.model.kind}) fits this network; train "
             "with the model settings of that run"
         )
+    genes = facts.vocabulary.gene_ids
     report = {
         "path": str(path),
         "epochs": epochs(run),
         "copied": len(copied),
         "n_weights": len(ours),
-        "genes_matched": len(rows) - N_SPECIALS,
-        "n_genes": facts.vocabulary.n_genes,
+        "genes_matched": len(set(genes) & set(run.facts.vocabulary.gene_ids)),
+        "n_genes": len(genes),
         "not_found": not_found,
         "other_shape": other_shape,
     }
     logger.info(
         "init_from %s: %d of %d weights, %d of %d genes; not copied: %s",
-        path, len(copied), len(ours), report["genes_matched"], facts.vocabulary.n_genes,
+        path, len(copied), len(ours), report["genes_matched"], len(genes),
         ", ".join(not_found + other_shape) or "none",
     )  # fmt: skip
     return report
@@ -148,14 +154,29 @@ def check_held_out(path: str | Path, data: EncodedFolder) -> None:
         )
 
 
-def shared_rows(ours: Vocabulary, theirs: Vocabulary) -> tuple[Tensor, np.ndarray]:
-    """Return the tokens of both vocabularies, as rows of either: special ones, then genes."""
-    row_of = {gene: row for row, gene in enumerate(theirs.gene_ids, start=N_SPECIALS)}
-    pairs = [(row, row) for row in range(N_SPECIALS)]
+def row_names(
+    learner: Learner, model: NetworkConfig, objectives: Iterable[Objective], facts: DataFacts
+) -> dict[str, Sequence[str]]:
+    """Return, by weight of a learner so built, what its last rows are called, where they are."""
+    found: dict[str, Sequence[str]] = dict.fromkeys(learner.by_gene, facts.vocabulary.gene_ids)
+    found |= {f"network.{name}": of for name, of in model.row_names(facts).items()}
+    for objective in objectives:
+        kind = objective.kind
+        found |= {f"heads.{kind}.{name}": of for name, of in objective.row_names(facts).items()}
+    return found
+
+
+def shared_rows(
+    ours: Sequence[str], theirs: Sequence[str], n_unnamed: int
+) -> tuple[Tensor, np.ndarray]:
+    """Return the rows of a name that both have, as rows of either, after the first ``n_unnamed``.
+
+    Those, such as the special tokens, are in both.
+    """
+    row_of = {name: row for row, name in enumerate(theirs, start=n_unnamed)}
+    pairs = [(row, row) for row in range(n_unnamed)]
     pairs += [
-        (row, row_of[gene])
-        for row, gene in enumerate(ours.gene_ids, start=N_SPECIALS)
-        if gene in row_of
+        (row, row_of[name]) for row, name in enumerate(ours, start=n_unnamed) if name in row_of
     ]
-    mine, other = np.array(pairs).T
+    mine, other = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     return torch.from_numpy(mine), other

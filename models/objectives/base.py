@@ -89,6 +89,13 @@ class Objective(Config):
         """
         raise NotImplementedError
 
+    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
+        """Return what the last rows of a weight of the head are called, such as the classes.
+
+        ``init_from`` moves those rows by name.
+        """
+        return {}
+
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Return the cells as the network is to see them, who may lack what others have hidden.
 

@@ -30,6 +30,10 @@ class ClassifyConfig(Objective):
             head.class_weights = balanced_class_weights(facts.class_sizes)
         return head
 
+    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
+        """Return the names of the classes."""
+        return dict.fromkeys(("layers.3.weight", "layers.3.bias"), facts.class_names)
+
     def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of each cell, ``(b,)``."""
         labels = batch["labels"]

@@ -47,6 +47,11 @@ class ConditionAdversaryConfig(Objective):
         column = list(facts.conditions).index(self.condition)
         return Adversary(network.d_model, column, len(facts.conditions[self.condition]))
 
+    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
+        """Return the names of the condition's values."""
+        names = facts.conditions[self.condition]
+        return dict.fromkeys(("layers.6.weight", "layers.6.bias"), names)
+
     def loss(self, encoded: Encoded, head: nn.Module, batch: Batch) -> Tensor:
         """Return the adversary's cross-entropy of each cell, ``(b,)``; 0 where it is unknown."""
         assert isinstance(head, Adversary)

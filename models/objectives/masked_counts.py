@@ -88,6 +88,12 @@ class MaskedCountsConfig(Objective):
             )
         return CountDecoder(self, network.d_model, dropout, facts)
 
+    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
+        """Return the names of the batches that the decoder is told."""
+        if self.batch_key is None:
+            return {}
+        return {"batch_embedding.weight": facts.conditions[self.batch_key]}
+
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Replace tokens by ``<mask>`` without their counts, which leave the library size too."""
         original = original_of(batch)

@@ -15,6 +15,8 @@ from dataset.vocabulary import N_SPECIALS
 from evaluation import denoise, impute
 from evaluation.hidden_genes import decode, hide
 from evaluation.trained_model import TrainedModel
+from evaluation.trained_on import trained_on
+from training.runs import Run
 
 N_CELLS, N_GENES = 320, 40
 
@@ -109,6 +111,30 @@ def test_the_decoder_is_shown_what_is_shown(planted):
     np.testing.assert_array_equal(decode(model, hide(csr_matrix(other), is_shown)), found)
     few = decode(model, hide(counts, is_shown), batch_size=1)  # one set at a time
     np.testing.assert_allclose(few, found, rtol=1e-4)
+
+
+def test_others_learn_from_train_cells_and_all_are_judged_on_test_cells(planted, monkeypatch):
+    run, path = planted
+    seen = {}
+
+    def hiding(counts, is_shown):
+        seen["test"] = counts.toarray()
+        return hide(counts, is_shown)
+
+    def learning(train, draw, rng):
+        seen["train"] = train.toarray()
+        return {}
+
+    monkeypatch.setattr(denoise, "hide", hiding)
+    monkeypatch.setattr(denoise, "baselines", learning)
+    denoise.denoise(run, device="cpu")
+    folder = trained_on(Run(run))
+    genes = TrainedModel(run, device="cpu", needs_classes=False).vocabulary.gene_ids
+    file = ad.read_h5ad(path)
+    for split, found in seen.items():
+        names = folder.split(split).cell_names
+        expected = file[list(names), list(genes)].X.toarray()
+        assert sorted(map(tuple, found)) == sorted(map(tuple, expected)), split
 
 
 def test_what_the_decoder_says_is_the_mean_of_its_distribution(planted):

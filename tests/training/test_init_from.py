@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,7 +6,12 @@ import pytest
 import torch
 
 from dataset.vocabulary import N_SPECIALS, Vocabulary
+from models.learner import Learner
+from models.objectives.classify import ClassifyConfig
+from models.objectives.condition_adversary import ConditionAdversaryConfig
+from models.objectives.masked_counts import MaskedCountsConfig
 from models.rank_transformer import RankTransformerConfig
+from models.value_transformer import ValueTransformerConfig
 from tests import made_up
 from training import init_from as module
 from training.config import OptimConfig
@@ -19,9 +25,10 @@ class OtherRun:
     metrics = {"init_from": {"epochs": 3}}
 
     def __init__(self, model, gene_ids):
-        self.config = SimpleNamespace(model=model.network.config, optim=OptimConfig(max_epochs=4))
-        self.facts = made_up.facts()
-        object.__setattr__(self.facts, "vocabulary", Vocabulary(gene_ids, gene_ids))
+        self.config = SimpleNamespace(
+            model=model.config, objectives=model.objectives, optim=OptimConfig(max_epochs=4)
+        )
+        self.facts = replace(model.facts, vocabulary=Vocabulary(gene_ids, gene_ids))
         self.arrays = {name: t.numpy().copy() for name, t in model.state_dict().items()}
 
     def weights(self):
@@ -44,14 +51,59 @@ def taken_from(monkeypatch, run):
     monkeypatch.setattr(module, "Run", lambda path: run)
 
 
-def test_rows_are_matched_by_gene_and_special_tokens_by_name():
-    ours, theirs = (
-        Vocabulary(("a", "b", "c"), ("", "", "")),
-        Vocabulary(("c", "x", "a"), ("",) * 3),
-    )
-    rows, other = shared_rows(ours, theirs)
-    assert rows.tolist() == [*range(N_SPECIALS), N_SPECIALS, N_SPECIALS + 2]
-    assert other.tolist() == [*range(N_SPECIALS), N_SPECIALS + 2, N_SPECIALS]
+def test_rows_are_matched_by_name_and_those_without_one_by_place():
+    rows, other = shared_rows(("a", "b", "c"), ("c", "x", "a"), 4)
+    assert rows.tolist() == [0, 1, 2, 3, 4, 6]
+    assert other.tolist() == [0, 1, 2, 3, 6, 4]
+    rows, other = shared_rows(("a",), ("b",), 0)
+    assert rows.tolist() == other.tolist() == []
+
+
+def test_classes_and_donors_come_by_name_however_many_there_are(monkeypatch):
+    """Of each run the cells are of other types and donors, in another order."""
+    objectives = [
+        ClassifyConfig(),
+        ConditionAdversaryConfig(condition="donor"),
+        MaskedCountsConfig(batch_key="donor", d_latent=3, n_components=2),
+    ]
+    config = ValueTransformerConfig(
+        d_model=8, n_heads=2, gene_init="random", cls_init="learned", conditions=["sex", "donor"],
+        batch_norm_by="donor",
+    )  # fmt: skip
+    values = {"tokenizer": {"kind": "gene_values", "values": "bins", "n_bins": 5}}
+
+    def learner(seed, classes, donors, **settings):
+        torch.manual_seed(seed)
+        conditions = {"donor": donors, "sex": ["f", "m"]}
+        facts = replace(made_up.facts(conditions=conditions, **values), class_names=classes)
+        return Learner(config.model_copy(update=settings), objectives, facts)
+
+    ours = learner(0, ["alpha", "beta", "delta"], ["d3", "d1"])
+    theirs = learner(1, ["beta", "gamma", "alpha", "acinar"], ["d1", "d2", "d3"],
+                     conditions=["donor", "sex"])  # fmt: skip
+    for name, buffer in theirs.named_buffers():
+        if "batch_norm" in name:
+            buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))
+    taken_from(monkeypatch, OtherRun(theirs, ours.facts.vocabulary.gene_ids))
+    before = {name: t.clone() for name, t in ours.state_dict().items()}
+    report = init_from(ours, "runs/other", ours.facts)
+    after, taken = ours.state_dict(), theirs.state_dict()
+
+    head = "heads.classify.layers.3.weight"
+    assert torch.equal(after[head][[0, 1]], taken[head][[2, 0]])
+    assert torch.equal(after[head][2], before[head][2])
+    for name, first in (
+        ("heads.condition_adversary.layers.6.bias", 0),
+        ("heads.masked_counts.batch_embedding.weight", 0),
+        ("network.batch_norm.running_mean", 1),
+        ("network.batch_norm.num_batches_tracked", 1),
+    ):
+        assert torch.equal(after[name][first:], taken[name][[first + 2, first]]), name
+        assert torch.equal(after[name][:first], taken[name][:first]), name
+    # At this place they had the donors and we have the sexes: only the row of what is unknown fits
+    name = "network.condition_embeddings.0.weight"
+    assert torch.equal(after[name][1:], before[name][1:])
+    assert report["other_shape"] == report["not_found"] == []
 
 
 def test_weights_come_by_name_and_genes_by_id(small, monkeypatch):
