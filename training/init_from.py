@@ -8,7 +8,7 @@ match keeps its own initial weights.
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -85,8 +85,11 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
     theirs = run.weights()
     ours = learner.state_dict()
     names = row_names(learner, learner.config, learner.objectives, facts)
-    their_names = row_names(learner, run.config.model, run.config.objectives, run.facts)
-    copied, not_found, other_shape = [], [], []
+    model = cast(NetworkConfig, run.config.model)
+    their_names = row_names(learner, model, run.config.objectives, run.facts)
+    copied: list[str] = []
+    not_found: list[str] = []
+    other_shape: list[str] = []
     with torch.no_grad():
         for name, weight in ours.items():
             if name not in theirs:
