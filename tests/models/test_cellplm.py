@@ -24,7 +24,7 @@ from models.cellplm import (
 )
 from models.flow_attention import flow_attention
 from models.learner import Learner
-from models.network import TrainCells
+from models.network import CellSets, TrainCells
 from models.objectives.classify import ClassifyConfig
 from tests.made_up import N_GENES, N_TOKENS, facts, network, ragged
 
@@ -141,12 +141,19 @@ def test_it_starts_from_the_train_cells(rng, batch):
     assert given.var(dim=0).mean().item() == pytest.approx(1, abs=1e-4)
 
 
+def test_cells_are_looked_at_with_those_of_their_sample():
+    assert CellPLMConfig(sample_key="field", cells_per_set=7).cell_sets == CellSets("field", 7)
+    assert CellPLMConfig(sample_key=None, cells_per_set=7).cell_sets == CellSets(None, 7)
+
+
 def test_what_it_needs_is_said():
     with pytest.raises(ValueError, match="d_model 18 is not divisible"):
         CellPLMConfig(d_model=18, n_heads=2, sample_key="field")
     config = CellPLMConfig(sample_key="field", cell_position="sinusoidal")
     with pytest.raises(ConfigError, match="needs positions"):
         Learner(config, [ClassifyConfig()], facts(conditions={"field": ["a"]}))
+    with pytest.raises(ConfigError, match="sets of cells by the obs column 'field'"):
+        Learner(config, [ClassifyConfig()], facts(conditions={"donor": ["a"]}))
 
 
 # Of three cells of field fov1 among forty, their first four dimensions.
