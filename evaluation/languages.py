@@ -159,15 +159,12 @@ def _pretraining(comparison: Comparison) -> str:
 
 
 def _committee(comparison: Comparison) -> str:
-    """Compare the best committees of several languages and of one."""
+    """Compare the best committees of several languages and of one, of transformers alone."""
     best: dict[bool, Model] = {}
     for model in comparison.models:
-        languages = {
-            language(member)
-            for member in model.runs[0].members
-            if getattr(member.config.model, "attends", False)
-        }
-        if languages:
+        members = model.runs[0].members
+        languages = {language(member) for member in members}
+        if languages and all(getattr(run.config.model, "attends", False) for run in members):
             best.setdefault(len(languages) > 1, model)
     if len(best) < 2:
         return ""

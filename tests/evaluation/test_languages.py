@@ -158,7 +158,8 @@ def test_a_committee_across_languages_against_one_of_a_single_language(write, wr
     ranks = [write(f"ranks_s{seed}", 0, 100, seed=seed) for seed in range(2)]
     values = write("values", 40, 400, kind="value_transformer", tokenizer=VALUES)
     control = write("control", 40, 400, kind="residual_mlp")
-    committee(write, "alone", [ranks[0], control], 9, 100)
+    committee(write, "alone", ranks, 9, 100)
+    committee(write, "with_control", [*ranks, control], 0, 10)
     committee(write, "both", [ranks[0], values], 10, 10)
     comparison = compared(values)
     assert said(comparison)[1].startswith(
