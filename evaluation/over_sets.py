@@ -21,6 +21,7 @@ MEANS = {
     "above_controls": "above controls",
 }
 RANKED_BY = "macro_f1_common"
+COUNTED = {"accuracy": "accuracy", "macro_f1_common": "macro-F1", "log_loss_scaled": "log-loss"}
 OUTCOMES = ("better", "level", "worse", "cannot tell")
 
 
@@ -33,14 +34,15 @@ def over_sets(comparisons: list[Comparison]) -> pd.DataFrame:
     """Return one row a model that was run on every set, best mean rank first.
 
     ``mean_rank`` is by macro-F1 over the types with enough test cells, among these models, ties at
-    their mean. ``better`` to ``cannot tell`` count the sets by the paired interval of that score
-    against the best baseline on val, which on its own sets is not counted; ``seconds`` are of all
-    sets together. Sets without such a type have no rank.
+    their mean. Columns such as ``accuracy better`` count the sets by the paired interval of a
+    score against the best baseline on val, which on its own sets is not counted; ``seconds`` are
+    of all sets together. Sets without such a type have no rank.
     """
     sets = tested(comparisons)
     tables = [with_controls(comparison).set_index("model") for comparison in sets]
     names = _on_all(sets)
-    columns = [*MEANS, "mean_rank", *OUTCOMES, "seconds"]
+    counted = [f"{metric} {word}" for metric in COUNTED for word in OUTCOMES]
+    columns = [*MEANS, "mean_rank", *counted, "seconds"]
     if not names:
         return pd.DataFrame(columns=columns, index=pd.Index([], name="model"))
     scores = pd.concat([table.loc[names] for table in tables], keys=range(len(sets)))
@@ -48,9 +50,8 @@ def over_sets(comparisons: list[Comparison]) -> pd.DataFrame:
     by_model = scores.groupby(level="model")
     found = by_model[[*MEANS, "mean_rank"]].mean().assign(seconds=by_model["seconds"].sum())
     words = pd.concat([comparison.differences for comparison in sets])
-    words = words[(words["metric"] == RANKED_BY) & words["model"].isin(names)]
-    counts = pd.crosstab(words["model"], words["outcome"])
-    counts = counts.reindex(index=found.index, columns=list(OUTCOMES), fill_value=0)
+    counts = pd.crosstab(words["model"], words["metric"] + " " + words["outcome"])
+    counts = counts.reindex(index=found.index, columns=counted, fill_value=0)
     return found.join(counts).sort_values("mean_rank")[columns]
 
 
@@ -68,8 +69,9 @@ def over_sets_summary(comparisons: list[Comparison]) -> pd.DataFrame:
     for key, title in MEANS.items():
         shown[title] = found[key].map("{:.3f}".format)
     shown["mean rank"] = found["mean_rank"].map("{:.1f}".format)
-    for word in OUTCOMES:
-        shown[word] = found[word].astype(int)
+    for metric, title in COUNTED.items():
+        counts = found[[f"{metric} {word}" for word in OUTCOMES]].astype(int).to_numpy()
+        shown[f"{title}: {', '.join(OUTCOMES)}"] = [" / ".join(map(str, row)) for row in counts]
     return shown.assign(seconds=found["seconds"].map("{:,.0f}".format))
 
 
@@ -78,9 +80,11 @@ def about_over_sets(comparisons: list[Comparison]) -> str:
     sets = tested(comparisons)
     text = (
         f"Means over {len(sets)} sets of cells ({', '.join(c.dataset for c in sets)}). Rank 1 is "
-        f"the best macro-F1 over types of {RARE}+ test cells of the models here; better, level, "
-        "worse and cannot tell count the sets by the paired interval of that score against the "
-        "best baseline on val; seconds are of all sets together."
+        f"the best macro-F1 over types of {RARE}+ test cells of the models here. On how many sets "
+        "a model is better, level or worse than the best baseline on val, and on how many nobody "
+        "can tell, is counted by the paired interval of accuracy, of that macro-F1 and of "
+        "log-loss, scaled on val; the best baseline's own sets are not counted. Seconds are of "
+        "all sets together."
     )
     if missing := not_on_all(comparisons):
         text += f" Not here, for they were not run on every set: {', '.join(missing)}."

@@ -65,13 +65,18 @@ def test_ranks_counts_means_and_seconds(comparisons):
     assert found.loc["committee", "accuracy"] == pytest.approx(1 - 100 / 6000)
     assert found["seconds"].to_dict() == {"committee": 162, "logreg": 9, "knn": 3, "net": 150}
     # The best baseline on val is logreg on one and two, and knn on three: not counted there.
-    counts = found[["better", "level", "worse", "cannot tell"]].T.to_dict("list")
-    assert counts == {
-        "committee": [1, 2, 0, 0],
-        "logreg": [0, 0, 1, 0],
-        "knn": [0, 0, 2, 0],
-        "net": [1, 0, 2, 0],
-    }
+    for metric in ("accuracy", "macro_f1_common"):  # the same here
+        words = [f"{metric} {word}" for word in ("better", "level", "worse", "cannot tell")]
+        assert found[words].T.to_dict("list") == {
+            "committee": [1, 2, 0, 0],
+            "logreg": [0, 0, 1, 0],
+            "knn": [0, 0, 2, 0],
+            "net": [1, 0, 2, 0],
+        }
+    shown = over_sets_summary(comparisons)
+    assert shown.loc["committee", "accuracy: better, level, worse, cannot tell"] == "1 / 2 / 0 / 0"
+    log_loss = shown["log-loss: better, level, worse, cannot tell"]
+    assert [sum(map(int, text.split(" / "))) for text in log_loss] == [3, 1, 2, 3]
 
 
 def test_a_model_that_a_set_lacks_is_named_and_changes_no_rank(comparisons):
@@ -97,8 +102,8 @@ def test_results_begin_with_the_table_where_there_are_several_sets(comparisons, 
     assert text.index("## All sets") < text.index("Is it a transformer") < text.index("## one")
     assert "Not here, for they were not run on every set: extra." in text
     assert "- two: ours is worse than the best baseline." in text
-    for title in ("mean rank", "cannot tell", "above controls", "seconds"):
-        assert f"| {title} " in text
+    for title in ("mean rank", "accuracy: better, level", "above controls", "seconds"):
+        assert f"| {title}" in text
     write_results(comparisons[:1], output, "papermill 03")
     assert "All sets" not in output.read_text()
 
