@@ -76,7 +76,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
         normalizer = (normalizers.sum() + normalizers.mean()) / (n_cells + 1)
         return float(normalizer - true / temperature)
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    found = minimize_scalar(loss, bounds=(np.log(0.01), np.log(100.0)), method="bounded")
     return float(np.exp(found.x))
 
 

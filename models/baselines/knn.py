@@ -24,7 +24,7 @@ class KNNConfig(BaselineConfig):
     n_components: int = Field(default=50, ge=1, description="principal components")
 
     def fit(self, train: LabeledCells, val: LabeledCells, n_classes: int, seed: int) -> "KNN":
-        """Remember the training cells; choose ``k`` on val, ties by log-loss.
+        """Remember the training cells; choose ``k`` on val.
 
         The seed only starts the search for the axes where there are thousands of cells.
         """
@@ -38,11 +38,13 @@ class KNNConfig(BaselineConfig):
         class_counts = np.bincount(labels, minlength=n_classes)
         tried = sorted({min(k, len(labels)) for k in self.k_grid})
         own = labels.astype(np.int64)
-        k, fitted = best_on_val(
-            ((k, KNN(axes, coordinates, own, class_counts, k)) for k in tried), val
-        )
+
+        def fitted(k: int) -> KNN:
+            return KNN(axes, coordinates, own, class_counts, k)
+
+        k = best_on_val(tried, fitted, val)
         warn_at_edge("k_grid", k, tried, lowest=1)
-        return fitted
+        return fitted(k)
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> "KNN":
         """Rebuild the fitted model that ``to_arrays`` wrote down."""

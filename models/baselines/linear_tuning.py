@@ -104,13 +104,13 @@ class LinearConfig(BaselineConfig):
             cells = forms[setting.gene_scaling]
             return finish(self._classifier(setting, cells, labels[rows], n_classes))
 
-        setting, fitted = best_on_val(((s, fitted_on_rows(s)) for s in settings), val)
-        if n_cells > self.tuning_cells:
-            logger.info("settings chosen on %d cells, fitted on all %d", len(rows), n_cells)
-            forms.clear()
-            cells = SparseCells.fit(expression, gene_weights[setting.gene_scaling], rng)
-            fitted = finish(self._classifier(setting, cells, labels, n_classes))
-        return setting, fitted
+        setting = best_on_val(settings, fitted_on_rows, val)
+        if n_cells <= self.tuning_cells:
+            return setting, fitted_on_rows(setting)
+        logger.info("settings chosen on %d cells, fitted on all %d", len(rows), n_cells)
+        forms.clear()
+        cells = SparseCells.fit(expression, gene_weights[setting.gene_scaling], rng)
+        return setting, finish(self._classifier(setting, cells, labels, n_classes))
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> LinearClassifier:
         """Rebuild the classifier that ``to_arrays`` wrote down."""

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class LogisticRegressionConfig(LinearConfig):
-    """L2 penalty and converged, or none and stopped early; chosen on val by macro-F1."""
+    """L2 penalty and converged, or none and stopped early; chosen on val."""
 
     kind: Literal["logistic_regression"] = "logistic_regression"
     c_grid: list[float] = Field(
