@@ -49,14 +49,6 @@ class Learner(nn.Module):
         return {f"network.{name}" for name in self.network.by_gene}
 
     @property
-    def by_gene(self) -> set[str]:
-        """Names of all weights whose rows are tokens, those of the heads too."""
-        names = self.gene_embeddings
-        for kind, head in self.heads.items():
-            names |= {f"heads.{kind}.{name}" for name in getattr(head, "by_gene", ())}
-        return names
-
-    @property
     def bank_size(self) -> int:
         """Most train cells that an objective looks up; 0: none does."""
         return max(objective.bank_size for objective in self.objectives)

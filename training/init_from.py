@@ -161,11 +161,13 @@ def row_names(
     learner: Learner, model: NetworkConfig, objectives: Iterable[Objective], facts: DataFacts
 ) -> dict[str, Sequence[str]]:
     """Return, by weight of a learner so built, what its last rows are called, where they are."""
-    found: dict[str, Sequence[str]] = dict.fromkeys(learner.by_gene, facts.vocabulary.gene_ids)
-    found |= {f"network.{name}": of for name, of in model.row_names(facts).items()}
-    for objective in objectives:
-        kind = objective.kind
-        found |= {f"heads.{kind}.{name}": of for name, of in objective.row_names(facts).items()}
+    genes: Sequence[str] = facts.vocabulary.gene_ids
+    found = dict.fromkeys(learner.gene_embeddings, genes)
+    for kind, head in learner.heads.items():
+        found |= {f"heads.{kind}.{name}": genes for name in getattr(head, "by_gene", ())}
+    found |= {f"network.{name}": names for name, names in model.row_names(facts).items()}
+    for o in objectives:
+        found |= {f"heads.{o.kind}.{name}": names for name, names in o.row_names(facts).items()}
     return found
 
 
