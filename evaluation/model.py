@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from training.budget import epochs
+from training.budget import epochs, seconds
 from training.runs import Run
 
 
@@ -86,7 +86,12 @@ class Model:
         return self.history == "shuffled"
 
     def cost(self, key: str) -> float:
-        """Mean over seeds of a key of ``COST``, of all folds; NaN if it is not known."""
-        found = [run.metrics.get(key) for run in self.runs]
+        """Mean over seeds of a key of ``COST``, of all folds; NaN if it is not known.
+
+        Seconds are with those of pretraining.
+        """
+        found = [
+            seconds(run.metrics) if key == "seconds" else run.metrics.get(key) for run in self.runs
+        ]
         values = [v if isinstance(v, int | float) else np.nan for v in found]
         return float(np.sum(values) / len(self.seeds) if key == "seconds" else np.mean(values))

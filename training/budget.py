@@ -1,4 +1,7 @@
-"""How often a network went through the train cells: equal for networks that are compared."""
+"""How often a network went through the train cells, and for how long; both with pretraining."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from training.runs import Run
 
@@ -13,3 +16,11 @@ def epochs(run: Run) -> int | None:
     if not run.is_network or began_with is None:
         return None
     return run.config.optim.max_epochs + began_with
+
+
+def seconds(metrics: Mapping[str, Any]) -> float:
+    """Return what a run took, of its ``metrics.json``, and what the run took that it began with.
+
+    That is left out where it was not recorded.
+    """
+    return metrics["seconds"] + metrics.get("init_from", {}).get("seconds", 0.0)

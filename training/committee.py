@@ -11,6 +11,7 @@ from dataset.store.checksums import CHECKSUMS
 from dataset.store.encoded_folder import EncodedFolder
 from dataset.store.link_files import link_files
 from evaluation.calibration import apply_temperature
+from training.budget import seconds
 from training.config import TrainConfig
 from training.predict import Arrays, Fitted
 from training.runs import Run, member_folders
@@ -99,7 +100,7 @@ def _averaged(model: Any, weights: NDArray, members: list[Arrays]) -> Arrays:
 def _cost(members: list[dict[str, Any]]) -> dict[str, Any]:
     sizes = [metrics["n_parameters"] for metrics in members if metrics["n_parameters"] is not None]
     return {
-        "seconds": round(sum(metrics["seconds"] for metrics in members), 2),
+        "seconds": round(sum(map(seconds, members)), 2),
         "n_parameters": sum(sizes) if sizes else None,
         "peak_memory_mb": max(metrics["peak_memory_mb"] for metrics in members),
     }

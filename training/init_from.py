@@ -22,7 +22,7 @@ from dataset.store.encoded_folder import EncodedFolder
 from models.learner import Learner
 from models.network import Network, NetworkConfig, TrainCells
 from models.objectives.base import Objective
-from training.budget import epochs
+from training.budget import epochs, seconds
 from training.clock import Clock
 from training.config import TrainConfig
 from training.runs import Run
@@ -65,10 +65,10 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
 
     Returns
     -------
-    A report: ``path``; ``epochs`` of that run's training; ``copied``, how many of the learner's
-    weights have a match, of some rows at least; ``n_weights``; ``genes_matched`` and ``n_genes``,
-    of the vocabulary at hand; ``not_found`` and ``other_shape``, names of weights that keep their
-    own initial values.
+    A report: ``path``; ``epochs`` and ``seconds`` of that run's training; ``copied``, how many of
+    the learner's weights have a match, of some rows at least; ``n_weights``; ``genes_matched`` and
+    ``n_genes``, of the vocabulary at hand; ``not_found`` and ``other_shape``, names of weights
+    that keep their own initial values.
 
     Raises
     ------
@@ -113,6 +113,7 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
     report = {
         "path": str(path),
         "epochs": epochs(run),
+        "seconds": seconds(run.metrics),
         "copied": len(copied),
         "n_weights": len(ours),
         "genes_matched": len(set(genes) & set(run.facts.vocabulary.gene_ids)),

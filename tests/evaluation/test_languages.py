@@ -41,7 +41,7 @@ def compared(folder):
 
 def pretrained(write, name, val, test, *, own, before, **given):
     settings = {"init_from": "runs/before", "init_from_sha256": "0" * 64}
-    costs = {"init_from": {"path": "runs/before", "epochs": before}}
+    costs = {"init_from": {"path": "runs/before", "epochs": before, "seconds": 30.0}}
     return write(name, val, test, max_epochs=own, settings=settings, costs=costs, **given)
 
 
@@ -133,6 +133,13 @@ def test_epochs_of_the_run_that_it_began_with_count(write, write_run):
     unknown = write("unknown", 0, 0, settings=settings, costs={"init_from": {"path": "a"}})
     assert epochs(Run(unknown)) is None
     assert epochs(Run(write_run("linear"))) is None
+
+
+def test_seconds_are_with_those_of_the_run_that_it_began_with(write):
+    """What began with no run has its own alone."""
+    write("ranks", 0, 0)
+    scores = compared(pretrained(write, "tuned", 0, 0, own=10, before=15)).scores
+    assert dict(zip(scores["model"], scores["seconds"], strict=True)) == {"ranks": 2, "tuned": 32}
 
 
 def test_pretraining_is_judged_by_a_network_of_as_many_epochs(write):

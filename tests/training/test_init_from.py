@@ -22,7 +22,7 @@ class OtherRun:
     """Stands for a finished run of a network with other genes."""
 
     is_network = True
-    metrics = {"init_from": {"epochs": 3}}
+    metrics = {"seconds": 2.5, "init_from": {"epochs": 3, "seconds": 20.0}}
 
     def __init__(self, model, gene_ids):
         self.config = SimpleNamespace(
@@ -127,7 +127,7 @@ def test_weights_come_by_name_and_genes_by_id(small, monkeypatch):
     n = len(before)
     assert (report["copied"], report["n_weights"]) == (n, n)
     assert (report["genes_matched"], report["n_genes"]) == (14, 17)
-    assert report["epochs"] == 7
+    assert (report["epochs"], report["seconds"]) == (7, 22.5)
     assert report["not_found"] == report["other_shape"] == []
 
 
