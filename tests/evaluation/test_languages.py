@@ -8,6 +8,7 @@ import pytest
 from dataset.store.checksums import write_checksums
 from evaluation.compare import compare_runs
 from evaluation.languages import corrected, language_summary, language_verdicts, of_one_budget
+from evaluation.over_sets import ours_verdicts
 from evaluation.results import write_results
 from tests.made_up import LABELS, named
 from training.budget import epochs
@@ -97,6 +98,20 @@ def test_nobody_can_tell_where_one_of_two_is_level(write):
     (sentence,) = said(compared(folder))
     assert sentence.startswith("cannot tell which language is best; on val it is rank, rank_tr")
     assert "sets" not in sentence
+
+
+def test_a_network_told_the_histories_of_others_is_never_the_best(write, write_run):
+    """It is a control, however good it is on val and test."""
+    write("ranks", 20, 100)
+    labels = {"val": LABELS, "test": LABELS}
+    guesses = {"val": named(40), "test": named(400)}
+    write_run("linear", class_names=list("abcd"), labels=labels, probabilities=guesses)
+    folder = write("control", 0, 0, previous={"layer": None, "shuffle": True})
+    comparison = compared(folder)
+    assert comparison.models[0].name == "control"
+    assert comparison.best_network.name == "ranks"
+    assert "control" not in {model.name for model in of_one_budget(comparison)}
+    assert "ranks against linear, each the best on val" in ours_verdicts([comparison])[0]
 
 
 def test_one_language_is_no_comparison(write):
