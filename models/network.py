@@ -4,7 +4,7 @@ A network is one file beside this one and one line in ``models/__init__.py``. It
 what is done with the embedding is up to the objectives (``models/objectives``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -130,7 +130,7 @@ class NetworkConfig(Config):
                 "position_keys: two obs columns, such as [x, y]"
             )
 
-    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
+    def row_names(self, facts: DataFacts) -> dict[str, Sequence[str]]:
         """Return what the last rows of a weight are called, such as the donors.
 
         ``init_from`` moves those rows by name.

@@ -19,6 +19,7 @@ d_feed_forward: 512, gene_init: random, cls_init: learned``.
 Legend: ``b`` cells, ``n`` tokens of all cells, ``d`` width.
 """
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import numpy as np
@@ -102,9 +103,9 @@ class ValueTransformerConfig(ExpressionConfig):
                 f"encode again with condition_keys: {list(dict.fromkeys(wanted))}"
             )
 
-    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
+    def row_names(self, facts: DataFacts) -> dict[str, Sequence[str]]:
         """Return the names of the conditions that are embedded or normalized by."""
-        found = {
+        found: dict[str, Sequence[str]] = {
             f"condition_embeddings.{i}.weight": facts.conditions[key]
             for i, key in enumerate(self.conditions)
         }

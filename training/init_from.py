@@ -164,8 +164,6 @@ def row_names(
     """Return, by weight of a learner so built, what its last rows are called, where they are."""
     genes: Sequence[str] = facts.vocabulary.gene_ids
     found = dict.fromkeys(learner.gene_embeddings, genes)
-    for kind, head in learner.heads.items():
-        found |= {f"heads.{kind}.{name}": genes for name in getattr(head, "by_gene", ())}
     found |= {f"network.{name}": names for name, names in model.row_names(facts).items()}
     for o in objectives:
         found |= {f"heads.{o.kind}.{name}": names for name, names in o.row_names(facts).items()}

@@ -5,7 +5,7 @@ owns a head, and its loss is one number a cell: summed over cells and processes 
 so that one process and several report the same number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
@@ -89,8 +89,8 @@ class Objective(Config):
         """
         raise NotImplementedError
 
-    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
-        """Return what the last rows of a weight of the head are called, such as the classes.
+    def row_names(self, facts: DataFacts) -> dict[str, Sequence[str]]:
+        """Return what the last rows of a weight of the head are called: classes, gene ids.
 
         ``init_from`` moves those rows by name.
         """

@@ -1,5 +1,6 @@
 """Cell types from the cell embedding: an MLP head and its cross-entropy."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -30,7 +31,7 @@ class ClassifyConfig(Objective):
             head.class_weights = balanced_class_weights(facts.class_sizes)
         return head
 
-    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
+    def row_names(self, facts: DataFacts) -> dict[str, Sequence[str]]:
         """Return the names of the classes."""
         return dict.fromkeys(("layers.3.weight", "layers.3.bias"), facts.class_names)
 

@@ -13,6 +13,7 @@ alone has is hidden with its batch.
 Legend: ``b`` cells, ``k`` values of the condition, ``d`` width.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +48,7 @@ class ConditionAdversaryConfig(Objective):
         column = list(facts.conditions).index(self.condition)
         return Adversary(network.d_model, column, len(facts.conditions[self.condition]))
 
-    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
+    def row_names(self, facts: DataFacts) -> dict[str, Sequence[str]]:
         """Return the names of the condition's values."""
         names = facts.conditions[self.condition]
         return dict.fromkeys(("layers.6.weight", "layers.6.bias"), names)

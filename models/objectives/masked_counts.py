@@ -23,6 +23,7 @@ has genes. So do those that ``augment.token_dropout`` left out of a train cell: 
 Legend: ``b`` cells, ``n`` tokens of all cells, ``g`` genes, ``v`` vocabulary, ``z`` latent width.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple, cast
 
@@ -88,11 +89,13 @@ class MaskedCountsConfig(Objective):
             )
         return CountDecoder(self, network.d_model, dropout, facts)
 
-    def row_names(self, facts: DataFacts) -> dict[str, list[str]]:
-        """Return the names of the batches that the decoder is told."""
-        if self.batch_key is None:
-            return {}
-        return {"batch_embedding.weight": facts.conditions[self.batch_key]}
+    def row_names(self, facts: DataFacts) -> dict[str, Sequence[str]]:
+        """Return the gene ids, and the names of the batches that the decoder is told."""
+        of_genes = ("to_genes.weight", "to_genes.bias", "log_theta")
+        found: dict[str, Sequence[str]] = dict.fromkeys(of_genes, facts.vocabulary.gene_ids)
+        if self.batch_key is not None:
+            found["batch_embedding.weight"] = facts.conditions[self.batch_key]
+        return found
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Replace tokens by ``<mask>`` without their counts, which leave the library size too."""
@@ -214,7 +217,6 @@ class CountDecoder(nn.Module):
     """The latent of a cell embedding, and two layers from there to the mean of each gene."""
 
     hidden_probability: Tensor  # (g,), of each gene in training
-    by_gene = ("to_genes.weight", "to_genes.bias", "log_theta")
 
     def __init__(
         self, config: MaskedCountsConfig, d_model: int, dropout: float, facts: DataFacts

@@ -6,6 +6,7 @@ token; the count behind a masked token is hidden with it; the loss of a cell is 
 hidden tokens, so that long cells weigh no more than short ones.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, cast
 
 import numpy as np
@@ -49,6 +50,10 @@ class MaskedGeneConfig(Objective):
     def head(self, network: Network, dropout: float, facts: DataFacts) -> "MaskedGeneHead":
         """Return a layer before the output, whose weights are the gene embeddings."""
         return MaskedGeneHead(network, facts.vocabulary.n_tokens)
+
+    def row_names(self, facts: DataFacts) -> dict[str, Sequence[str]]:
+        """Return the gene ids."""
+        return {"bias": facts.vocabulary.gene_ids}
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Replace tokens: by ``<mask>`` without its count, by a random gene, or not at all."""
@@ -104,8 +109,6 @@ class MaskedGeneConfig(Objective):
 
 class MaskedGeneHead(nn.Module):
     """Linear, GELU, layer norm, and the product with every token's embedding (tied weights)."""
-
-    by_gene = ("bias",)
 
     def __init__(self, network: Network, n_vocabulary: int) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ of a train cell; of two segments the first is decoded.
 Legend: ``b`` cells, ``n`` tokens, ``g`` genes of the vocabulary, ``d`` width.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -53,6 +54,10 @@ class WholeCellConfig(Objective):
         """Return a layer before the outputs, whose weights are the gene embeddings."""
         check_genes(self.kind, facts)
         return WholeCellHead(network, facts.vocabulary.n_tokens)
+
+    def row_names(self, facts: DataFacts) -> dict[str, Sequence[str]]:
+        """Return the gene ids."""
+        return {"bias.weight": facts.vocabulary.gene_ids}
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:
         """Replace tokens by ``<mask>`` without their counts."""
@@ -98,8 +103,6 @@ class Losses(NamedTuple):
 
 class WholeCellHead(nn.Module):
     """Two views of the cell embedding, each multiplied with every gene's embedding."""
-
-    by_gene = ("bias.weight",)
 
     def __init__(self, network: Network, n_vocabulary: int) -> None:
         super().__init__()

@@ -10,6 +10,8 @@ from models.learner import Learner
 from models.objectives.classify import ClassifyConfig
 from models.objectives.condition_adversary import ConditionAdversaryConfig
 from models.objectives.masked_counts import MaskedCountsConfig
+from models.objectives.masked_gene import MaskedGeneConfig
+from models.objectives.whole_cell import WholeCellConfig
 from models.rank_transformer import RankTransformerConfig
 from models.value_transformer import ValueTransformerConfig
 from tests import made_up
@@ -129,6 +131,29 @@ def test_weights_come_by_name_and_genes_by_id(small, monkeypatch):
     assert (report["genes_matched"], report["n_genes"]) == (14, 17)
     assert (report["epochs"], report["seconds"]) == (7, 22.5)
     assert report["not_found"] == report["other_shape"] == []
+
+
+@pytest.mark.parametrize(
+    ("objective", "weight"),
+    [
+        (MaskedGeneConfig(), "masked_gene.bias"),
+        (WholeCellConfig(), "whole_cell.bias.weight"),
+        (MaskedCountsConfig(), "masked_counts.to_genes.weight"),
+        (MaskedCountsConfig(), "masked_counts.log_theta"),
+    ],
+)
+def test_what_a_head_knows_of_a_gene_comes_by_its_id(monkeypatch, objective, weight):
+    config = RankTransformerConfig(d_model=8, n_heads=2, gene_init="random")
+    ours, theirs = (made_up.learner(config, [objective]) for _ in range(2))
+    name = f"heads.{weight}"
+    with torch.no_grad():
+        theirs.state_dict()[name].normal_()
+    genes = ours.facts.vocabulary.gene_ids
+    taken_from(monkeypatch, OtherRun(theirs, tuple(reversed(genes))))
+    init_from(ours, "runs/other", ours.facts)
+    new, taken = ours.state_dict()[name], theirs.state_dict()[name]
+    assert torch.equal(new[N_SPECIALS:], taken[N_SPECIALS:].flip(0))
+    assert torch.equal(new[:N_SPECIALS], taken[:N_SPECIALS])
 
 
 def test_what_has_no_match_keeps_its_start_and_is_named(small, monkeypatch):
