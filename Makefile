@@ -137,7 +137,9 @@ train = $(call train_on,$*)
 members = [$(subst $(empty) $(empty),$(comma),$(strip $(1:%=runs/results/$*/%)))]
 committee = $(BIN)/python $(train) configs/train/committee_$(NAME).yaml name=$(1) 'model.members=$(call members,$(2))'
 
+# First the sets, one after the other: some are of one file, which one process reads and keeps
 results: $(READY)
+	@$(MAKE) --no-print-directory --jobs=1 $(patsubst %,$(BOOKS)/01_%.ipynb,$(SETS) $(HISTORIES))
 	@$(MAKE) $(at_once) runs/results/RESULTS.md
 	@echo
 	@echo "The table is in runs/results/RESULTS.md"

@@ -38,16 +38,15 @@ def best_on_val(
     if not settings:
         raise ValueError("no setting to choose from: a grid is empty")
     counts, library_size, labels = val
-    scores = []
+    f1, loss = [], []
     for setting in settings:
         probabilities = fit(setting).predict_proba(counts, library_size)
         temperature = fit_temperature(labels, probabilities)
-        loss = log_loss(labels, scaled(probabilities, temperature))
-        scores.append((macro_f1(labels, probabilities), loss))
-        logger.debug("%s: macro-F1 %.4f, log-loss %.4f", setting, *scores[-1])
-    least = max(f1 for f1, _ in scores) - TOLERANCE
-    _, chosen = min((loss, i) for i, (f1, loss) in enumerate(scores) if f1 >= least)
-    return settings[chosen]
+        f1.append(macro_f1(labels, probabilities))
+        loss.append(log_loss(labels, scaled(probabilities, temperature)))
+        logger.debug("%s: macro-F1 %.4f, log-loss %.4f", setting, f1[-1], loss[-1])
+    good = [i for i in range(len(settings)) if f1[i] >= max(f1) - TOLERANCE]
+    return settings[min(good, key=loss.__getitem__)]
 
 
 def warn_at_edge(name: str, chosen: float, tried: Sequence[float], *, lowest: float = 0) -> None:
