@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
+from models.dropout import Dropout
 from models.expression_network import ExpressionConfig, ExpressionNetwork
 from models.flow_attention import FlowAttention
 from models.network import CellSets, Encoded
@@ -91,7 +92,7 @@ class CellBlock(nn.Module):
         self.attention = FlowAttention(d_model, n_heads)
         self.norm_feed_forward = nn.LayerNorm(d_model)
         self.feed_forward = feed_forward(d_model, d_feed_forward, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, sizes: list[int]) -> Tensor:
         """Return the cells after the block, ``(b, d)``."""
@@ -109,7 +110,7 @@ class CellPLM(ExpressionNetwork):
         self.expression_norm: nn.LayerNorm = nn.LayerNorm(d)
         self.previous = nn.Linear(d, d) if self.n_segments > 1 else None
         self.missing_position = nn.Parameter(torch.empty(d))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         shape = d, config.n_heads, config.d_feed_forward or 2 * d
         self.blocks = nn.ModuleList(
             CellBlock(*shape, config.dropout) for _ in range(config.n_layers)

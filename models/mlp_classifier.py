@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.dropout import Dropout
+
 
 class MLPClassifier(nn.Module):
     """Linear, GELU, dropout, linear.
@@ -33,7 +35,7 @@ class MLPClassifier(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(d_model, d_hidden),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(d_hidden, n_classes),
         )
 

@@ -26,6 +26,7 @@ from configs.base import ConfigError
 from dataset.batches import Batch, openings
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import CLS, N_SPECIALS, SEP
+from models.dropout import Dropout
 from models.expression_network import ExpressionConfig, ExpressionNetwork
 from models.flops import Flop, training_flop
 from models.network import Encoded
@@ -143,7 +144,7 @@ class RankTransformer(ExpressionNetwork):
             else None
         )
         self.expression_norm = nn.LayerNorm(d) if config.cls_init == "expression" else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.encoder = Encoder(
             **config.encoder_shape(),
             dropout=config.dropout,

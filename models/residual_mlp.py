@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import CLS
+from models.dropout import Dropout
 from models.expression_network import ExpressionConfig, ExpressionNetwork
 from models.flops import Flop
 from models.network import Encoded
@@ -44,7 +45,7 @@ class MLPBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
         self.feed_forward = feed_forward(d_model, d_feed_forward, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the cells after the block, ``(b, d)``."""
@@ -60,7 +61,7 @@ class ResidualMLP(ExpressionNetwork):
         self.d_feed_forward = config.d_feed_forward or 4 * d
         self.expression_norm: nn.LayerNorm = nn.LayerNorm(d)
         self.previous = nn.Linear(d, d) if self.n_segments > 1 else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.Sequential(
             *(MLPBlock(d, self.d_feed_forward, config.dropout) for _ in range(config.n_layers))
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.dropout import Dropout
 from models.packing import Cells
 from models.self_attention import SelfAttention
 
@@ -35,7 +36,7 @@ class Block(nn.Module):
         self.attention_drop_path = attention_drop_path
         self.norm_feed_forward = nn.LayerNorm(d_model)
         self.feed_forward = feed_forward(d_model, d_feed_forward, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, cells: Cells, *, first_only: bool = False) -> Tensor:
         """Return the tokens after the block, ``(q, d)``: all, or the first of each cell."""
@@ -60,7 +61,7 @@ def feed_forward(d_model: int, d_feed_forward: int, dropout: float) -> nn.Sequen
     return nn.Sequential(
         nn.Linear(d_model, d_feed_forward),
         nn.GELU(),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         nn.Linear(d_feed_forward, d_model),
     )
 

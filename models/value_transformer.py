@@ -32,6 +32,7 @@ from configs.base import ConfigError
 from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
 from models.domain_batch_norm import DomainBatchNorm
+from models.dropout import Dropout
 from models.expression_network import ExpressionConfig, ExpressionNetwork
 from models.flops import Flop, training_flop
 from models.network import Encoded, Network, TrainCells
@@ -156,7 +157,7 @@ class ValueTransformer(ExpressionNetwork):
         self.domain = None if by is None else list(facts.conditions).index(by)
         self.batch_norm = None if by is None else DomainBatchNorm(len(facts.conditions[by]), d)
         self.expression_norm = nn.LayerNorm(d) if config.cls_init == "expression" else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.encoder = Encoder(
             **config.encoder_shape(),
             dropout=config.dropout,

@@ -36,6 +36,7 @@ from configs.base import ConfigError
 from dataset.batches import Batch, cell_of_token
 from dataset.store.data_facts import DataFacts
 from dataset.vocabulary import N_SPECIALS, Vocabulary
+from models.dropout import Dropout
 from models.gaussian_mixture import GaussianMixture
 from models.negative_binomial import nll_of_counts, nll_of_zero
 from models.network import Encoded, Network
@@ -232,7 +233,7 @@ class CountDecoder(nn.Module):
         n_batches = 0 if key is None else len(facts.conditions[key])
         self.batch_embedding = nn.Embedding(n_batches, d) if n_batches else None
         self.from_latent = nn.Linear(config.d_latent, d)
-        self.layers = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(d, d), nn.GELU())
+        self.layers = nn.Sequential(nn.GELU(), Dropout(dropout), nn.Linear(d, d), nn.GELU())
         self.to_genes = nn.Linear(d, facts.vocabulary.n_tokens)
         # Close to Poisson: the loss of counts that vary more says so by itself.
         self.log_theta = nn.Parameter(torch.full((facts.vocabulary.n_tokens,), 2.0))
