@@ -97,6 +97,8 @@ class Tracker:
     ) -> None:
         """Show the cells of a finished run's split in W&B: confusion, classes, UMAP, the model.
 
+        The UMAP is drawn where the run is online; 03 and 04 draw theirs whatever W&B does.
+
         What cannot be drawn is left out with a warning.
         """
         if self.run is not None:
@@ -148,8 +150,10 @@ class Tracker:
         # Images beside the tables: the offline viewer shows nothing else.
         drawn = figures(labels, probabilities, names)
         images = {name: _image(figure) for name, figure in drawn.items()}
-        if embeddings is not None and (umap := umap_image(embeddings, labels, names)) is not None:
-            images["umap"] = umap
+        # Online only, where somebody looks: UMAP compiles itself for half a minute in every process
+        if embeddings is not None and self.url is not None:
+            umap = umap_image(embeddings, labels, names)
+            images |= {} if umap is None else {"umap": umap}
         self._send(send, timeout=10.0)
 
     def finish(self, timeout: float = FINISH_TIMEOUT) -> None:

@@ -5,6 +5,7 @@ import torch
 from einops import rearrange
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
 from models import packed_attention
 from models.packed_attention import varlen_supports
@@ -148,6 +149,29 @@ def test_the_cuda_kernel_takes_the_call_and_gives_gradients(monkeypatch, first_o
 
 def test_the_cuda_kernel_is_not_asked_on_a_cpu():
     assert not varlen_supports(torch.zeros(3, 2, 16, dtype=torch.bfloat16), 0.0)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_half_precision_on_a_cpu_attends_in_float32(monkeypatch, first_only):
+    torch.manual_seed(0)
+    attention, x = SelfAttention(64, 4, 16), torch.randn(436, 64)
+    cells, kernel, seen = cells_of([300, 7, 1, 128]), F.scaled_dot_product_attention, []
+
+    def watched(q, *args, **kwargs):
+        seen.append(q.dtype)
+        return kernel(q, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    results = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            output = attention(x, cells, first_only=first_only)
+        assert output.dtype == (torch.bfloat16 if half else torch.float32)
+        loss = output.float().square().mean()
+        results.append((output, *torch.autograd.grad(loss, list(attention.parameters()))))
+    assert set(seen) == {torch.float32}
+    for exact, rough in zip(*results, strict=True):
+        assert (exact - rough).norm() < 0.02 * exact.norm() + 1e-6
 
 
 @pytest.mark.gpu
