@@ -107,7 +107,7 @@ class MaskedCountsConfig(Objective):
             draw(0) < hidden[(token_ids - N_SPECIALS).clamp(min=0)]
         )
         library_size = left_of_library(original, torch.where(is_hidden, 0, counts))
-        target = torch.where(is_hidden, counts, -1.0)
+        target = torch.where(is_hidden & is_decoded(token_ids), counts, -1.0)
         masked = mask_genes(batch, is_hidden)
         return cast(Batch, {**masked, "library_size": library_size, TARGET: target})
 
@@ -157,7 +157,7 @@ class MaskedCountsConfig(Objective):
         log_mean = head.log_share(latent.sample, batch) + size.log()  # (b, g)
         log_theta = head.log_theta[N_SPECIALS:]
         of_zero = nll_of_zero(log_mean, log_theta).sum(dim=1)
-        (token,) = torch.nonzero(original["token_ids"] >= N_SPECIALS, as_tuple=True)
+        (token,) = torch.nonzero(is_decoded(original["token_ids"]), as_tuple=True)
         cell, gene = cell_of_token(batch)[token], original["token_ids"][token] - N_SPECIALS
         target = cast("dict[str, Tensor]", batch)[TARGET][token]
         of_gene = log_mean[cell, gene], log_theta[gene]
@@ -166,6 +166,11 @@ class MaskedCountsConfig(Objective):
         of_gene = of_gene[0][hidden], of_gene[1][hidden]
         of_count = nll_of_counts(target[hidden], *of_gene) / head.hidden_probability[gene[hidden]]
         return of_zero.index_add(0, cell[hidden], of_count)
+
+
+def is_decoded(token_ids: Tensor) -> Tensor:
+    """Return which tokens are genes of the cell itself, not of its previous profile, ``(n,)``."""
+    return (token_ids >= N_SPECIALS) & (segments_of(token_ids) == 0)
 
 
 @lru_cache(maxsize=8)

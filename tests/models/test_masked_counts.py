@@ -134,6 +134,35 @@ def test_the_loss_is_the_bound_in_nats_a_gene(counts):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_of_two_time_points_the_present_is_decoded(two_segments):
+    """The loss does not know the previous profile, though what is shown of it may be hidden."""
+    objective, known = MaskedCountsConfig(hidden_fraction=0.5), facts(**SIZES, n_segments=2)
+    head = objective.head(ResidualMLPConfig(d_model=8).build(known), 0.0, known).eval()
+    two_segments |= {"cell_index": torch.arange(5)}
+    batch, keep, segment = with_original(two_segments), [], 0
+    for token in two_segments["token_ids"].tolist():
+        segment = {CLS: 0, SEP: 1}.get(token, segment)
+        keep.append(segment == 0)
+    keep = torch.tensor(keep)
+    lengths = [int(of_cell.sum()) for of_cell in keep.split(two_segments["lengths"])]
+    hidden = objective.hide(batch, draw_for(batch, 5), known)
+    assert (hidden[TARGET][keep] >= 0).any()
+    present = {
+        "labels": two_segments["labels"],
+        "conditions": two_segments["conditions"],
+        "token_ids": two_segments["token_ids"][keep],
+        "counts": two_segments["counts"][keep],
+        "offsets": torch.tensor([0, *lengths]).cumsum(0).int(),
+        "lengths": lengths,
+        "library_size": two_segments["library_size"][:, :1],
+    }
+    present = with_original(present) | {TARGET: hidden[TARGET][keep]}
+    encoded = Encoded(torch.randn(5, 8))
+    torch.testing.assert_close(
+        objective.loss(encoded, head, hidden), objective.loss(encoded, head, present)
+    )
+
+
 def test_the_mean_over_draws_is_the_likelihood_of_all_genes(counts):
     objective = MaskedCountsConfig(hidden_fraction=0.3, free_nats=0.0)
     model = learner(ResidualMLPConfig(d_model=8), [objective], **SIZES).eval()
