@@ -8,7 +8,12 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
-from models.baselines.features import log_normalize, mean_and_std
+from models.baselines.features import (
+    EXACT_CELLS,
+    axes_of_products,
+    log_normalize,
+    mean_and_std,
+)
 
 
 def gene_svd(
@@ -55,22 +60,33 @@ def gene_svd(
     shift = mean * inverse_std
     scaled = sparse.csr_matrix(expression @ sparse.diags(inverse_std))
     np.minimum(scaled.data, max_value + shift[scaled.indices], out=scaled.data)
+    embedding = np.zeros((n_genes, n_components), dtype=np.float32)
+    k = min(n_components, min(n_cells, n_genes) - 1)
+    if k < 1 or not scaled.data.any():
+        return embedding
+    if n_cells <= EXACT_CELLS:
+        loadings, singular_values = axes_of_products(scaled.astype(np.float32), shift, k)
+    else:
+        loadings, singular_values = _lanczos(scaled, shift, k, rng)
+    # The sign of a component is arbitrary: fix it, so that the same cells give the same start.
+    k = len(singular_values)
+    signs = np.sign(loadings[np.abs(loadings).argmax(axis=0), np.arange(k)])
+    embedding[:, :k] = loadings * (signs * singular_values)
+    root_mean_square = np.sqrt(np.mean(embedding**2))
+    return embedding / root_mean_square if root_mean_square > 0 else embedding
+
+
+def _lanczos(
+    scaled: sparse.csr_matrix, shift: np.ndarray, k: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find what ``axes_of_products`` does from products with single vectors, of many cells."""
     standardized = LinearOperator(
-        shape=(n_cells, n_genes),
+        shape=scaled.shape,
         dtype=np.float64,
         matvec=lambda v: scaled @ v.ravel() - shift @ v.ravel(),
         rmatvec=lambda u: scaled.T @ u.ravel() - shift * u.sum(),
     )
-    embedding = np.zeros((n_genes, n_components), dtype=np.float32)
-    k = min(n_components, min(n_cells, n_genes) - 1)
-    if k < 1:
-        return embedding
-    start = rng.standard_normal(min(n_cells, n_genes))
-    _, singular_values, loadings = svds(standardized, k=k, v0=start)
+    start = rng.standard_normal(min(scaled.shape))
+    _, singular_values, axes = svds(standardized, k=k, v0=start)
     order = np.argsort(-singular_values)
-    loadings, singular_values = loadings[order], singular_values[order]
-    # The sign of a component is arbitrary: fix it, so that the same cells give the same start.
-    signs = np.sign(loadings[np.arange(k), np.abs(loadings).argmax(axis=1)])
-    embedding[:, :k] = (loadings * (signs * singular_values)[:, None]).T
-    root_mean_square = np.sqrt(np.mean(embedding**2))
-    return embedding / root_mean_square if root_mean_square > 0 else embedding
+    return axes[order].T, singular_values[order]

@@ -47,19 +47,18 @@ def augment(
     if is_empty or (token_dropout == 0 and count_thinning == 0):
         return batch
     cell = cell_of_token(batch)  # (n,)
-    n = len(cell)
-    position = torch.arange(n, device=cell.device) - batch["offsets"][cell]  # in the cell's row
-    index = batch["cell_index"][cell]
-    is_special = batch["token_ids"] < N_SPECIALS
+    position = torch.arange(len(cell), device=cell.device) - batch["offsets"][cell]  # in its row
+    if token_dropout > 0:
+        index = batch["cell_index"][cell]
+        is_kept = uniform(key, index, position, stream=2) >= token_dropout
+        is_kept |= batch["token_ids"] < N_SPECIALS
+        batch, cell, position = keep_tokens(batch, is_kept), cell[is_kept], position[is_kept]
     if count_thinning > 0:
         cells = batch["cell_index"]
         kept_fraction = 1 - count_thinning * uniform(key, cells, torch.zeros_like(cells), stream=0)
         counts = binomial(
-            batch["counts"], kept_fraction[cell], uniform(key, index, position, stream=1)
+            batch["counts"], kept_fraction[cell], uniform(key, cells[cell], position, stream=1)
         )
         library_size = batch["library_size"] * kept_fraction[:, None]
         batch = {**batch, "counts": counts, "library_size": library_size}
-    if token_dropout > 0:
-        is_kept = uniform(key, index, position, stream=2) >= token_dropout
-        batch = keep_tokens(batch, is_special | is_kept)
     return reorder(batch) if count_thinning > 0 else batch

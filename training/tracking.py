@@ -150,7 +150,7 @@ class Tracker:
         # Images beside the tables: the offline viewer shows nothing else.
         drawn = figures(labels, probabilities, names)
         images = {name: _image(figure) for name, figure in drawn.items()}
-        # Online only, where somebody looks: UMAP compiles itself for half a minute in every process
+        # Online only, where somebody looks: UMAP compiles itself for half a minute in each process
         if embeddings is not None and self.url is not None:
             umap = umap_image(embeddings, labels, names)
             images |= {} if umap is None else {"umap": umap}

@@ -109,7 +109,7 @@ class PrincipalAxes:
         scaled = csr_matrix(expression @ diags(weights), dtype=np.float32)
         scaled_mean = mean * weights  # (g,)
         if expression.shape[0] <= exact_cells:
-            axes = _axes_of_products(scaled, scaled_mean, n_axes)
+            axes, _ = axes_of_products(scaled, scaled_mean, n_axes)
         else:
             axes = _axes_of_lanczos(scaled, scaled_mean, n_axes, rng)
         axes *= weights[:, None].astype(np.float32)
@@ -120,21 +120,37 @@ class PrincipalAxes:
         return np.asarray(expression @ self.axes - self.offset, dtype=np.float32)
 
 
-def _axes_of_products(scaled: csr_matrix, scaled_mean: np.ndarray, n_axes: int) -> np.ndarray:
-    """Return orthonormal axes, ``(n_genes, n_axes)``, from the cell-by-cell products."""
-    # Products of the centered matrix, from those of the sparse one.
-    to_mean = scaled @ scaled_mean  # (n,)
+def axes_of_products(
+    scaled: csr_matrix, shift: np.ndarray, n_axes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the principal axes of a few thousand cells from their products with each other.
+
+    Parameters
+    ----------
+    scaled, shift
+        The matrix is ``scaled - shift``: sparse cells ``(n_cells, n_genes)``, and a row that is
+        taken from each, ``(n_genes,)``.
+    n_axes
+        How many to find, in order of variance; axes without variance are left out.
+
+    Returns
+    -------
+    Orthonormal axes, ``(n_genes, k)`` float32, and their singular values, ``(k,)``.
+    """
+    to_shift = scaled @ shift  # (n,)
     gram = np.zeros((scaled.shape[0], scaled.shape[0]))
     by_gene = scaled.tocsc()
     for first in range(0, scaled.shape[1], GENE_BLOCK):
         block = by_gene[:, first : first + GENE_BLOCK].toarray()  # (n, GENE_BLOCK)
         gram += block @ block.T
-    gram += scaled_mean @ scaled_mean - to_mean[:, None] - to_mean[None, :]
+    gram += shift @ shift - to_shift[:, None] - to_shift[None, :]
     eigenvalues, vectors = np.linalg.eigh(gram)
     kept = np.flatnonzero(eigenvalues > 1e-6 * eigenvalues[-1])[::-1][:n_axes]
-    vectors = vectors[:, kept] / np.sqrt(eigenvalues[kept])  # (n, k)
+    singular_values = np.sqrt(eigenvalues[kept])
+    vectors = vectors[:, kept] / singular_values  # (n, k)
     axes = scaled.T @ vectors.astype(np.float32)  # (g, k)
-    return axes - np.outer(scaled_mean, vectors.sum(axis=0)).astype(np.float32)
+    axes -= np.outer(shift, vectors.sum(axis=0)).astype(np.float32)
+    return axes, singular_values
 
 
 def _axes_of_lanczos(

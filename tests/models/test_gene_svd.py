@@ -13,6 +13,13 @@ def cells(rng: np.random.Generator) -> tuple[csr_matrix, np.ndarray]:
     return csr_matrix(counts), np.maximum(counts.sum(axis=1), 1).astype(np.float64)
 
 
+@pytest.fixture(params=["few cells", "many cells"])
+def solver(request, monkeypatch):
+    """Of few cells all products with each other are taken, of many those with single vectors."""
+    monkeypatch.setattr("models.gene_svd.EXACT_CELLS", 2000 if request.param == "few cells" else 0)
+
+
+@pytest.mark.usefixtures("solver")
 def test_equals_a_dense_svd_of_standardized_log_expression(cells):
     counts, library_size = cells
     expression = np.log1p(counts.toarray() / library_size[:, None] * 1e4)
@@ -29,6 +36,7 @@ def test_equals_a_dense_svd_of_standardized_log_expression(cells):
     assert np.sqrt(np.mean(genes**2)) == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.usefixtures("solver")
 def test_clipping_equals_clipping_the_dense_values(cells):
     counts, library_size = cells
     expression = np.log1p(counts.toarray() / library_size[:, None] * 1e4)
@@ -43,6 +51,7 @@ def test_clipping_equals_clipping_the_dense_values(cells):
     np.testing.assert_allclose(np.abs(genes), np.abs(expected), atol=1e-4)
 
 
+@pytest.mark.usefixtures("solver")
 def test_depth_of_a_cell_does_not_matter_and_the_seed_hardly(cells):
     counts, library_size = cells
     one = gene_svd(counts, library_size, n_components=4, rng=np.random.default_rng(0))
@@ -50,6 +59,7 @@ def test_depth_of_a_cell_does_not_matter_and_the_seed_hardly(cells):
     np.testing.assert_allclose(one, two, atol=1e-4)
 
 
+@pytest.mark.usefixtures("solver")
 def test_more_components_than_the_matrix_has_are_zero(cells):
     counts, library_size = cells
     genes = gene_svd(counts[:10], library_size[:10], n_components=64, rng=np.random.default_rng(0))
@@ -58,6 +68,7 @@ def test_more_components_than_the_matrix_has_are_zero(cells):
     assert not genes[:, 9:].any()
 
 
+@pytest.mark.usefixtures("solver")
 def test_a_draw_of_the_cells_is_enough_for_many(cells):
     counts, library_size = cells
     genes = gene_svd(
