@@ -13,8 +13,10 @@ from dataset.store.encoded_folder import EncodedFolder
 from tests.two_processes import load_script, run_alone, run_on_two
 from training.tracking import read_metrics
 
-# Sums of float32 in another order, over 12 updates of a learning rate of 3e-3: found were 3e-6.
-WEIGHTS, NUMBERS = 1e-5, 1e-4
+# Sums of float32 in another order, over 12 updates of a learning rate of 3e-3. Of a thousand weights
+# 999 were found within 8e-7. AdamW divides by the size of a gradient, so a weight whose gradient is
+# next to nothing moves by its rounding: one of ten thousand was 4e-5 away, a seventieth of a step.
+NEARLY_ALL, ALL, NUMBERS = 3e-6, 1e-4, 1e-4
 N_EPOCHS, STOPPED_IN = 6, 2
 IN_PARTS = "optim.tokens_per_batch=600"  # a few cells at a time
 
@@ -121,8 +123,8 @@ def test_neither_processes_nor_parts_of_an_update_matter(runs, name):
     reference = kind if kind in ("averaged", "mlp", "neighbors") else "one"
     one, other = (weights_of(runs / n) for n in (reference, name))
     assert one.keys() == other.keys()
-    for key in one:
-        np.testing.assert_allclose(other[key], one[key], atol=WEIGHTS, rtol=0, err_msg=key)
+    difference = np.concatenate([np.abs(other[key] - one[key]).ravel() for key in one])
+    assert np.quantile(difference, 0.999) < NEARLY_ALL and difference.max() < ALL
     one, other = (json.loads((runs / n / "metrics.json").read_text()) for n in (reference, name))
     assert one["best_epoch"] == other["best_epoch"] > STOPPED_IN + 1
     for split in ("val", "test"):
