@@ -112,6 +112,18 @@ class Comparison:
         return next((model for model in self.models if model.is_without_attention), None)
 
     @property
+    def ours(self) -> Model | None:
+        """What is judged as ours: the best committee on val; without one, the best network.
+
+        Committees go first because the best of many networks on few val cells is chance.
+        """
+        kinds = [
+            [model for model in self.models if model.role == role and not model.is_shuffled]
+            for role in ("committee", "network")
+        ]
+        return next((model for models in kinds for model in models), None)
+
+    @property
     def best_baseline(self) -> Model | None:
         """The best baseline on val."""
         return next((model for model in self.models if model.role == "baseline"), None)

@@ -1,8 +1,8 @@
 """Several sets of cells in one table: which model is good on all of them, and at what cost.
 
 Means and ranks are over the same sets for every model, so the table holds the models that were run
-on all of them, told by their names. What a sentence calls ours is the best network or committee on
-val, against the best baseline and the best comparator on val.
+on all of them, told by their names. What a sentence calls ours is the best committee on val (the
+best network where there is none), against the best baseline and the best comparator on val.
 """
 
 import pandas as pd
@@ -97,9 +97,7 @@ def ours_verdicts(comparisons: list[Comparison]) -> list[str]:
 
 
 def _ours_verdict(comparison: Comparison) -> str:
-    not_ours = {"baseline", "comparator"}
-    own = (model for model in comparison.models if not model.is_shuffled)
-    ours = next((model for model in own if model.role not in not_ours), None)
+    ours = comparison.ours
     if ours is None or comparison.best_baseline is None:
         missing = "baseline" if ours else "network or committee"
         return f"{comparison.dataset}: no {missing} was run on it."

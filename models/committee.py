@@ -30,10 +30,11 @@ class CommitteeConfig(Config):
     members_sha256: list[str | None] | None = Field(
         default=None, description="checksums of their weights; filled in when the run starts"
     )
-    weights: Literal["equal", "val"] = Field(
+    weights: Literal["equal", "by_kind", "val"] = Field(
         default="equal",
-        description="val: each member's weight is chosen on val, by log-loss; val cells that are "
-        "few choose badly",
+        description="by_kind: every kind of model weighs the same, and its runs (its seeds) share "
+        "that; val: each member's weight is chosen on val, by log-loss; val cells that are few "
+        "choose badly",
     )
 
     @field_validator("members")
@@ -49,11 +50,26 @@ class CommitteeConfig(Config):
             raise ValueError("members_sha256: expected one for each member, or null")
         return self
 
-    def fit(self, labels: NDArray[np.int64], members: Sequence[NDArray]) -> NDArray[np.float64]:
-        """Return the weight of each member, from its probabilities ``(n, c)`` of val cells."""
+    def fit(
+        self, labels: NDArray[np.int64], members: Sequence[NDArray], kinds: Sequence[str]
+    ) -> NDArray[np.float64]:
+        """Return the weight of each member, the sum of all is 1.
+
+        Parameters
+        ----------
+        labels
+            Classes of the val cells, ``(n,)``.
+        members
+            Each member's probabilities of them, ``(n, c)``.
+        kinds
+            What kind of model each member is, such as ``rank_transformer``.
+        """
         equal = np.full(len(members), 1 / len(members))
         if self.weights == "equal":
             return equal
+        if self.weights == "by_kind":
+            alike = np.array([kinds.count(kind) for kind in kinds])
+            return 1 / (alike * len(set(kinds)))
         cells = np.arange(len(labels))
         own = np.column_stack([p[cells, labels] for p in members])
         own = np.clip(own, 1e-12, None, dtype=np.float64)  # (n, members)

@@ -31,7 +31,11 @@ def fit_committee(config: TrainConfig, data: EncodedFolder, folder: Path) -> Fit
     model: Any = config.model
     val = [_calibrated(member, "val", data) for member in members]
     test = [_calibrated(member, "test", data) for member in members] if config.test else None
-    weights = model.fit(data.split("val").labels, [member["probabilities"] for member in val])
+    weights = model.fit(
+        data.split("val").labels,
+        [member["probabilities"] for member in val],
+        [member.config.model.kind for member in members],
+    )
     return Fitted(
         val=_averaged(model, weights, val),
         test=None if test is None else _averaged(model, weights, test),

@@ -1,5 +1,8 @@
 """The table over several sets, against numbers worked out by hand."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from evaluation.compare import compare_runs
@@ -93,6 +96,21 @@ def test_a_sentence_a_set_says_better_or_worse_and_the_cost(comparisons):
     assert "comparator" not in one + two
     assert two.startswith("two: ours is worse than the best baseline. net against logreg")
     assert "accuracy -0.180 (95 % interval -0.1" in two
+
+
+def test_a_committee_is_ours_where_there_is_one(comparisons):
+    net, shuffled, committee, logreg = (
+        SimpleNamespace(role=role, is_shuffled=is_shuffled)
+        for role, is_shuffled in (
+            ("network", False), ("network", True), ("committee", False), ("baseline", False)
+        )
+    )  # fmt: skip
+    for models, ours in (
+        ([logreg, net, committee], committee),
+        ([shuffled, logreg, net], net),
+        ([shuffled, logreg], None),
+    ):
+        assert replace(comparisons[0], models=models).ours is ours
 
 
 def test_results_begin_with_the_table_where_there_are_several_sets(comparisons, tmp_path):

@@ -184,7 +184,7 @@ def mixed(rng, n_cells, skills):
 def test_weights_of_val_are_those_of_the_least_log_loss(rng):
     labels, members = mixed(rng, 300, (2.0, 1.9, 1.8))
     config = CommitteeConfig(members=["a", "b", "c"], weights="val")
-    found = config.fit(labels, members)
+    found = config.fit(labels, members, ["a", "b", "c"])
     grid = np.linspace(0, 1, 41)
     points = [(a, b, 1 - a - b) for a in grid for b in grid if a + b <= 1]
     losses = [log_loss(labels, config.average(np.array(point), members)) for point in points]
@@ -192,16 +192,24 @@ def test_weights_of_val_are_those_of_the_least_log_loss(rng):
     assert found.sum() == pytest.approx(1)
     assert log_loss(labels, config.average(found, members)) <= min(losses) + 1e-9
     assert 0.01 < found.min()
-    equal = CommitteeConfig(members=["a", "b", "c"]).fit(labels, members)
+    equal = CommitteeConfig(members=["a", "b", "c"]).fit(labels, members, ["a", "a", "b"])
     np.testing.assert_allclose(equal, 1 / 3)
+
+
+def test_the_runs_of_one_kind_share_its_weight(rng):
+    labels, members = mixed(rng, 30, (1.0, 2.0, 3.0, 4.0, 5.0))
+    config = CommitteeConfig(members=["a", "b", "c", "d", "e"], weights="by_kind")
+    kinds = ["transformer", "svm", "transformer", "mlp", "transformer"]
+    found = config.fit(labels, members, kinds)
+    np.testing.assert_allclose(found, [1 / 9, 1 / 3, 1 / 9, 1 / 3, 1 / 9])
 
 
 def test_a_member_that_knows_nothing_gets_no_weight_and_one_that_knows_all_gets_it_all(rng):
     labels, (good,) = mixed(rng, 200, (3.0,))
     known, wrong = np.eye(4)[labels], np.eye(4)[(labels + 1) % 4]
     config = CommitteeConfig(members=["a", "b"], weights="val")
-    np.testing.assert_allclose(config.fit(labels, [good, wrong]), [1, 0], atol=1e-3)
-    np.testing.assert_allclose(config.fit(labels, [known, wrong]), [1, 0], atol=1e-3)
+    for members in ([good, wrong], [known, wrong]):
+        np.testing.assert_allclose(config.fit(labels, members, ["a", "b"]), [1, 0], atol=1e-3)
 
 
 def test_the_weights_of_val_are_the_runs(make, network_run, baseline_run, tmp_path):
@@ -209,7 +217,7 @@ def test_the_weights_of_val_are_the_runs(make, network_run, baseline_run, tmp_pa
     run = Run(tmp_path / "runs" / "together")
     weights = run.weights()["weights"]
     val, test = ([at_own_temperature(m, split) for m in run.members] for split in ("val", "test"))
-    expected = run.config.model.fit(run.predictions("val").labels, val)
+    expected = run.config.model.fit(run.predictions("val").labels, val, ["a", "b"])
     np.testing.assert_allclose(weights, expected, atol=1e-4)
     mean = run.config.model.average(weights, test)
     np.testing.assert_allclose(run.predictions("test").probabilities, mean, atol=1e-6)
@@ -227,6 +235,9 @@ def test_committees_of_other_seeds_are_one_model(
     assert runs[0].model_key() == runs[1].model_key() != runs[2].model_key()
     assert len({run.metrics["test"]["log_loss"] for run in runs}) == 3
     assert len({Run(path).model_key() for path in (network_run, other)}) == 1
+    make([network_run, baseline_run, other], "model.weights=by_kind", name="fourth")
+    fourth = Run(tmp_path / "runs" / "fourth")
+    np.testing.assert_allclose(fourth.weights()["weights"], [1 / 4, 1 / 2, 1 / 4])
 
 
 def test_without_test_nothing_of_test_is_averaged_and_with_it_members_need_theirs(
