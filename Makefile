@@ -131,7 +131,8 @@ SEEDS := 0 1 2
 BASELINES := majority knn linear_svm logistic_regression gradient_boosting
 NETWORK := configs/train/example.yaml precision=$(PRECISION)
 WITHOUT_ATTENTION := 'model={kind: residual_mlp, d_model: 128, dropout: 0.2}'
-COMMITTEE := logistic_regression gradient_boosting $(SEEDS:%=transformer_seed%) $(SEEDS:%=mlp_seed%)
+WITHOUT_NETWORKS := logistic_regression gradient_boosting
+COMMITTEE := $(WITHOUT_NETWORKS) $(SEEDS:%=transformer_seed%) $(SEEDS:%=mlp_seed%)
 
 comma := ,
 empty :=
@@ -165,6 +166,7 @@ $(SETS:%=runs/results/%/finished): runs/results/%/finished: $(BOOKS)/01_%.ipynb
 		$(BIN)/python $(train) $(NETWORK) name=transformer_seed$$seed seed=$$seed; \
 		$(BIN)/python $(train) $(NETWORK) name=mlp_seed$$seed seed=$$seed $(WITHOUT_ATTENTION); done
 	$(call committee,committee,$(COMMITTEE))
+	$(call committee,committee_without_networks,$(WITHOUT_NETWORKS))
 	touch $@
 
 $(SETS:%=runs/results/%/compared): runs/results/%/compared: runs/results/%/finished $(COMPARATORS_READY)

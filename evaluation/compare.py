@@ -113,15 +113,19 @@ class Comparison:
 
     @property
     def ours(self) -> Model | None:
-        """What is judged as ours: the best committee on val; without one, the best network.
+        """What is judged as ours: the best committee with a network in it on val, or a network.
 
         Committees go first because the best of many networks on few val cells is chance.
         """
-        kinds = [
-            [model for model in self.models if model.role == role and not model.is_shuffled]
-            for role in ("committee", "network")
-        ]
-        return next((model for models in kinds for model in models), None)
+        own = [model for model in self.models if model.has_network and not model.is_shuffled]
+        committees = [model for model in own if model.role == "committee"]
+        return next(iter(committees or own), None)
+
+    @property
+    def best_without_networks(self) -> Model | None:
+        """The best committee on val that has no network in it: the control of what those add."""
+        committees = (model for model in self.models if model.role == "committee")
+        return next((model for model in committees if not model.has_network), None)
 
     @property
     def best_baseline(self) -> Model | None:

@@ -68,6 +68,12 @@ class Model:
         return not getattr(self.runs[0].config.model, "attends", True)
 
     @property
+    def has_network(self) -> bool:
+        """Whether it is a network, or a committee with one among its members."""
+        members = self.runs[0].members
+        return self.role == "network" or any(m.config.model.role == "network" for m in members)
+
+    @property
     def epochs(self) -> int | None:
         """How often its training went through the train cells; None if it is no network."""
         return epochs(self.runs[0])

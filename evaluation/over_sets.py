@@ -2,7 +2,8 @@
 
 Means and ranks are over the same sets for every model, so the table holds the models that were run
 on all of them, told by their names. What a sentence calls ours is the best committee on val (the
-best network where there is none), against the best baseline and the best comparator on val.
+best network where there is none), against the best baseline, the best comparator and the best
+committee without a network on val.
 """
 
 import pandas as pd
@@ -101,13 +102,17 @@ def _ours_verdict(comparison: Comparison) -> str:
     if ours is None or comparison.best_baseline is None:
         missing = "baseline" if ours else "network or committee"
         return f"{comparison.dataset}: no {missing} was run on it."
-    others = [comparison.best_baseline, comparison.best_comparator]
-    found = [_against(comparison, ours, other) for other in others if other is not None]
+    others = {
+        "best baseline": comparison.best_baseline,
+        "best comparator": comparison.best_comparator,
+        "best committee without a network": comparison.best_without_networks,
+    }
+    found = [_against(comparison, ours, x, title) for title, x in others.items() if x is not None]
     later = [text[0].upper() + text[1:] for text in found[1:]]
     return f"{comparison.dataset}: {' '.join([*found[:1], *later])}"
 
 
-def _against(comparison: Comparison, ours: Model, other: Model) -> str:
+def _against(comparison: Comparison, ours: Model, other: Model, title: str) -> str:
     scores = {
         "macro_f1_common": f"macro-F1 over types of {RARE}+ cells",
         "accuracy": "accuracy",
@@ -115,12 +120,12 @@ def _against(comparison: Comparison, ours: Model, other: Model) -> str:
     }
     found = {metric: comparison.difference(ours, other, metric) for metric in scores}
     words = {
-        "cannot tell": f"cannot tell whether ours is better or worse than the best {other.role}",
-        "level": f"ours is level with the best {other.role}",
+        "cannot tell": f"cannot tell whether ours is better or worse than the {title}",
+        "level": f"ours is level with the {title}",
     }
     outcome = found["macro_f1_common"]["outcome"]
-    answer = words.get(outcome, f"ours is {outcome} than the best {other.role}")
-    parts = [f"{title} {difference_text(comparison, found[m])}" for m, title in scores.items()]
+    answer = words.get(outcome, f"ours is {outcome} than the {title}")
+    parts = [f"{score} {difference_text(comparison, found[m])}" for m, score in scores.items()]
     return (
         f"{answer}. {ours.name} against {other.name}, each the best on val of its kind: "
         f"{'; '.join(parts)}. Fitting took {ours.cost('seconds'):,.0f} against "

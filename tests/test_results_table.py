@@ -63,7 +63,9 @@ def test_every_set_has_every_model_and_three_seeds(with_cells):
     for name in SETS:
         of_set = [run for run in trainings(with_cells) if run["tracking.group"] == name]
         names = [run["name"] for run in of_set]
-        for model in ("transformer_seed$seed", "mlp_seed$seed", "committee"):
+        for model in (
+            "transformer_seed$seed", "mlp_seed$seed", "committee", "committee_without_networks"
+        ):  # fmt: skip
             assert names.count(model) == 1, (name, model)
         assert names.count("$model") == 2  # baselines, comparators
     loops = re.findall(r"for (?:seed|model) in ([^;]+);", with_cells)
@@ -98,12 +100,15 @@ def test_the_configs_are_there_and_take_these_settings(with_cells):
         assert config.model.model_dump(include=same) == network.model.model_dump(include=same)
     assert demo["rank_transformer"].model == network.model
     assert demo["mlp"].model == without.model
-    members = re.search(r"'(model\.members=\[.+?\])'", with_cells)[1]
-    committee = TrainConfig.load(configs / "train" / "committee_baron_human.yaml", [members])
-    assert [Path(m).name for m in committee.members] == [
-        "logistic_regression", "gradient_boosting",
-        *(f"{network}_seed{i}" for network in ("transformer", "mlp") for i in range(3)),
-    ]  # fmt: skip
+    baselines = ["logistic_regression", "gradient_boosting"]
+    networks = [f"{network}_seed{i}" for network in ("transformer", "mlp") for i in range(3)]
+    for name, expected in (
+        ("committee", baselines + networks), ("committee_without_networks", baselines)
+    ):  # fmt: skip
+        members = re.search(rf"name={name} '(model\.members=\[.+?\])'", with_cells)[1]
+        committee = TrainConfig.load(configs / "train" / "committee_baron_human.yaml", [members])
+        assert [Path(m).name for m in committee.members] == expected
+        assert committee.model.weights == "by_kind"
     for name in SETS | HISTORIES:
         assert PreprocessConfig.load(configs / "preprocess" / f"{name}.yaml").name == name
 
@@ -130,7 +135,7 @@ def test_languages_and_ablations_are_of_the_networks_epochs(with_cells):
             sum(epochs) == TrainConfig.load(ROOT / "configs/train/example.yaml").optim.max_epochs
         )
     for run in trained:
-        if run["name"] not in ("$model", "committee"):
+        if run["name"] not in ("$model", "committee", "committee_without_networks"):
             settings = [f"{key}={value}" for key, value in run.items() if key != "--config"]
             config = TrainConfig.load(
                 ROOT / run["--config"], [w for w in settings if "$" not in w]
@@ -143,7 +148,7 @@ def test_languages_can_be_left_out(tmp_path):
     said = dry_run(tmp_path, "LANGUAGES=")
     assert "values_seed" not in said
     assert "pretrained" not in said
-    assert said.count("name=committee") == len(SETS)
+    assert said.count("name=committee ") == len(SETS)
 
 
 def test_comparators_can_be_left_out(tmp_path):

@@ -98,19 +98,22 @@ def test_a_sentence_a_set_says_better_or_worse_and_the_cost(comparisons):
     assert "accuracy -0.180 (95 % interval -0.1" in two
 
 
-def test_a_committee_is_ours_where_there_is_one(comparisons):
-    net, shuffled, committee, logreg = (
-        SimpleNamespace(role=role, is_shuffled=is_shuffled)
-        for role, is_shuffled in (
-            ("network", False), ("network", True), ("committee", False), ("baseline", False)
+def test_a_committee_with_a_network_is_ours_where_there_is_one(comparisons):
+    net, shuffled, linear, logreg, together = (
+        SimpleNamespace(role=role, has_network=has_network, is_shuffled=role == "control")
+        for role, has_network in (
+            ("network", True), ("control", True), ("committee", False), ("baseline", False),
+            ("committee", True),
         )
     )  # fmt: skip
-    for models, ours in (
-        ([logreg, net, committee], committee),
-        ([shuffled, logreg, net], net),
-        ([shuffled, logreg], None),
+    for models, ours, without in (
+        ([linear, logreg, net, together], together, linear),
+        ([shuffled, linear, logreg, net], net, linear),
+        ([shuffled, logreg], None, None),
     ):
-        assert replace(comparisons[0], models=models).ours is ours
+        found = replace(comparisons[0], models=models)
+        assert found.ours is ours
+        assert found.best_without_networks is without
 
 
 def test_results_begin_with_the_table_where_there_are_several_sets(comparisons, tmp_path):
