@@ -131,8 +131,9 @@ SEEDS := 0 1 2
 BASELINES := majority knn linear_svm logistic_regression gradient_boosting
 NETWORK := configs/train/example.yaml precision=$(PRECISION)
 WITHOUT_ATTENTION := 'model={kind: residual_mlp, d_model: 128, dropout: 0.2}'
-WITHOUT_NETWORKS := logistic_regression gradient_boosting
-COMMITTEE := $(WITHOUT_NETWORKS) $(SEEDS:%=transformer_seed%) $(SEEDS:%=mlp_seed%)
+MEMBERS_BASELINES := logistic_regression gradient_boosting
+MEMBERS_MLP := $(SEEDS:%=mlp_seed%)
+COMMITTEE := $(MEMBERS_BASELINES) $(SEEDS:%=transformer_seed%) $(MEMBERS_MLP)
 
 comma := ,
 empty :=
@@ -166,7 +167,8 @@ $(SETS:%=runs/results/%/finished): runs/results/%/finished: $(BOOKS)/01_%.ipynb
 		$(BIN)/python $(train) $(NETWORK) name=transformer_seed$$seed seed=$$seed; \
 		$(BIN)/python $(train) $(NETWORK) name=mlp_seed$$seed seed=$$seed $(WITHOUT_ATTENTION); done
 	$(call committee,committee,$(COMMITTEE))
-	$(call committee,committee_without_networks,$(WITHOUT_NETWORKS))
+	$(call committee,committee_without_attention,$(MEMBERS_BASELINES) $(MEMBERS_MLP))
+	$(call committee,committee_without_networks,$(MEMBERS_BASELINES))
 	touch $@
 
 $(SETS:%=runs/results/%/compared): runs/results/%/compared: runs/results/%/finished $(COMPARATORS_READY)

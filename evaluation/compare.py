@@ -113,19 +113,28 @@ class Comparison:
 
     @property
     def ours(self) -> Model | None:
-        """What is judged as ours: the best committee with a network in it on val, or a network.
+        """What is judged as ours: the best committee on val that has a transformer, or a network.
 
         Committees go first because the best of many networks on few val cells is chance.
         """
         own = [model for model in self.models if model.has_network and not model.is_shuffled]
-        committees = [model for model in own if model.role == "committee"]
+        committees = [model for model in self._committees if model.has_attention]
         return next(iter(committees or own), None)
 
     @property
-    def best_without_networks(self) -> Model | None:
+    def best_committee_without_attention(self) -> Model | None:
+        """The best committee on val that has a network in it, and no transformer."""
+        found = (model for model in self._committees if model.has_network)
+        return next((model for model in found if not model.has_attention), None)
+
+    @property
+    def best_committee_without_networks(self) -> Model | None:
         """The best committee on val that has no network in it: the control of what those add."""
-        committees = (model for model in self.models if model.role == "committee")
-        return next((model for model in committees if not model.has_network), None)
+        return next((model for model in self._committees if not model.has_network), None)
+
+    @property
+    def _committees(self) -> list[Model]:
+        return [model for model in self.models if model.role == "committee"]
 
     @property
     def best_baseline(self) -> Model | None:

@@ -70,8 +70,16 @@ class Model:
     @property
     def has_network(self) -> bool:
         """Whether it is a network, or a committee with one among its members."""
-        members = self.runs[0].members
-        return self.role == "network" or any(m.config.model.role == "network" for m in members)
+        return any(run.config.model.role == "network" for run in self._parts)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether it is a transformer, or a committee with one among its members."""
+        return any(getattr(run.config.model, "attends", False) for run in self._parts)
+
+    @property
+    def _parts(self) -> list[Run]:
+        return self.runs[0].members or self.runs[:1]
 
     @property
     def epochs(self) -> int | None:

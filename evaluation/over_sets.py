@@ -1,9 +1,9 @@
 """Several sets of cells in one table: which model is good on all of them, and at what cost.
 
 Means and ranks are over the same sets for every model, so the table holds the models that were run
-on all of them, told by their names. What a sentence calls ours is the best committee on val (the
-best network where there is none), against the best baseline, the best comparator and the best
-committee without a network on val.
+on all of them, told by their names. What a sentence calls ours is the best committee on val that
+has a transformer (the best network where there is none), against the best baseline, the best
+comparator and the best committees without attention and without a network on val.
 """
 
 import pandas as pd
@@ -105,7 +105,8 @@ def _ours_verdict(comparison: Comparison) -> str:
     others = {
         "best baseline": comparison.best_baseline,
         "best comparator": comparison.best_comparator,
-        "best committee without a network": comparison.best_without_networks,
+        "best committee without attention": comparison.best_committee_without_attention,
+        "best committee without a network": comparison.best_committee_without_networks,
     }
     found = [_against(comparison, ours, x, title) for title, x in others.items() if x is not None]
     later = [text[0].upper() + text[1:] for text in found[1:]]

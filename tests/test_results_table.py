@@ -21,6 +21,13 @@ MEMBERS = {
     "committee_of_ranks": [f"transformer_seed{i}" for i in range(3)],
     "committee_of_languages": ["transformer_seed0", "values_seed1", "cells_seed2"],
 }
+NETWORKS = {name: [f"{name}_seed{i}" for i in range(3)] for name in ("transformer", "mlp")}
+BASELINES = ["logistic_regression", "gradient_boosting"]
+COMMITTEES = {
+    "committee": [*BASELINES, *NETWORKS["transformer"], *NETWORKS["mlp"]],
+    "committee_without_attention": [*BASELINES, *NETWORKS["mlp"]],
+    "committee_without_networks": BASELINES,
+}
 HISTORIES = {"worm_embryo_batch_history", "worm_embryo_batch_shuffled"}
 
 
@@ -63,9 +70,7 @@ def test_every_set_has_every_model_and_three_seeds(with_cells):
     for name in SETS:
         of_set = [run for run in trainings(with_cells) if run["tracking.group"] == name]
         names = [run["name"] for run in of_set]
-        for model in (
-            "transformer_seed$seed", "mlp_seed$seed", "committee", "committee_without_networks"
-        ):  # fmt: skip
+        for model in ("transformer_seed$seed", "mlp_seed$seed", *COMMITTEES):
             assert names.count(model) == 1, (name, model)
         assert names.count("$model") == 2  # baselines, comparators
     loops = re.findall(r"for (?:seed|model) in ([^;]+);", with_cells)
@@ -100,11 +105,7 @@ def test_the_configs_are_there_and_take_these_settings(with_cells):
         assert config.model.model_dump(include=same) == network.model.model_dump(include=same)
     assert demo["rank_transformer"].model == network.model
     assert demo["mlp"].model == without.model
-    baselines = ["logistic_regression", "gradient_boosting"]
-    networks = [f"{network}_seed{i}" for network in ("transformer", "mlp") for i in range(3)]
-    for name, expected in (
-        ("committee", baselines + networks), ("committee_without_networks", baselines)
-    ):  # fmt: skip
+    for name, expected in COMMITTEES.items():
         members = re.search(rf"name={name} '(model\.members=\[.+?\])'", with_cells)[1]
         committee = TrainConfig.load(configs / "train" / "committee_baron_human.yaml", [members])
         assert [Path(m).name for m in committee.members] == expected
@@ -135,7 +136,7 @@ def test_languages_and_ablations_are_of_the_networks_epochs(with_cells):
             sum(epochs) == TrainConfig.load(ROOT / "configs/train/example.yaml").optim.max_epochs
         )
     for run in trained:
-        if run["name"] not in ("$model", "committee", "committee_without_networks"):
+        if run["name"] not in {"$model", *COMMITTEES}:
             settings = [f"{key}={value}" for key, value in run.items() if key != "--config"]
             config = TrainConfig.load(
                 ROOT / run["--config"], [w for w in settings if "$" not in w]

@@ -98,22 +98,28 @@ def test_a_sentence_a_set_says_better_or_worse_and_the_cost(comparisons):
     assert "accuracy -0.180 (95 % interval -0.1" in two
 
 
-def test_a_committee_with_a_network_is_ours_where_there_is_one(comparisons):
-    net, shuffled, linear, logreg, together = (
-        SimpleNamespace(role=role, has_network=has_network, is_shuffled=role == "control")
-        for role, has_network in (
-            ("network", True), ("control", True), ("committee", False), ("baseline", False),
-            ("committee", True),
+def test_a_committee_with_a_transformer_is_ours_where_there_is_one(comparisons):
+    net, shuffled, linear, logreg, mlps, together = (
+        SimpleNamespace(
+            role=role,
+            has_network=network,
+            has_attention=attention,
+            is_shuffled=role == "control",
+        )
+        for role, network, attention in (
+            ("network", True, True), ("control", True, True), ("committee", False, False),
+            ("baseline", False, False), ("committee", True, False), ("committee", True, True),
         )
     )  # fmt: skip
-    for models, ours, without in (
-        ([linear, logreg, net, together], together, linear),
-        ([shuffled, linear, logreg, net], net, linear),
-        ([shuffled, logreg], None, None),
+    for models, ours, without_attention, without_networks in (
+        ([mlps, linear, logreg, net, together], together, mlps, linear),
+        ([shuffled, linear, logreg, net], net, None, linear),
+        ([shuffled, logreg], None, None, None),
     ):
         found = replace(comparisons[0], models=models)
         assert found.ours is ours
-        assert found.best_without_networks is without
+        assert found.best_committee_without_attention is without_attention
+        assert found.best_committee_without_networks is without_networks
 
 
 def test_results_begin_with_the_table_where_there_are_several_sets(comparisons, tmp_path):
