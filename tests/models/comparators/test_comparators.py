@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -223,3 +224,21 @@ def test_scanvi_names_the_cells_without_a_label(cells):
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
     assert (found[:, ABSENT] == 0).all()
     assert accuracy(test.labels, found[160:]) > 0.8
+
+
+def test_scanvi_widens_the_fit_that_fails_in_a_batch_of_few_cells():
+    tried = []
+
+    def variable_genes(adata, *, span, **settings):
+        tried.append(span)
+        if span < fits_from:
+            raise ValueError("near singularities")
+
+    scanpy = SimpleNamespace(pp=SimpleNamespace(highly_variable_genes=variable_genes))
+    adata = SimpleNamespace(n_vars=5000)
+    fits_from = 0.5
+    ScANVIConfig()._keep_variable_genes(scanpy, adata)
+    assert tried == [0.3, 0.8]
+    fits_from = 2.0
+    with pytest.raises(ConfigError, match=r"\(near singularities\); with n_top_genes=5000 none"):
+        ScANVIConfig()._keep_variable_genes(scanpy, adata)
