@@ -71,6 +71,6 @@ class ScANVIConfig(ComparatorConfig):
             else:
                 return
         raise ConfigError(
-            f"model.n_top_genes: scanpy finds no highly variable genes in these batches ({failed}); "
-            f"with n_top_genes={adata.n_vars} none need be found"
+            f"model.n_top_genes: scanpy finds no highly variable genes in these batches "
+            f"({failed}); with n_top_genes={adata.n_vars} none need be found"
         )
