@@ -22,6 +22,11 @@ MEANS = {
     "above_controls": "above controls",
 }
 RANKED_BY = "macro_f1_common"
+JUDGED = {
+    "macro_f1_common": f"macro-F1 over types of {RARE}+ cells",
+    "accuracy": "accuracy",
+    "log_loss_scaled": "log-loss, scaled on val",
+}
 COUNTED = {"accuracy": "accuracy", "macro_f1_common": "macro-F1", "log_loss_scaled": "log-loss"}
 OUTCOMES = ("better", "level", "worse", "cannot tell")
 
@@ -110,23 +115,35 @@ def _ours_verdict(comparison: Comparison) -> str:
     }
     found = [_against(comparison, ours, x, title) for title, x in others.items() if x is not None]
     later = [text[0].upper() + text[1:] for text in found[1:]]
-    return f"{comparison.dataset}: {' '.join([*found[:1], *later])}"
+    said = [*found[:1], *later, _who_is_better(comparison, ours)]
+    return f"{comparison.dataset}: {' '.join(said)}"
+
+
+def _who_is_better(comparison: Comparison, ours: Model) -> str:
+    """Say which baselines and comparators, however they did on val, are better than ours."""
+    others = [m for m in comparison.models if m.role in ("baseline", "comparator")]
+    better = [
+        f"{other.name} in {title}"
+        for other in others
+        for metric, title in JUDGED.items()
+        if comparison.difference(other, ours, metric)["outcome"] == "better"
+    ]
+    if better:
+        return f"Better than ours for certain: {'; '.join(better)}."
+    return (
+        f"None of {len(others)} baselines and comparators is better for certain in any of these."
+    )
 
 
 def _against(comparison: Comparison, ours: Model, other: Model, title: str) -> str:
-    scores = {
-        "macro_f1_common": f"macro-F1 over types of {RARE}+ cells",
-        "accuracy": "accuracy",
-        "log_loss_scaled": "log-loss, scaled on val",
-    }
-    found = {metric: comparison.difference(ours, other, metric) for metric in scores}
+    found = {metric: comparison.difference(ours, other, metric) for metric in JUDGED}
     words = {
         "cannot tell": f"cannot tell whether ours is better or worse than the {title}",
         "level": f"ours is level with the {title}",
     }
     outcome = found["macro_f1_common"]["outcome"]
     answer = words.get(outcome, f"ours is {outcome} than the {title}")
-    parts = [f"{score} {difference_text(comparison, found[m])}" for m, score in scores.items()]
+    parts = [f"{score} {difference_text(comparison, found[m])}" for m, score in JUDGED.items()]
     return (
         f"{answer}. {ours.name} against {other.name}, each the best on val of its kind: "
         f"{'; '.join(parts)}. Fitting took {ours.cost('seconds'):,.0f} against "

@@ -24,6 +24,7 @@ KIND = {
     "committee": "residual_mlp",
     "extra": "celltypist",
 }
+SCORES = ("macro-F1 over types of 10+ cells", "accuracy", "log-loss, scaled on val")
 SECONDS = {"logreg": 3.0, "knn": 1.0, "net": 50.0, "committee": 54.0, "extra": 9.0}
 
 
@@ -90,12 +91,17 @@ def test_a_model_that_a_set_lacks_is_named_and_changes_no_rank(comparisons):
 def test_a_sentence_a_set_says_better_or_worse_and_the_cost(comparisons):
     one, three, two = ours_verdicts(comparisons)
     assert one.startswith("one: ours is better than the best baseline. net against logreg, each")
-    assert one.endswith("Fitting took 50 against 3 seconds.")
+    assert " Fitting took 50 against 3 seconds. " in one
+    assert one.endswith(
+        "None of 2 baselines and comparators is better for certain in any of these."
+    )
     assert three.startswith("three: ours is worse than the best baseline. net against knn")
     assert " seconds. Ours is worse than the best comparator. net against extra, each" in three
-    assert "comparator" not in one + two
+    assert "best comparator" not in one + two
     assert two.startswith("two: ours is worse than the best baseline. net against logreg")
     assert "accuracy -0.180 (95 % interval -0.1" in two
+    scores = [f"{name} in {score}" for name in ("logreg", "knn") for score in SCORES]
+    assert two.endswith(f"Better than ours for certain: {'; '.join(scores)}.")
 
 
 def test_a_committee_with_a_transformer_is_ours_where_there_is_one(comparisons):
