@@ -62,7 +62,7 @@ class CommitteeConfig(Config):
         members
             Each member's probabilities of them, ``(n, c)``.
         kinds
-            What kind of model each member is, such as ``rank_transformer``.
+            What kind of model each member is, the ``kind`` of its config.
         """
         equal = np.full(len(members), 1 / len(members))
         if self.weights == "equal":
