@@ -134,7 +134,7 @@ class Comparison:
 
     @property
     def _committees(self) -> list[Model]:
-        return [model for model in self.models if model.role == "committee"]
+        return [model for model in self.models if model.has_members]
 
     @property
     def best_baseline(self) -> Model | None:

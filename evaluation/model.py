@@ -68,6 +68,11 @@ class Model:
         return not getattr(self.runs[0].config.model, "attends", True)
 
     @property
+    def has_members(self) -> bool:
+        """Whether it is a committee."""
+        return bool(self.runs[0].members)
+
+    @property
     def has_network(self) -> bool:
         """Whether it is a network, or a committee with one among its members."""
         return any(run.config.model.role == "network" for run in self._parts)

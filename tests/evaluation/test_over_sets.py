@@ -107,7 +107,7 @@ def test_a_sentence_a_set_says_better_or_worse_and_the_cost(comparisons):
 def test_a_committee_with_a_transformer_is_ours_where_there_is_one(comparisons):
     net, shuffled, linear, logreg, mlps, together = (
         SimpleNamespace(
-            role=role,
+            has_members=role == "committee",
             has_network=network,
             has_attention=attention,
             is_shuffled=role == "control",
