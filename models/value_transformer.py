@@ -8,6 +8,8 @@ without positions. Deliberate differences:
   (``gene_init: svd``) and ``<cls>`` from the cell's (``cls_init: expression``)
 - pre-norm blocks; the last one computes the ``<cls>`` row only, where no objective reads tokens
 - ``<cls>`` has no value, and is never asked for one
+- of many genes the blocks read ``context_genes``, those of the highest counts, and ``<cls>`` may
+  start with the sum over all. The original reads a random choice of the highly variable ones
 - a condition may be unknown, of a donor whom training had not: it then adds nothing. So that this
   is not new to the network, training forgets the conditions of a share ``dropout`` of the cells
 - ``batch_norm_by`` (DSBN) normalizes the genes' tokens before conditions are added, and not
@@ -16,7 +18,7 @@ without positions. Deliberate differences:
 For the shape of the whole-human scGPT say ``d_model: 512, n_layers: 12, n_heads: 8,
 d_feed_forward: 512, gene_init: random, cls_init: learned``.
 
-Legend: ``b`` cells, ``n`` tokens of all cells, ``d`` width.
+Legend: ``b`` cells, ``n`` tokens of all cells, ``m`` of them in the blocks, ``d`` width.
 """
 
 from collections.abc import Sequence
@@ -29,14 +31,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from configs.base import ConfigError
-from dataset.batches import Batch, cell_of_token
+from dataset.batches import Batch, cell_of_token, sort_segments
 from dataset.store.data_facts import DataFacts
 from models.domain_batch_norm import DomainBatchNorm
 from models.dropout import Dropout
 from models.expression_network import ExpressionConfig, ExpressionNetwork
 from models.flops import Flop, training_flop
 from models.network import Encoded, Network, TrainCells
+from models.objectives.base import original_of
 from models.packing import Cells, cells_of
+from models.ranked_tokens import highest_ranks
 from models.transformer import Encoder
 from models.value_embedding import (
     HIDDEN,
@@ -62,6 +66,12 @@ class ValueTransformerConfig(ExpressionConfig):
         default=[],
         description="obs columns that each cell's tokens are told, some of the folder's "
         "condition_keys",
+    )
+    context_genes: int | None = Field(
+        default=None,
+        ge=1,
+        description="genes of each cell that enter the blocks, those of the highest counts; null: "
+        "the whole row. The cost of attention grows with the square of it",
     )
     batch_norm_by: str | None = Field(
         default=None,
@@ -171,16 +181,16 @@ class ValueTransformer(ExpressionNetwork):
 
     def forward(self, batch: Batch, *, tokens: bool = False) -> Encoded:
         """Encode each cell, and with ``tokens`` each of its tokens."""
-        x, cells = self.dropout(self.embed(batch)), self.cells_of(batch)
+        x, cells, token_index = self.embed(batch)  # (m, d)
         if tokens:
-            states = self.encoder(x, cells)  # (n, d)
-            return Encoded(states[cells.first], states)
+            states = self.encoder(self.dropout(x), cells)  # (m, d)
+            return Encoded(states[cells.first], states, token_index)
         # The last block is asked for one row a cell, <cls>: no objective reads another.
-        return Encoded(self.encoder(x, cells, first_only=True))  # (b, d)
+        return Encoded(self.encoder(self.dropout(x), cells, first_only=True))  # (b, d)
 
     def prompt(self, cell_embedding: Tensor, batch: Batch) -> Tensor:
-        """Return the tokens' states, ``(n, d)``, where ``<cls>`` is this embedding, ``(b, d)``."""
-        x, cells = self.embed(batch), self.cells_of(batch)
+        """Return the tokens' states, ``(m, d)``, where ``<cls>`` is this embedding, ``(b, d)``."""
+        x, cells, _ = self.embed(batch)
         x = x.index_copy(0, cells.first.long(), cell_embedding.to(x.dtype))
         return self.encoder(self.dropout(x), cells)
 
@@ -190,21 +200,38 @@ class ValueTransformer(ExpressionNetwork):
         known = cast("dict[str, Tensor]", batch).get(IS_KNOWN)
         return cells_of(batch["lengths"], batch["offsets"], known)
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Sum what is known of each token: gene, value, the cell's conditions, ``(n, d)``."""
-        batch, cell = self.forget_conditions(batch), cell_of_token(batch)
-        x, is_gene = self.gene_embedding(batch["token_ids"]), has_value(batch)
-        x = x + self.value_embedding(batch["values"].float()) * is_gene[:, None]
+    def embed(self, batch: Batch) -> tuple[Tensor, Cells, Tensor]:
+        """Sum what is known of each token that enters the blocks: gene, value, conditions.
+
+        Returned are the tokens ``(m, d)``, where each cell lies among them, and which tokens of
+        the batch they are ``(m,)``.
+        """
+        batch = self.forget_conditions(batch)
+        top, token_index = self.context(batch)
+        cell, cells = cell_of_token(top), self.cells_of(top)
+        x, is_gene = self.gene_embedding(top["token_ids"]), has_value(top)
+        x = x + self.value_embedding(top["values"].float()) * is_gene[:, None]
         if self.batch_norm is not None:
-            is_known = is_gene & (batch["values"] != HIDDEN)
-            normed = self.batch_norm(x, batch["conditions"][cell, self.domain], is_known)
+            is_known = is_gene & (top["values"] != HIDDEN)
+            normed = self.batch_norm(x, top["conditions"][cell, self.domain], is_known)
             x = torch.where(is_gene[:, None], normed, x)
         if self.columns:
-            x = x + self.embed_conditions(batch)[cell]
+            x = x + self.embed_conditions(top)[cell]
         if self.expression_norm is not None:
             total = self.expression_norm(self.sum_expression(batch, segment=0))  # (b, d)
-            x = x.index_add(0, batch["offsets"][:-1], total)
-        return x
+            x = x.index_add(0, cells.first, total)
+        return x, cells, token_index
+
+    def context(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """Return the cells with the genes that enter the blocks, and which tokens these are."""
+        index = torch.arange(len(batch["token_ids"]), device=batch["token_ids"].device)
+        if self.config.context_genes is None:
+            return batch, index
+        indexed = cast(Batch, {**batch, "token_index": index})
+        # A gene whose count an objective hides keeps its place: it is to be predicted.
+        by_count = sort_segments(indexed, original_of(batch)["counts"])
+        top = highest_ranks(by_count, self.config.context_genes, n_segments=1)
+        return top, cast("dict[str, Tensor]", top)["token_index"]
 
     def forget_conditions(self, batch: Batch) -> Batch:
         """Return the cells, in training some of them without their conditions."""
@@ -223,6 +250,8 @@ class ValueTransformer(ExpressionNetwork):
     def training_flop(self, lengths: ArrayLike) -> Flop:
         """FLOP of an update on cells of these lengths."""
         recompute = self.config.checkpoint_activations
+        if self.config.context_genes is not None:
+            lengths = np.minimum(lengths, 1 + self.config.context_genes)
         return training_flop(
             lengths, checkpoint_activations=recompute, **self.config.encoder_shape()
         )

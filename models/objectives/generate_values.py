@@ -51,6 +51,13 @@ class GenerateValuesConfig(Objective):
                 f"objectives: {self.kind} prompts a network with cells and masks its attention, "
                 f"which {type(network).__name__} cannot be; say model.kind=value_transformer"
             )
+        n_read = getattr(network.config, "context_genes", None)
+        if n_read is not None:
+            raise ConfigError(
+                f"objectives: {self.kind} fills in every gene of a row, and the blocks are to "
+                f"read {n_read} (model.context_genes); say model.context_genes=null, on cells "
+                "encoded with few genes as tokens (tokenizer.n_top_genes)"
+            )
         return ValueDistribution(network, value_scale(facts))
 
     def hide(self, batch: Batch, draw: Draw, facts: DataFacts) -> Batch:

@@ -1,12 +1,17 @@
 """The value transformer and its value embeddings: what they see, and what they must not."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from configs.base import ConfigError
+from dataset.batches import keep_tokens
 from dataset.vocabulary import N_SPECIALS
+from models.objectives.base import with_original
+from models.objectives.generate_values import GenerateValuesConfig
 from models.value_embedding import HIDDEN, ValueEmbedding, hide_values
 from models.value_transformer import ValueTransformerConfig
 from tests.made_up import N_GENES, facts, learner, network, ragged
@@ -20,6 +25,7 @@ CHOICES = [
     {"value_embedding": "soft_bins", "cls_init": "expression"},
     {"value_embedding": "mlp", "conditions": ["donor"]},
     {"value_embedding": "mlp", "batch_norm_by": "donor", "cls_init": "learned"},
+    {"value_embedding": "mlp", "context_genes": 5, "cls_init": "expression"},
 ]
 
 
@@ -57,7 +63,9 @@ def test_a_cell_depends_on_its_values_and_on_no_other_cell(rows, valued, choice)
     moved = (model(changed).cell_embedding - together.cell_embedding).abs().amax(dim=1)
     assert moved[0] > 1e-4
     assert moved[1:].max() < 1e-6
-    assert together.token_states.shape == (len(valued["token_ids"]), 16)
+    n_read = model.config.context_genes
+    n_states = [n if n_read is None else min(n, 1 + n_read) for n in valued["lengths"]]
+    assert together.token_states.shape == (sum(n_states), 16)
 
 
 def test_genes_are_a_set(rows, valued):
@@ -118,12 +126,63 @@ def test_value_embeddings_are_their_formulas():
             assert torch.equal(module(values)[3], module.hidden.weight[0])
 
 
+def highest_counts(valued: dict, n_genes: int) -> list[int]:
+    """Return the tokens of the highest counts of each cell, behind its <cls>, by plain Python."""
+    counts, ids, found = valued["counts"].tolist(), valued["token_ids"].tolist(), []
+    for a, b in pairwise(valued["offsets"].tolist()):
+        found += [a, *sorted(range(a + 1, b), key=lambda i: (-counts[i], ids[i]))[:n_genes]]
+    return found
+
+
+def test_the_blocks_read_the_genes_of_the_highest_counts_and_cls_sums_them_all(valued):
+    read, whole = build(context_genes=5, cls_init="expression"), build(cls_init="expression")
+    states = read(valued, tokens=True)
+    kept = highest_counts(valued, 5)
+    assert states.token_index.tolist() == kept
+    assert states.token_states.shape == (len(kept), 16)
+    torch.testing.assert_close(states.cell_embedding, read(valued).cell_embedding)
+    # The same cells without the other genes, but for <cls>: it starts with the sum over all.
+    is_kept = torch.zeros(len(valued["counts"]), dtype=torch.bool)
+    is_kept[kept] = True
+    top = keep_tokens(valued, is_kept)
+    alike = build()
+    alike.load_state_dict(whole.state_dict(), strict=False)
+    plain, _, _ = alike.embed(top)
+    first = top["offsets"][:-1].long()
+    plain[first] += whole.expression_norm(whole.sum_expression(valued, segment=0))
+    expected = alike.encoder(plain, alike.cells_of(top))[first]
+    torch.testing.assert_close(states.cell_embedding, expected, atol=1e-5, rtol=1e-5)
+    assert (expected - whole(valued).cell_embedding).abs().max() > 1e-3
+
+
+def test_a_context_as_large_as_the_row_changes_nothing(valued):
+    read, whole = build(context_genes=12), build()
+    torch.testing.assert_close(
+        read(valued).cell_embedding, whole(valued).cell_embedding, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_hidden_gene_keeps_its_place_in_the_context(valued):
+    model = build(context_genes=5)
+    kept = highest_counts(valued, 5)
+    is_hidden = torch.zeros(len(valued["counts"]), dtype=torch.bool)
+    is_hidden[kept[1]] = True  # the highest count of the first cell
+    hidden = hide_values(with_original(valued), is_hidden)
+    assert model(hidden, tokens=True).token_index.sort().values.tolist() == sorted(kept)
+
+
+def test_generation_needs_the_whole_row():
+    config = ValueTransformerConfig(d_model=16, n_heads=2, context_genes=5)
+    with pytest.raises(ConfigError, match=r"every gene of a row.*read 5 .*context_genes=null"):
+        learner(config, [GenerateValuesConfig()], tokenizer=BINS)
+
+
 def test_conditions_are_added_to_every_token_and_unknown_ones_add_nothing(valued):
     model = build(conditions=["donor"])
     table = model.condition_embeddings[0].weight
     assert table.shape == (4, 16)
-    plain = model.embed(valued | {"conditions": torch.full((5, 1), -1)})
-    told = model.embed(valued)
+    plain, _, _ = model.embed(valued | {"conditions": torch.full((5, 1), -1)})
+    told, _, _ = model.embed(valued)
     of_cell = torch.cat([torch.full((n,), i) for i, n in enumerate(valued["lengths"])])
     codes = torch.tensor([1, 2, 3, 2, 0])[of_cell]
     torch.testing.assert_close(told - plain, table[codes], atol=1e-6, rtol=1e-4)

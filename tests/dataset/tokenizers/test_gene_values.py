@@ -34,11 +34,12 @@ def counts(rng) -> np.ndarray:
 
 
 def encoded(counts: np.ndarray, **settings) -> EncodedCells:
-    config = GeneValuesConfig(n_top_genes=30, **settings)
+    config = GeneValuesConfig(**{"n_top_genes": 30} | settings)
     library_size = counts.sum(1).astype(np.float64)
     cells = CellCounts(Rows.from_csr(csr_matrix(counts)), library_size)
     dtypes = config.arrays(N_GENES, np.dtype(np.uint16))
-    tokens = config.encode([cells], {"is_variable": VARIABLE}, dtypes)
+    learned = {} if config.n_top_genes is None else {"is_variable": VARIABLE}
+    tokens = config.encode([cells], learned, dtypes)
     assert {name: array.dtype for name, array in tokens.arrays.items()} == dtypes
     n = len(counts)
     return EncodedCells(
@@ -178,6 +179,32 @@ def test_thinned_cells_are_encoded_again(counts, values, include_zeros):
                 np.testing.assert_allclose(found, wanted, rtol=1e-5)
             else:
                 np.testing.assert_array_equal(found, wanted, err_msg=name)
+
+
+def test_all_genes_are_tokens_and_of_too_many_those_of_the_highest_counts(counts):
+    cells = encoded(counts, n_top_genes=None, n_tokens=15)
+    assert cells.arrays["token_ids"].shape == (12, 16)
+    assert (np.count_nonzero(counts, axis=1) > 15).sum() > 3
+    for row, of_cell in enumerate(counts):
+        genes = sorted(np.flatnonzero(of_cell), key=lambda g: (-int(of_cell[g]), g))[:15]
+        genes = np.sort(genes).astype(int)
+        n = cells.lengths[row]
+        assert cells.arrays["token_ids"][row, :n].tolist() == [CLS, *(N_SPECIALS + genes)]
+        assert cells.arrays["counts"][row, 1:n].tolist() == of_cell[genes].tolist()
+        if len(genes):
+            lowest, highest = bins_by_quantiles(of_cell[genes], 51)
+            np.testing.assert_array_equal(
+                cells.arrays["values"][row, 1:n], (lowest + highest) // 2
+            )
+    whole = encoded(counts, n_top_genes=None)
+    assert (whole.lengths == 1 + np.count_nonzero(counts, axis=1)).all()
+    assert GeneValuesConfig(n_top_genes=30, n_tokens=15).row_length == 16
+
+
+@pytest.mark.parametrize("n_top_genes", [None, 31])
+def test_with_zeros_a_row_must_hold_every_gene(n_top_genes):
+    with pytest.raises(ValueError, match=r"at most n_tokens, 30; .*; say n_top_genes: 30"):
+        GeneValuesConfig(n_top_genes=n_top_genes, n_tokens=30, include_zeros=True)
 
 
 def test_no_cells_and_no_genes(counts):
