@@ -25,8 +25,9 @@ setup: $(READY)
 # ---------------------------------------------------------------- demo
 NAME := baron_human
 DATA := data/$(NAME)_rank/meta.json
-RUNS := majority logistic_regression linear_svm knn gradient_boosting mlp rank_transformer committee \
-        finetune scgpt cellplm
+# The longest chain, pretraining and its fine-tuning, comes first
+RUNS := finetune scgpt cellplm rank_transformer committee majority logistic_regression linear_svm knn \
+        gradient_boosting mlp
 DONE := $(RUNS:%=runs/%_$(NAME)/metrics.json) \
         runs/rank_transformer_$(NAME)_seed1/metrics.json runs/rank_transformer_$(NAME)_seed2/metrics.json
 BOOKS := runs/notebooks
@@ -35,7 +36,8 @@ BOOKS := runs/notebooks
 papermill = mkdir -p $(BOOKS) && $(BIN)/papermill --cwd . --no-progress-bar --log-output $(1) $(2).partial.ipynb $(3) && mv $(2).partial.ipynb $(2)
 
 demo: $(READY)
-	@$(MAKE) $(at_once) runs/annotated.h5ad runs/folds/RESULTS.md
+	@$(MAKE) $(at_once) runs/annotated.h5ad
+	@$(MAKE) $(at_once) runs/folds/RESULTS.md
 	@echo
 	@echo "Done. Look at:"
 	@echo "  RESULTS in runs/RESULTS.md           which model works on these cells, and is the difference real"
@@ -89,7 +91,8 @@ runs/folds/RESULTS.md: $(RUNS_OF_FOLDS)
 .PHONY: folds
 
 clean:
-	rm -rf data/$(NAME)_rank data/$(NAME)_folds data/$(NAME)_unlabeled data/$(NAME)_values data/counts/$(NAME)_* runs
+	rm -rf data/$(NAME)_rank data/$(NAME)_folds data/$(NAME)_unlabeled data/$(NAME)_values \
+	  data/$(NAME)_variable_genes data/counts/$(NAME)_* runs
 
 # ---------------------------------------------------------------- comparators
 # make comparators   their packages, in an environment of their own: CellTypist cannot be trained
