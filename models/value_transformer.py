@@ -1,8 +1,8 @@
 """Transformer over a cell's genes and their values; the cell embedding is the state of ``<cls>``.
 
 The network of scGPT (Cui et al. 2024, Methods): a token is the sum of the embeddings of its gene,
-of its value and of what is known of the cell, its conditions (equation 5 there); genes are a set,
-without positions. Deliberate differences:
+of its value and of what is known of the cell, its conditions (equation 5 there), or of the gene in
+it (``perturbation_key``); genes are a set, without positions. Deliberate differences:
 
 - trained from scratch, so the gene embeddings may start from the training cells' own expression
   (``gene_init: svd``) and ``<cls>`` from the cell's (``cls_init: expression``)
@@ -40,11 +40,13 @@ from models.flops import Flop, training_flop
 from models.network import Encoded, Network, TrainCells
 from models.objectives.base import original_of
 from models.packing import Cells, cells_of
+from models.perturbed_genes import perturbed_genes
 from models.ranked_tokens import highest_ranks
 from models.transformer import Encoder
 from models.value_embedding import (
     HIDDEN,
     IS_KNOWN,
+    VALUE_STD,
     ValueEmbedding,
     ValueKind,
     has_value,
@@ -72,6 +74,12 @@ class ValueTransformerConfig(ExpressionConfig):
         ge=1,
         description="genes of each cell that enter the blocks, those of the highest counts; null: "
         "the whole row. The cost of attention grows with the square of it",
+    )
+    perturbation_key: str | None = Field(
+        default=None,
+        description="obs column, one of the folder's condition_keys, that names the genes which "
+        "are perturbed in a cell, joined by '+': their tokens are told so. A gene that a knockout "
+        "left without counts is a token in cells encoded with include_zeros",
     )
     batch_norm_by: str | None = Field(
         default=None,
@@ -101,17 +109,24 @@ class ValueTransformerConfig(ExpressionConfig):
                 f"batch_norm_by {self.batch_norm_by!r} and cls_init 'expression': <cls> would "
                 "start with what is not normalized; say cls_init: learned"
             )
+        if self.perturbation_key is not None and self.context_genes is not None:
+            raise ValueError(
+                f"perturbation_key {self.perturbation_key!r} and context_genes "
+                f"{self.context_genes}: the perturbed gene may not be among these; say "
+                "context_genes: null"
+            )
         return self
 
     def check_data(self, facts: DataFacts) -> None:
         """Raise a ConfigError if tokens have no values, or cells lack a condition."""
         value_scale(facts)
-        wanted = [*self.conditions, *([self.batch_norm_by] if self.batch_norm_by else [])]
+        wanted = [*self.conditions, *filter(None, (self.perturbation_key, self.batch_norm_by))]
         if missing := [key for key in wanted if key not in facts.conditions]:
             raise ConfigError(
-                f"model.conditions, model.batch_norm_by: {', '.join(missing)}; the cells were "
-                f"encoded with condition_keys: {list(facts.conditions)}; name some of them, or "
-                f"encode again with condition_keys: {list(dict.fromkeys(wanted))}"
+                "model.conditions, model.perturbation_key, model.batch_norm_by: "
+                f"{', '.join(missing)}; the cells were encoded with condition_keys: "
+                f"{list(facts.conditions)}; name some of them, or encode again with "
+                f"condition_keys: {list(dict.fromkeys(wanted))}"
             )
 
     def row_names(self, facts: DataFacts) -> dict[str, Sequence[str]]:
@@ -163,6 +178,13 @@ class ValueTransformer(ExpressionNetwork):
             nn.Embedding(1 + len(facts.conditions[key]), d, padding_idx=0)
             for key in config.conditions
         )
+        self.perturbation_embedding = None
+        if (key := config.perturbation_key) is not None:
+            self.perturbation = list(facts.conditions).index(key)
+            self.perturbation_embedding = nn.Embedding(1, d)
+            self.is_perturbed: Tensor  # (1 + k, v)
+            is_perturbed = perturbed_genes(key, facts.conditions[key], facts.vocabulary)
+            self.register_buffer("is_perturbed", is_perturbed, persistent=False)
         by = config.batch_norm_by
         self.domain = None if by is None else list(facts.conditions).index(by)
         self.batch_norm = None if by is None else DomainBatchNorm(len(facts.conditions[by]), d)
@@ -178,6 +200,8 @@ class ValueTransformer(ExpressionNetwork):
         """Let genes and values start larger than other embeddings."""
         super().initialize()
         self.value_embedding.initialize()
+        if self.perturbation_embedding is not None:
+            nn.init.normal_(self.perturbation_embedding.weight, std=VALUE_STD)
 
     def forward(self, batch: Batch, *, tokens: bool = False) -> Encoded:
         """Encode each cell, and with ``tokens`` each of its tokens."""
@@ -206,6 +230,7 @@ class ValueTransformer(ExpressionNetwork):
         Returned are the tokens ``(m, d)``, where each cell lies among them, and which tokens of
         the batch they are ``(m,)``.
         """
+        told = batch  # of its perturbation always: a cell of an unknown one is as a control
         batch = self.forget_conditions(batch)
         top, token_index = self.context(batch)
         cell, cells = cell_of_token(top), self.cells_of(top)
@@ -217,6 +242,10 @@ class ValueTransformer(ExpressionNetwork):
             x = torch.where(is_gene[:, None], normed, x)
         if self.columns:
             x = x + self.embed_conditions(top)[cell]
+        if self.perturbation_embedding is not None:
+            codes = 1 + told["conditions"][cell, self.perturbation]  # 0: unknown
+            is_perturbed = self.is_perturbed[codes, top["token_ids"]]
+            x = x + self.perturbation_embedding.weight * is_perturbed[:, None]
         if self.expression_norm is not None:
             total = self.expression_norm(self.sum_expression(batch, segment=0))  # (b, d)
             x = x.index_add(0, cells.first, total)

@@ -15,10 +15,12 @@ from models.objectives.generate_values import GenerateValuesConfig
 from models.value_embedding import HIDDEN, ValueEmbedding, hide_values
 from models.value_transformer import ValueTransformerConfig
 from tests.made_up import N_GENES, facts, learner, network, ragged
+from tests.value_cells import cells_of
 
 BINS, LOG = {"values": "bins", "n_bins": 11}, {"values": "log1p", "n_bins": 11}
 SIZES = {"n_vocabulary": N_GENES + N_SPECIALS, "row_length": 13, "tokenizer": BINS}
 DONORS = {"donor": ["a", "b", "c"]}
+TARGETS = {"target": ["control", "gene3", "gene5+gene3"]}
 CHOICES = [
     {"value_embedding": "mlp"},
     {"value_embedding": "bins"},
@@ -26,6 +28,7 @@ CHOICES = [
     {"value_embedding": "mlp", "conditions": ["donor"]},
     {"value_embedding": "mlp", "batch_norm_by": "donor", "cls_init": "learned"},
     {"value_embedding": "mlp", "context_genes": 5, "cls_init": "expression"},
+    {"value_embedding": "mlp", "perturbation_key": "target"},
 ]
 
 
@@ -33,7 +36,8 @@ def build(**choice):
     torch.manual_seed(0)
     settings = {"cls_init": "learned"} | choice
     config = ValueTransformerConfig(d_model=16, n_heads=2, dropout=0.0, **settings)
-    return network(config, **SIZES, conditions=DONORS).eval()
+    conditions = TARGETS if config.perturbation_key else DONORS
+    return network(config, **SIZES, conditions=conditions).eval()
 
 
 def with_values(batch: dict) -> dict:
@@ -171,6 +175,11 @@ def test_a_hidden_gene_keeps_its_place_in_the_context(valued):
     assert model(hidden, tokens=True).token_index.sort().values.tolist() == sorted(kept)
 
 
+def test_a_perturbed_gene_must_not_be_left_out_of_the_context():
+    with pytest.raises(ValueError, match="may not be among these; say context_genes: null"):
+        ValueTransformerConfig(perturbation_key="target", context_genes=5)
+
+
 def test_generation_needs_the_whole_row():
     config = ValueTransformerConfig(d_model=16, n_heads=2, context_genes=5)
     with pytest.raises(ConfigError, match=r"every gene of a row.*read 5 .*context_genes=null"):
@@ -187,6 +196,57 @@ def test_conditions_are_added_to_every_token_and_unknown_ones_add_nothing(valued
     codes = torch.tensor([1, 2, 3, 2, 0])[of_cell]
     torch.testing.assert_close(told - plain, table[codes], atol=1e-6, rtol=1e-4)
     assert not table[0].any()
+
+
+def test_the_tokens_of_perturbed_genes_are_told_and_no_others(valued):
+    model = build(perturbation_key="target")
+    flag = model.perturbation_embedding.weight[0]
+    hit = {0: [], 1: [3], 2: [5, 3], -1: []}
+    codes = valued["conditions"][:, 0]
+    assert set(codes.tolist()) == set(hit)
+    none, _, _ = model.embed(valued | {"conditions": torch.full((5, 1), -1)})
+    told, _, _ = model.embed(valued)
+    of_cell = torch.cat([torch.full((n,), i) for i, n in enumerate(valued["lengths"])])
+    is_hit = [
+        token - N_SPECIALS in hit[int(codes[cell])]
+        for token, cell in zip(valued["token_ids"].tolist(), of_cell.tolist(), strict=True)
+    ]
+    assert any(is_hit)
+    torch.testing.assert_close(told - none, torch.tensor(is_hit)[:, None] * flag)
+    # In training too: what the network is not told of a perturbation is that there is none.
+    config = ValueTransformerConfig(
+        d_model=16, n_heads=2, dropout=0.9, cls_init="learned", perturbation_key="target"
+    )
+    trained = network(config, **SIZES, conditions=TARGETS).train()
+    none, _, _ = trained.embed(valued | {"conditions": torch.full((5, 1), -1)})
+    is_moved = (trained.embed(valued)[0] - none).abs().amax(dim=1) > 0
+    assert is_moved.tolist() == is_hit
+
+
+def test_which_gene_is_perturbed_is_learned_where_only_its_flag_tells(rng):
+    """Half of the genes, when hit, make one class, the others the other; values say nothing."""
+    names = [f"gene{i}" for i in range(N_GENES)]
+    codes, n = rng.integers(0, N_GENES, 300), 300
+    genes, values = np.tile(np.arange(N_GENES), (n, 1)), rng.integers(1, 11, (n, N_GENES))
+    made = cells_of(genes, values, codes % 2, codes)
+    scores = {}
+    for key in ("target", None):
+        torch.manual_seed(0)
+        config = ValueTransformerConfig(
+            d_model=32, n_heads=2, n_layers=1, dropout=0.0, cls_init="learned",
+            perturbation_key=key,
+        )  # fmt: skip
+        sizes = {**SIZES, "n_classes": 2, "row_length": N_GENES + 1}
+        model = learner(config, conditions={"target": names}, **sizes)
+        step = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(120):
+            step.zero_grad()
+            model(made).mean().backward()
+            step.step()
+        predicted = model.eval()(made, predict={"classify"})["probabilities"].argmax(dim=1)
+        scores[key] = (predicted == made["labels"]).float().mean().item()
+    assert scores["target"] > 0.95
+    assert scores[None] < 0.85
 
 
 def test_training_forgets_the_conditions_of_some_cells(valued):
@@ -212,6 +272,8 @@ def test_training_forgets_the_conditions_of_some_cells(valued):
         ({"value_embedding": "bins"}, LOG, "continuous"),
         ({"conditions": ["age"]}, BINS, "condition_keys: \\['donor'\\]"),
         ({"batch_norm_by": "age", "cls_init": "learned"}, BINS, "age.*keys: \\['donor'\\]"),
+        ({"perturbation_key": "target"}, BINS, "target.*keys: \\['donor'\\]"),
+        ({"perturbation_key": "donor"}, BINS, "'donor', such as 'a', 'b', 'c', names a gene"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(settings, tokenizer, message):
