@@ -229,7 +229,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-pytest: $(READY)
+# The packages that a few tests compare ours with: without their dependencies, which ours exclude
+ORIGINALS := $(VENV)/originals
+
+$(ORIGINALS): tests/originals.txt | $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+pytest: $(READY) $(ORIGINALS)
 	$(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
