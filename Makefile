@@ -229,11 +229,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The packages that a few tests compare ours with: without their dependencies, which ours exclude
+# The packages that a few tests compare ours with: without their dependencies, which ours exclude.
+# Where they do not install, those tests are skipped
 ORIGINALS := $(VENV)/originals
 
 $(ORIGINALS): tests/originals.txt | $(READY)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r $<
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r $< || \
+		echo "NOT INSTALLED: the tests that compare ours with scGPT and CellPLM are skipped"
 	touch $@
 
 pytest: $(READY) $(ORIGINALS)

@@ -9,6 +9,7 @@ differences from scGPT:
 
 - each row is normalized by its own domain; there by that of the first cell, whatever the others'
 - a row whose domain is unknown is normalized by the statistics over all rows
+- epsilon is torch's, 1e-5; there 6.1e-5
 - rows may be normalized and not counted, such as genes whose value is hidden
 - running statistics begin as the mean of a domain's first ten batches, and become a moving average
   with these: a rare domain does not keep what they started from

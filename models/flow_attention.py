@@ -4,8 +4,12 @@ Wu et al. 2022, Flowformer, section 3. Attention weights are seen as a flow from
 sinks (queries), with sigmoid as the map that keeps it positive. What flows into each sink and out
 of each source is normalized to 1, so that sources compete for the sinks' attention.
 
-Deliberate difference from the original's code: no clamp and no epsilon, for a flow is a sum of
-products of sigmoids and cannot be 0; sets of different sizes lie end to end.
+Deliberate differences from the original's code:
+
+- no epsilon: a flow is a sum of products of sigmoids and cannot be 0
+- no clamp. There what leaves a source is limited to 1 before sources compete; its mean over the
+  sources is 1, so that about half of them, the stronger ones, compete as equals
+- sets of different sizes lie end to end
 
 Legend: ``b`` cells of all sets, ``i`` sinks and ``j`` sources of one set, ``h`` heads, ``e`` and
 ``f`` head width, ``d`` width.

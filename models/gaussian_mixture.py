@@ -4,8 +4,8 @@ Wen et al. 2024, section 3.3, with the KL divergence in closed form. A cell's po
 Gaussian with a diagonal covariance, and the best assignment to the components, each as likely as
 the others, is known: ``softmax(-KL)`` over its divergences from them. What remains of the evidence
 lower bound, ``log K - logsumexp(-KL)``, is never below the divergence from the whole mixture
-(Hershey & Olsen 2007, section 7). Deliberate difference: the original draws the assignment by
-Gumbel-softmax from a layer of its own.
+(Hershey & Olsen 2007, section 7). Deliberate differences: the original draws the
+assignment by Gumbel-softmax from a layer of its own, and the posterior depends on what was drawn.
 
 Legend: ``b`` cells, ``k`` components, ``z`` width of the latent.
 """

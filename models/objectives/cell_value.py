@@ -3,7 +3,9 @@
 Gene expression prediction for cell modelling, GEPC (or MVC), of scGPT (Cui et al. 2024, Methods):
 a query made of the gene's embedding, ``q = sigmoid(W1 e)``, and the prediction ``(W2 q) . h`` with
 the cell embedding ``h``. Only what is in ``h`` can be predicted, so that it has to know the genes
-that were hidden. The same values are hidden as in ``masked_value``.
+that were hidden. The same values are hidden as in ``masked_value``. Deliberate differences: the
+product is divided by the root of the width, so that it starts as small in a wide network; a query
+is made of the gene's embedding as it is, there of its layer norm.
 """
 
 from typing import Literal
