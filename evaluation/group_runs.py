@@ -212,9 +212,11 @@ def _names(groups: list[list[str]]) -> list[str]:
     ending = shared[shared.find("_") :] if "_" in shared else ""
     if len(names) > 1 and ending:  # such as the dataset's name
         names = [name.removesuffix(ending) or name for name in names]
-    if len(set(names)) < len(names):
-        return [group[0] for group in groups]
-    return names
+    own = [
+        group[0] if names.count(name) > 1 else name
+        for name, group in zip(names, groups, strict=True)
+    ]
+    return own if len(set(own)) == len(own) else [group[0] for group in groups]
 
 
 def _shared_name(names: list[str]) -> str:

@@ -7,6 +7,7 @@ match keeps its own initial weights.
 
 import logging
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,8 +66,9 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
 
     Returns
     -------
-    A report: ``path``; ``epochs`` and ``seconds`` of that run's training; ``copied``, how many of
-    the learner's weights have a match, of some rows at least; ``n_weights``; ``genes_matched`` and
+    A report: ``path``; ``model_sha256``, the same for all seeds of that run's model; ``epochs``
+    and ``seconds`` of its training; ``copied``, how many of the learner's weights have a match, of
+    some rows at least; ``n_weights``; ``genes_matched`` and
     ``n_genes``, of the vocabulary at hand; ``not_found`` and ``other_shape``, names of weights
     that keep their own initial values.
 
@@ -112,6 +114,7 @@ def init_from(learner: Learner, path: str | Path, facts: DataFacts) -> dict[str,
     genes = facts.vocabulary.gene_ids
     report = {
         "path": str(path),
+        "model_sha256": sha256(run.model_key().encode()).hexdigest(),
         "epochs": epochs(run),
         "seconds": seconds(run.metrics),
         "copied": len(copied),

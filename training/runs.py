@@ -234,7 +234,10 @@ class Run:
     def model_key(self, *, history: bool = True) -> str:
         """Return the identity of its model, without its seed, as text (``same_run.model_key``)."""
         members = [member.model_key(history=history) for member in self.members]
-        return model_key(self.config, self.data, history=history, members=members)
+        began_with = self.metrics.get("init_from", {}).get("model_sha256")
+        return model_key(
+            self.config, self.data, history=history, members=members, began_with=began_with
+        )
 
     @property
     def fold(self) -> Fold | None:

@@ -112,7 +112,12 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def model_key(
-    config: TrainConfig, data: Path, *, history: bool = True, members: Sequence[str] = ()
+    config: TrainConfig,
+    data: Path,
+    *,
+    history: bool = True,
+    members: Sequence[str] = (),
+    began_with: str | None = None,
 ) -> str:
     """Return the identity of a run's model as text: without name and seed, tested or not.
 
@@ -124,11 +129,15 @@ def model_key(
         Whether the time point before in a cell's tokens is a part of the model.
     members
         Keys of a committee's members, which stand for their weights: those are of one seed.
+    began_with
+        Checksum of the key of the run of ``init_from``, which stands for its weights, as above.
     """
     parts = identity(config, data)
     del parts["name"], parts["seed"], parts["test"]
     if members:
         parts["model"]["members_sha256"] = sorted(members)
+    if began_with is not None:
+        parts["init_from_sha256"] = began_with
     if not history and isinstance(parts["data"]["tokenizer"], dict):
         parts["data"]["tokenizer"] = {**parts["data"]["tokenizer"], "previous": None}
         parts = {key: part for key, part in parts.items() if not key.startswith("data/history/")}

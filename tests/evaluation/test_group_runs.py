@@ -158,6 +158,20 @@ def test_other_settings_and_tokens_are_another_model(write_run):
     assert set(models(folder)) == {"net", "slow", "history"}
 
 
+def test_seeds_that_each_began_with_a_seed_of_one_pretraining_are_one_model(write_run):
+    def write(name, seed, pretrained, sha256):
+        began_with = {"path": pretrained, "epochs": 15, "seconds": 9.0, "model_sha256": sha256}
+        settings = {"init_from": pretrained, "init_from_sha256": f"the weights of {pretrained}"}
+        costs = {"init_from": began_with}
+        return write_run(name, kind="rank_transformer", seed=seed, settings=settings, costs=costs)
+
+    for seed in range(3):
+        write(f"masked_s{seed}", seed, f"runs/pretrain_s{seed}", "masked genes")
+    folder = write("whole_s4", 4, "runs/whole_cell_s4", "whole cell")
+    masked = ["masked_s0", "masked_s1", "masked_s2"]
+    assert models(folder) == {"masked": masked, "whole": ["whole_s4"]}
+
+
 def test_a_copy_of_a_run_is_no_further_seed(write_run):
     folder = write_run("net_s0", kind="rank_transformer")
     shutil.copytree(folder, folder.with_name("net_s0_copy"))
@@ -245,6 +259,8 @@ def test_no_runs_is_one_sentence(tmp_path):
         ([["monday", "tuesday"]], ["monday, tuesday"]),
         ([["alpha", "alto", "bass"]], ["alpha, alto and 1 more"]),
         ([["a_s0", "a_s1"], ["a_s2"]], ["a_s0", "a_s2"]),
+        ([["a_s0", "a_s1"], ["a_s2"], ["b_s0", "b_s1"]], ["a_s0", "a_s2", "b"]),
+        ([["a_s0", "a_s1"], ["a_s2"], ["a_s0_s0", "a_s0_s1"]], ["a_s0", "a_s2", "a_s0_s0"]),
     ],
 )
 def test_a_model_is_named_by_what_its_runs_share(groups, names):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from hashlib import sha256
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,9 @@ class OtherRun:
 
     def weights(self):
         return self.arrays
+
+    def model_key(self):
+        return "the model of all its seeds"
 
 
 @pytest.fixture
@@ -130,6 +134,7 @@ def test_weights_come_by_name_and_genes_by_id(small, monkeypatch):
     assert (report["copied"], report["n_weights"]) == (n, n)
     assert (report["genes_matched"], report["n_genes"]) == (14, 17)
     assert (report["epochs"], report["seconds"]) == (7, 22.5)
+    assert report["model_sha256"] == sha256(b"the model of all its seeds").hexdigest()
     assert report["not_found"] == report["other_shape"] == []
 
 
